@@ -1,0 +1,78 @@
+"""Every error lightwork raises on purpose, as one tree.
+
+    LightworkError              says what was wrong, what was expected, what to do
+    ├── UsageError              the caller's text or value is wrong (exit code 2, HTTP 400)
+    │   ├── SpecError           a technique, plan or URI that cannot be understood
+    │   └── RangeError          a value outside its limits
+    ├── CapacityError           the request can never fit: context, memory (HTTP 400)
+    ├── CheckpointError         a model folder that cannot be loaded
+    ├── BusyError               the queue is full; try again later (HTTP 429)
+    ├── MissingExtraError       an optional dependency is not installed
+    ├── DeadlockError           nothing can run, and something still waits
+    └── InvariantError          lightwork broke a law of its own: a bug, please report it
+"""
+
+from __future__ import annotations
+
+
+class LightworkError(Exception):
+    """An error in three parts: what was wrong, what was expected, what to do about it."""
+
+    def __init__(self, wrong: str, *, expected: str = "", fix: str = "") -> None:
+        super().__init__(wrong)
+        self.wrong = wrong
+        self.expected = expected
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [self.wrong]
+        if self.expected:
+            lines.append(f"  expected: {self.expected}")
+        if self.fix:
+            lines.append(f"  try: {self.fix}")
+        return "\n".join(lines)
+
+
+class UsageError(LightworkError):
+    """The caller's text or value is wrong."""
+
+
+class SpecError(UsageError):
+    """A technique, plan or URI that cannot be understood."""
+
+
+class RangeError(UsageError):
+    """A value outside its limits."""
+
+
+class CapacityError(LightworkError):
+    """The request can never fit in the model's context or in memory."""
+
+
+class CheckpointError(LightworkError):
+    """A model folder that cannot be loaded."""
+
+
+class BusyError(LightworkError):
+    """The queue is full; the same request may succeed later."""
+
+    def __init__(self, wrong: str, *, retry_after_s: int = 1, expected: str = "", fix: str = "") -> None:
+        super().__init__(wrong, expected=expected, fix=fix)
+        self.retry_after_s = retry_after_s
+
+
+class MissingExtraError(LightworkError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(
+            f"{module} is not installed", expected=f"the extra {extra!r}", fix=f'pip install "lightwork[{extra}]"'
+        )
+
+
+class DeadlockError(LightworkError):
+    """Nothing can run, and something still waits."""
+
+
+class InvariantError(LightworkError):
+    """lightwork broke a law of its own: a bug, please report it."""
