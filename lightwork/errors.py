@@ -1,15 +1,15 @@
 """Every error lightwork raises on purpose, as one tree.
 
-    LightworkError              says what was wrong, what was expected, what to do
-    ├── UsageError              the caller's text or value is wrong (exit code 2, HTTP 400)
-    │   ├── SpecError           a technique, plan or URI that cannot be understood
-    │   └── RangeError          a value outside its limits
-    ├── CapacityError           the request can never fit: context, memory (HTTP 400)
-    ├── CheckpointError         a model folder that cannot be loaded
-    ├── BusyError               the queue is full; try again later (HTTP 429)
-    ├── MissingExtraError       an optional dependency is not installed
-    ├── DeadlockError           nothing can run, and something still waits
-    └── InvariantError          lightwork broke a law of its own: a bug, please report it
+LightworkError              says what was wrong, what was expected, what to do
+├── UsageError              the caller's text or value is wrong (exit code 2, HTTP 400)
+│   ├── SpecError           a technique, plan or URI that cannot be understood
+│   └── RangeError          a value outside its limits
+├── CapacityError           the request can never fit: context, memory (HTTP 400)
+├── CheckpointError         a model folder that cannot be loaded
+├── BusyError               the queue is full; try again later (HTTP 429)
+├── MissingExtraError       an optional dependency is not installed
+├── DeadlockError           nothing can run, and something still waits
+└── InvariantError          lightwork broke a law of its own: a bug, please report it
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class MissingExtraError(LightworkError):
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(
-            f"{module} is not installed", expected=f"the extra {extra!r}", fix=f'pip install "lightwork[{extra}]"'
+            f"{module} is not installed",
+            expected=f"the extra {extra!r}",
+            fix=f'pip install "lightwork[{extra}]"',
         )
 
 
@@ -76,3 +78,8 @@ class DeadlockError(LightworkError):
 
 class InvariantError(LightworkError):
     """lightwork broke a law of its own: a bug, please report it."""
+
+    def __init__(
+        self, wrong: str, *, expected: str = "", fix: str = "report this as a bug, with the command"
+    ) -> None:
+        super().__init__(wrong, expected=expected, fix=fix)

@@ -1,0 +1,96 @@
+"""The kind of technique that guesses tokens: one file per proposer, and the values they speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lightwork.decode.verifiers import Verdict
+from lightwork.errors import InvariantError
+
+ROOT = -1
+"""The parent of the first drafted tokens: the row of the last known token."""
+
+MAX_NODES = 64
+"""Draft nodes per sequence: a row's visible ancestors are one 64-bit mask."""
+
+
+class Text(Protocol):
+    """What a proposer may see of a sequence."""
+
+    id: int
+    tokens: list[int]
+    prompt_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A tree of guessed tokens under the last known token, parents before children.
+
+    tokens: guessed ids. parents: for each node the index of its parent, or ROOT.
+    """
+
+    tokens: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int]) -> Draft:
+        return cls(tuple(tokens), tuple(range(-1, len(tokens) - 1)))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def child(self, node: int, token: int) -> int | None:
+        """The first node under `node` that guesses `token`."""
+        for i, parent in enumerate(self.parents):
+            if parent == node and self.tokens[i] == token:
+                return i
+        return None
+
+    def depths(self) -> list[int]:
+        """Depth of each node; a child of the root has depth 1."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(1 if parent == ROOT else depths[parent] + 1)
+        return depths
+
+    def ancestors(self) -> list[int]:
+        """For each node the bitmask of itself and its ancestors."""
+        masks: list[int] = []
+        for i, parent in enumerate(self.parents):
+            masks.append((1 << i) | (0 if parent == ROOT else masks[parent]))
+        return masks
+
+    def check(self, proposer: str, max_rows: int, vocab_size: int) -> None:
+        """Raise InvariantError, naming the proposer, unless this is a tree of tokens within its rows."""
+        wrong = None
+        if len(self.tokens) != len(self.parents):
+            wrong = f"{len(self.tokens)} tokens but {len(self.parents)} parents"
+        elif len(self) > min(max_rows, MAX_NODES):
+            wrong = f"{len(self)} rows where {min(max_rows, MAX_NODES)} were given"
+        elif any(not ROOT <= parent < i for i, parent in enumerate(self.parents)):
+            wrong = f"parents {self.parents} that do not come before their children"
+        elif any(not 0 <= token < vocab_size for token in self.tokens):
+            wrong = f"tokens {self.tokens} outside a vocabulary of {vocab_size}"
+        if wrong:
+            raise InvariantError(
+                f"{proposer} proposed {wrong}", expected="a valid draft", fix=f"serve without {proposer}"
+            )
+
+
+class Proposer(Protocol):
+    """Guesses what comes next; wrong guesses cost rows, never correctness."""
+
+    @property
+    def k(self) -> int:
+        """The most rows one sequence can use in a step."""
+        ...
+
+    def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
+        """One draft per text, of at most rows[i] nodes; an empty draft is a good answer."""
+        ...
+
+    def accept(self, texts: Sequence[Text], verdicts: Sequence[Verdict]) -> None:
+        """Told what the verifier kept of the last drafts, in the same order."""
+        ...

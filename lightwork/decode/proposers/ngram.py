@@ -1,0 +1,71 @@
+"""N-gram speculation: what followed these tokens last time may follow them again.
+
+Paper:  "Prompt Lookup Decoding", 2023 (a published program), and "Lossless Acceleration for Seq2seq
+        Generation with Aggressive Decoding", 2022
+Idea:   find the latest earlier occurrence of the last n tokens; draft the k tokens that came after it
+Shapes: text of t tokens -> chain of at most k nodes
+Cost:   one backward byte search per tried n, O(t); no model, no memory
+Claims: -
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightwork.decode.proposers import MAX_NODES, Draft, Text
+from lightwork.decode.verifiers import Verdict
+from lightwork.errors import RangeError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ngram:
+    """Drafts up to k tokens that followed the longest repeated suffix of n_min to n_max tokens."""
+
+    k: int = 4
+    n_max: int = 3
+    n_min: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= MAX_NODES:
+            raise RangeError(
+                f"Ngram cannot draft k={self.k} tokens", expected=f"1 <= k <= {MAX_NODES}", fix="Ngram(k=4)"
+            )
+        if not 1 <= self.n_min <= self.n_max:
+            raise RangeError(
+                f"Ngram cannot match {self.n_min} to {self.n_max} tokens",
+                expected="1 <= n_min <= n_max",
+                fix="Ngram(n_max=3, n_min=1)",
+            )
+
+    def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
+        return [
+            Draft.chain(self._continuation(t.tokens, min(self.k, n)))
+            for t, n in zip(texts, rows, strict=True)
+        ]
+
+    def accept(self, texts: Sequence[Text], verdicts: Sequence[Verdict]) -> None:
+        """Nothing to learn: the text itself is the model."""
+
+    def _continuation(self, tokens: list[int], limit: int) -> list[int]:
+        if limit <= 0:
+            return []
+        text = array("i", tokens)
+        width = text.itemsize
+        data = text.tobytes()
+        for n in range(min(self.n_max, len(tokens) - 1), self.n_min - 1, -1):
+            found = _rfind(data, data[-n * width :], width)
+            if found >= 0:
+                return tokens[found + n : found + n + limit]
+        return []
+
+
+def _rfind(data: bytes, suffix: bytes, width: int) -> int:
+    """Token index of the latest earlier occurrence of the suffix, -1 if there is none."""
+    end = len(data) - width
+    while (at := data.rfind(suffix, 0, end)) >= 0:
+        if at % width == 0:
+            return at // width
+        end = at + len(suffix) - 1
+    return -1

@@ -1,0 +1,32 @@
+"""The kind of technique that judges drafts: one file per verifier, and the values they speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from lightwork.decode.proposers import Draft
+    from lightwork.decode.sampling import Pick
+
+PickAt = Callable[[int, Sequence[int]], "Pick"]
+"""(node, tokens emitted in this step so far) -> the target's choice after that node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one verification decided.
+
+    emitted: at least one pick: the accepted path and the target's own choice after it.
+    path: node ids of the accepted draft rows, root to leaf, whose KV is kept.
+    """
+
+    emitted: tuple[Pick, ...]
+    path: tuple[int, ...] = ()
+
+
+class Verifier(Protocol):
+    """Which drafted tokens stand."""
+
+    def verify(self, draft: Draft, pick: PickAt) -> Verdict: ...

@@ -1,0 +1,75 @@
+"""Reference-counted KV blocks, and the order in which cached ones are given up."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from lightwork.errors import InvariantError, RangeError
+
+
+class BlockPool:
+    """A fixed number of blocks; each is blank, held by sequences, or cached (held by nobody, content still
+    wanted).
+
+    `free` counts blank and cached blocks: a cached block is given up, oldest first, when no blank one is
+    left.
+    """
+
+    __slots__ = ("_blank", "_cached", "_references", "num_blocks", "on_evict")
+
+    def __init__(self, num_blocks: int, on_evict: Callable[[int], None]) -> None:
+        if num_blocks < 1:
+            raise RangeError(
+                f"a pool of {num_blocks} KV blocks", expected="at least 1", fix="give the cache more memory"
+            )
+        self.num_blocks = num_blocks
+        self.on_evict = on_evict
+        self._blank = list(range(num_blocks - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._references = [0] * num_blocks
+
+    @property
+    def free(self) -> int:
+        return len(self._blank) + len(self._cached)
+
+    def references(self, block: int) -> int:
+        return self._references[block]
+
+    def take(self) -> int:
+        """A blank block held once; the oldest cached block is evicted for it if it must be."""
+        if self._blank:
+            block = self._blank.pop()
+        elif self._cached:
+            block, _ = self._cached.popitem(last=False)
+            self.on_evict(block)
+        else:
+            raise InvariantError("no KV block is left", expected="reserve() to have refused")
+        self._references[block] = 1
+        return block
+
+    def hold(self, block: int) -> None:
+        """One more holder; revives a cached block."""
+        if self._references[block] == 0:
+            del self._cached[block]
+        self._references[block] += 1
+
+    def drop(self, block: int, *, cache: bool) -> None:
+        """One holder fewer; the last one leaves the block cached (newest) or blank."""
+        if self._references[block] <= 0:
+            raise InvariantError(f"KV block {block} was released twice", expected="one release per holder")
+        self._references[block] -= 1
+        if self._references[block] == 0:
+            if cache:
+                self._cached[block] = None
+            else:
+                self._blank.append(block)
+
+    def check(self, held: dict[int, int]) -> None:
+        """Raise InvariantError unless `held` (block -> holders) and this pool agree on every block."""
+        idle = set(self._blank) | self._cached.keys()
+        if len(self._blank) + len(self._cached) != len(idle) or len(idle) + len(held) != self.num_blocks:
+            raise InvariantError(f"{len(idle)} idle and {len(held)} held of {self.num_blocks} KV blocks")
+        wrong = [b for b in range(self.num_blocks) if self._references[b] != held.get(b, 0)]
+        if wrong:
+            raise InvariantError(f"KV blocks {wrong[:8]} have the wrong number of holders")

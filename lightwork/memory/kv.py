@@ -1,0 +1,193 @@
+"""The KV cache as the engine and its schedulers see it: counts and block numbers, never tensors.
+
+A sequence's table lists the blocks that hold its keys and values. Its committed length is the number of
+tokens whose KV counts; slots above it are scratch of the step in flight, so rolling a draft back is only
+not committing it. Full committed blocks are published in the prefix tree and from then on never written
+again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from lightwork.errors import InvariantError, RangeError
+from lightwork.memory.blocks import BlockPool
+from lightwork.memory.prefix import ROOT, Hit, PrefixTree
+
+
+class Copy(NamedTuple):
+    """Copy the KV of `num_slots` slots, in all layers; slot = block * block_size + offset."""
+
+    src: int
+    dst: int
+    num_slots: int = 1
+
+
+@dataclass(slots=True)
+class Table:
+    """One sequence's blocks. committed: tokens whose KV counts. published: leading blocks in the prefix tree."""
+
+    blocks: list[int] = field(default_factory=list)
+    committed: int = 0
+    published: int = 0
+
+
+class KVCache:
+    """KV blocks of one engine: tables by sequence id over a shared pool and prefix tree.
+
+    num_blocks blocks of block_size tokens. prefix_cache=False publishes nothing, so nothing is ever shared.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int = 16, *, prefix_cache: bool = True) -> None:
+        if block_size < 1:
+            raise RangeError(f"KV blocks of {block_size} tokens", expected="at least 1", fix="block_size=16")
+        self.block_size = block_size
+        self.prefix_cache = prefix_cache
+        self._tree = PrefixTree(block_size)
+        self._pool = BlockPool(num_blocks, self._tree.forget)
+        self._tables: dict[int, Table] = {}
+
+    @property
+    def total(self) -> int:
+        """Blocks in all."""
+        return self._pool.num_blocks
+
+    @property
+    def free(self) -> int:
+        """Blocks that a reservation could have: blank ones and cached ones nobody holds."""
+        return self._pool.free
+
+    @property
+    def usage(self) -> float:
+        """Share of the blocks that sequences hold, 0 to 1."""
+        return 1.0 - self.free / self.total
+
+    def capacity(self) -> int:
+        """Tokens that fit when one sequence has everything."""
+        return self.total * self.block_size
+
+    # -- reading, for schedulers
+
+    def peek(self, tokens: Sequence[int]) -> Hit:
+        """The cached prefix that attach() would share. At least the last token is left to compute."""
+        return self._tree.find(tokens, len(tokens) - 1) if self.prefix_cache else Hit([], 0)
+
+    def needs(self, seq_id: int, upto: int) -> int:
+        """Free blocks that reserve(seq_id, upto) would take."""
+        table = self._tables[seq_id]
+        return max(0, self._blocks_for(upto) - len(table.blocks)) + (self._shared_tail(table) is not None)
+
+    def needs_new(self, hit: Hit, upto: int) -> int:
+        """Free blocks that attaching `hit` and reserving `upto` tokens would take, revived ones included."""
+        revived = sum(1 for block in hit.blocks if self._pool.references(block) == 0)
+        in_part = 1 if hit.num_tokens % self.block_size else 0
+        return self._blocks_for(upto) - len(hit.blocks) + in_part + revived
+
+    def gains(self, seq_id: int) -> int:
+        """Free blocks that releasing the sequence would add."""
+        return sum(1 for block in self._tables[seq_id].blocks if self._pool.references(block) == 1)
+
+    def table(self, seq_id: int) -> Sequence[int]:
+        return self._tables[seq_id].blocks
+
+    # -- writing, for the engine
+
+    def attach(self, seq_id: int, tokens: Sequence[int]) -> int:
+        """Open a table that shares the longest cached prefix; returns the tokens it holds already."""
+        if seq_id in self._tables:
+            raise InvariantError(
+                f"sequence {seq_id} already has a KV table", expected="one attach per admission"
+            )
+        hit = self.peek(tokens)
+        for block in hit.blocks:
+            self._pool.hold(block)
+        full = hit.num_tokens // self.block_size
+        self._tables[seq_id] = Table(list(hit.blocks), hit.num_tokens, full)
+        return hit.num_tokens
+
+    def reserve(self, seq_id: int, upto: int) -> list[Copy] | None:
+        """Make the slots from the committed length up to `upto` exclusive to the sequence, all or nothing.
+
+        Returns the copies to carry out before the slots are written (a shared last block is copied on
+        write), or None when blocks are short.
+        """
+        if self.needs(seq_id, upto) > self.free:
+            return None
+        table = self._tables[seq_id]
+        copies = []
+        tail = self._shared_tail(table)
+        if tail is not None:
+            old, new = table.blocks[tail], self._pool.take()
+            table.blocks[tail] = new
+            copies.append(
+                Copy(old * self.block_size, new * self.block_size, table.committed % self.block_size)
+            )
+            self._drop(old)
+        while len(table.blocks) < self._blocks_for(upto):
+            table.blocks.append(self._pool.take())
+        return copies
+
+    def commit(self, seq_id: int, tokens: Sequence[int], length: int) -> None:
+        """The KV of tokens[:length] stands; full blocks are published, duplicates given up."""
+        table = self._tables[seq_id]
+        if not table.committed <= length <= len(table.blocks) * self.block_size or length > len(tokens):
+            raise InvariantError(f"sequence {seq_id} cannot commit {length} tokens from {table.committed}")
+        table.committed = length
+        if not self.prefix_cache:
+            return
+        size = self.block_size
+        while (table.published + 1) * size <= length:
+            i = table.published
+            parent = table.blocks[i - 1] if i else ROOT
+            mine = table.blocks[i]
+            block = self._tree.publish(parent, tuple(tokens[i * size : (i + 1) * size]), mine)
+            if block != mine:
+                self._pool.hold(block)
+                table.blocks[i] = block
+                self._drop(mine)
+            table.published += 1
+
+    def keep(self, seq_id: int, known: int, path: Sequence[int]) -> list[Copy]:
+        """Copies that move accepted draft rows (slots known + node) down to follow the known tokens."""
+        return [
+            Copy(self.slot(seq_id, known + node), self.slot(seq_id, known + i))
+            for i, node in enumerate(path)
+            if node != i
+        ]
+
+    def trim(self, seq_id: int) -> None:
+        """Give back blocks that hold no committed token: what a rejected draft or a reservation left over."""
+        table = self._tables[seq_id]
+        while len(table.blocks) > self._blocks_for(table.committed):
+            self._drop(table.blocks.pop())
+
+    def release(self, seq_id: int) -> None:
+        """Close the table. Published blocks stay cached, last first, so that leaves are given up first."""
+        for block in reversed(self._tables.pop(seq_id).blocks):
+            self._drop(block)
+
+    def slot(self, seq_id: int, index: int) -> int:
+        return (
+            self._tables[seq_id].blocks[index // self.block_size] * self.block_size + index % self.block_size
+        )
+
+    def check(self) -> None:
+        """Raise InvariantError unless every block is blank, cached or held, as often as tables say."""
+        self._pool.check(Counter(block for table in self._tables.values() for block in table.blocks))
+
+    def _blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def _shared_tail(self, table: Table) -> int | None:
+        """Index of the partly committed block if somebody else may read it."""
+        tail = table.committed // self.block_size
+        if table.committed % self.block_size == 0 or tail >= len(table.blocks):
+            return None
+        block = table.blocks[tail]
+        return tail if self._pool.references(block) > 1 or block in self._tree else None
+
+    def _drop(self, block: int) -> None:
+        self._pool.drop(block, cache=block in self._tree)

@@ -1,0 +1,90 @@
+"""The tree of published blocks: text already computed is found by walking it from the root.
+
+The idea is RadixAttention's ("SGLang: Efficient Execution of Structured Language Model Programs", 2023), at
+the grain of whole blocks: a node is one full block, its edge the block's tokens, its parent the block
+before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+ROOT = -1
+
+
+class Hit(NamedTuple):
+    """A prefix found: its blocks, and the tokens they hold; the last block may match in part only."""
+
+    blocks: list[int]
+    num_tokens: int
+
+
+class PrefixTree:
+    """Which published block holds which tokens after which parent.
+
+    A block's children are always given up before it: whoever holds a block holds its ancestors, and
+    sequences let go of their last block first, so the oldest cached block is a leaf.
+    """
+
+    __slots__ = ("_blocks", "_children", "_edges", "block_size")
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self._blocks: dict[tuple[int, tuple[int, ...]], int] = {}
+        self._edges: dict[int, tuple[int, tuple[int, ...]]] = {}
+        self._children: dict[int, list[int]] = {}
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._edges
+
+    def __len__(self) -> int:
+        return len(self._edges)
+
+    def publish(self, parent: int, tokens: tuple[int, ...], block: int) -> int:
+        """Record that `block` holds `tokens` after `parent`; returns the block that already did, if any."""
+        edge = (parent, tokens)
+        known = self._blocks.get(edge)
+        if known is not None:
+            return known
+        self._blocks[edge] = block
+        self._edges[block] = edge
+        self._children.setdefault(parent, []).append(block)
+        return block
+
+    def forget(self, block: int) -> None:
+        """The block is being reused: nothing finds it any more."""
+        edge = self._edges.pop(block)
+        del self._blocks[edge]
+        siblings = self._children[edge[0]]
+        siblings.remove(block)
+        if not siblings:
+            del self._children[edge[0]]
+
+    def find(self, tokens: Sequence[int], limit: int) -> Hit:
+        """The longest published prefix of tokens[:limit]; its last block may be shared in part."""
+        size = self.block_size
+        blocks: list[int] = []
+        parent, at = ROOT, 0
+        while at + size <= limit:
+            block = self._blocks.get((parent, tuple(tokens[at : at + size])))
+            if block is None:
+                break
+            blocks.append(block)
+            parent, at = block, at + size
+        best, length = self._partial(parent, tokens[at : min(at + size, limit)])
+        if length:
+            blocks.append(best)
+        return Hit(blocks, at + length)
+
+    def _partial(self, parent: int, tokens: Sequence[int]) -> tuple[int, int]:
+        """The child of `parent` that shares the most leading tokens, and how many."""
+        best, length = ROOT, 0
+        for block in self._children.get(parent, ()):
+            edge = self._edges[block][1]
+            same = next(
+                (i for i, (a, b) in enumerate(zip(edge, tokens, strict=False)) if a != b), len(tokens)
+            )
+            if same > length:
+                best, length = block, same
+        return best, length
