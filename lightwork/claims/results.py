@@ -1,0 +1,80 @@
+"""The committed record of every verdict: claims/results.json, rewritten by `make claims`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightwork.claims import State, Verdict
+from lightwork.claims.systems import SYSTEMS, System
+from lightwork.errors import CheckpointError
+
+RESULTS = Path(__file__).parent / "results.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A system and what its claims came to when they were last measured."""
+
+    system: System
+    state: State
+    verdicts: tuple[dict[str, Any], ...]
+
+
+def _state(verdicts: Iterable[dict[str, Any]]) -> State:
+    """A system is reproduced when every claim on it is."""
+    states = [v["state"] for v in verdicts]
+    return "not built yet" if not states else "missed" if "missed" in states else "reproduced"
+
+
+def load(path: Path = RESULTS) -> list[Standing]:
+    """All seventy-eight systems with their recorded verdicts."""
+    recorded: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            recorded = json.loads(path.read_text(encoding="utf-8"))["systems"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path.name} is not a record of verdicts: {error}",
+                expected='{"provenance": ..., "systems": ...}',
+                fix="make claims",
+            ) from error
+    standings = []
+    for system in SYSTEMS:
+        verdicts = tuple(recorded.get(system.name, ()))
+        standings.append(Standing(system, _state(verdicts), verdicts))
+    return standings
+
+
+def save(verdicts: dict[str, list[Verdict]], provenance: dict[str, str], path: Path = RESULTS) -> None:
+    """Write the record, sorted and without dates, so that equal measurements give an equal file.
+
+    Real figures vary from run to run: they are kept to two significant digits.
+    """
+    systems = {name: [_record(v) for v in verdicts[name]] for name in sorted(verdicts) if verdicts[name]}
+    text = json.dumps({"provenance": provenance, "systems": systems}, indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def provenance() -> dict[str, str]:
+    """Which code measured, and on what, without dates or names of machines."""
+    import platform
+    from subprocess import DEVNULL, PIPE, run
+
+    from lightwork import __version__
+
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        commit = run(asked, stdout=PIPE, stderr=DEVNULL, text=True, check=False).stdout.strip()
+    except OSError:
+        commit = ""
+    python = platform.python_version()
+    return {"lightwork": __version__, "commit": commit, "python": python, "machine": platform.machine()}
+
+
+def _record(verdict: Verdict) -> dict[str, Any]:
+    digits = 2 if verdict.mode == "real" else 4
+    return asdict(verdict) | {"measured": float(f"{verdict.measured:.{digits}g}")}
