@@ -15,8 +15,8 @@ Each function under `@claim` returns the figure we measure for one published fig
     def throughput_over_prefill_first(lab: Lab) -> float:
         return goodput(Sarathi(chunk=512), lab.seed) / goodput(PrefillFirst(), lab.seed)
 
-A line measured on this machine says `mode="real"`, one priced by the simulator `mode="simulated"`: the two are
-never mixed. A function may return `Measured(value, note)` to say under which conditions (SLO, load, model) it
+A line measured on this machine says `mode="real"`, one priced by the simulator `mode="simulated"`: the two
+are never mixed. A function may return `Measured(value, note)` to say under which conditions (SLO, load) it
 was taken. A missed claim stays listed as missed; loosening a tolerance needs a reason in docs/log.md.
 """
 
@@ -120,8 +120,8 @@ def claim(
 ) -> Callable[[Figure], Figure]:
     """Declare that the function below re-measures a published figure.
 
-    system: a name of `lightwork claims`. paper: the figure and where it stands. expect, within: the figure as a
-    number and its relative tolerance. title: what is measured; without one, the function's name in words.
+    system: a name of `lightwork claims`. paper: the figure and where it stands. expect, within: the figure as
+    a number and its relative tolerance. title: what is measured; without one, the function's name in words.
     """
     from lightwork.claims.systems import system_named
 

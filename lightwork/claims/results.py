@@ -10,7 +10,7 @@ from typing import Any
 
 from lightwork.claims import State, Verdict
 from lightwork.claims.systems import SYSTEMS, System
-from lightwork.errors import CheckpointError
+from lightwork.errors import SpecError
 
 RESULTS = Path(__file__).parent / "results.json"
 
@@ -37,7 +37,7 @@ def load(path: Path = RESULTS) -> list[Standing]:
         try:
             recorded = json.loads(path.read_text(encoding="utf-8"))["systems"]
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
+            raise SpecError(
                 f"{path.name} is not a record of verdicts: {error}",
                 expected='{"provenance": ..., "systems": ...}',
                 fix="make claims",
