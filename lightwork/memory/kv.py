@@ -28,7 +28,7 @@ class Copy(NamedTuple):
 
 @dataclass(slots=True)
 class Table:
-    """One sequence's blocks. committed: tokens whose KV counts. published: leading blocks in the prefix tree."""
+    """One sequence's blocks. committed: tokens whose KV counts. published: leading blocks in the tree."""
 
     blocks: list[int] = field(default_factory=list)
     committed: int = 0

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 ROOT = -1
 
+_SIBLINGS_TRIED = 32
+"""Children compared for a partial match, newest first: the root may have thousands."""
+
 
 class Hit(NamedTuple):
     """A prefix found: its blocks, and the tokens they hold; the last block may match in part only."""
@@ -80,7 +83,7 @@ class PrefixTree:
     def _partial(self, parent: int, tokens: Sequence[int]) -> tuple[int, int]:
         """The child of `parent` that shares the most leading tokens, and how many."""
         best, length = ROOT, 0
-        for block in self._children.get(parent, ()):
+        for block in self._children.get(parent, [])[-_SIBLINGS_TRIED:]:
             edge = self._edges[block][1]
             same = next(
                 (i for i, (a, b) in enumerate(zip(edge, tokens, strict=False)) if a != b), len(tokens)

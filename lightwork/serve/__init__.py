@@ -1,0 +1,14 @@
+"""The engine that serves language models, for real and in simulation.
+
+engine.py      the loop: plan, draft, run, verify, commit; the only owner of mutable state
+sequence.py    `Request` (what was asked) and `Sequence` (how far it is)
+schedulers/    which tokens of which sequences run next (`Scheduler.plan(view) -> Step`); one file per
+technique runners/       who carries a step out (`Runner.run(step) -> Scores`): torch, or the simulated
+clock
+plan.py        a model, a place and techniques, put together; values nobody set are derived, with a reason
+service.py     an engine on its own thread, for callers that live in asyncio
+http/          the OpenAI-compatible server
+
+There are no phases: a step is a list of chunks (sequence, start, count), and `computed` chases `known`.
+Prefill, decode, a prefix hit, resuming after preemption and verifying a draft are all that one line.
+"""

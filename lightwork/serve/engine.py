@@ -1,0 +1,346 @@
+"""The engine: plan, draft, run, verify, commit. The only owner of mutable serving state.
+
+It is a coroutine on the runtime's kernel and knows neither torch nor the simulator: the same object serves
+real requests and predicts a cluster. All methods are called on the kernel's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+from lightwork.decode.proposers import Draft, Proposer
+from lightwork.decode.sampling import Pick
+from lightwork.decode.verifiers import Verdict, Verifier
+from lightwork.decode.verifiers.match import Match
+from lightwork.errors import InvariantError, LightworkError
+from lightwork.memory.kv import Copy, KVCache
+from lightwork.runtime.kernel import Future, Kernel
+from lightwork.runtime.trace import Span
+from lightwork.serve.runners import Runner, Scores
+from lightwork.serve.schedulers import Chunk, Scheduler, Step, View
+from lightwork.serve.sequence import FinishReason, Limits, Request, Sink, check_request
+from lightwork.serve.sequence import Sequence as Seq
+
+
+class Engine:
+    """Serves requests on one runner.
+
+    waiting, running: sequences, in order of queue and admission. steps: how many were started.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        runner: Runner,
+        kv: KVCache,
+        scheduler: Scheduler,
+        *,
+        limits: Limits,
+        proposer: Proposer | None = None,
+        verifier: Verifier | None = None,
+        vocab_size: int = 1 << 31,
+    ) -> None:
+        self.kernel = kernel
+        self.runner = runner
+        self.kv = kv
+        self.scheduler = scheduler
+        self.limits = limits
+        self.proposer = proposer
+        self.verifier = verifier or Match()
+        self.vocab_size = vocab_size
+        self.waiting: list[Seq] = []
+        self.running: list[Seq] = []
+        self.steps = 0
+        self._in_flight = 0
+        self._held = 0
+        self._ids = count()
+        self._bell: Future = kernel.future("a request")
+        self._idle: list[Future] = []
+        self._copies: list[Copy] = []
+
+    # -- requests
+
+    def submit(self, request: Request, sink: Sink | None = None) -> list[Seq]:
+        """Queue a request; one sequence per continuation, seeds counting up from the request's.
+
+        Raises CapacityError if it can never fit, RangeError for impossible values, BusyError if the queue
+        is full.
+        """
+        check_request(request, self.limits, self.kv.capacity(), self.num_unfinished - len(self.running))
+        seqs = [self._sequence(request, sink, i) for i in range(request.n)]
+        seqs[0].siblings = seqs[1:]
+        self._held += request.n - 1
+        self.waiting.append(seqs[0])
+        self._note("arrive", seqs[0], prompt=len(request.prompt), max_tokens=request.max_tokens, n=request.n)
+        self._ring()
+        return seqs
+
+    def cancel(self, seqs: Iterable[Seq]) -> None:
+        """End sequences whose caller has gone; their blocks are free at once, or when their step ends."""
+        for seq in seqs:
+            if seq.finished is None:
+                self._finish(seq, "cancelled")
+        self._ring()
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self.waiting) + len(self.running) + self._held
+
+    async def drained(self) -> None:
+        """Return when every sequence has finished."""
+        while self.num_unfinished or self._in_flight:
+            self._idle.append(self.kernel.future("the engine to drain"))
+            await self._idle[-1]
+
+    # -- the loop
+
+    async def run(self) -> None:
+        """Serve for ever: plan a step whenever the runner can take one.
+
+        If a law is broken, every caller is told before the error is raised.
+        """
+        try:
+            await self._serve()
+        except Exception as error:
+            for seq in [*self.waiting, *self.running]:
+                if seq.finished is None:
+                    self._finish(seq, "error", error)
+            raise
+
+    async def _serve(self) -> None:
+        while True:
+            step = self._plan() if self._in_flight < self.runner.depth else None
+            if step is None:
+                self._bell = self.kernel.future("a request")
+                await self._bell
+                continue
+            self._in_flight += 1
+            self.steps += 1
+            self.kernel.spawn(self._run_step(step, self.steps), name=f"step {self.steps}")
+
+    def _plan(self) -> Step | None:
+        if not self.waiting and not self.running:
+            return None
+        view = View(self.kernel.now(), self.waiting, self.running, self.kv, self.limits)
+        step = self.scheduler.plan(view)
+        if not step.chunks and not step.preempted:
+            if not self._in_flight:
+                raise InvariantError(
+                    f"{self.scheduler!r} planned nothing with {len(self.waiting)} sequences waiting and "
+                    f"{len(self.running)} running",
+                    expected="a step while something fits",
+                )
+            return None
+        self._apply(step)
+        return step if step.chunks else self._plan()
+
+    def _apply(self, step: Step) -> None:
+        """Carry out what the scheduler decided, holding it to the laws of a step."""
+        for seq in step.preempted:
+            self._preempt(seq)
+        for seq in step.admitted:
+            self._admit(seq)
+        step.copies = self._copies
+        self._copies = []
+        seen: set[int] = set()
+        for chunk in step.chunks:
+            seq = chunk.seq
+            if seq.id in seen or seq.busy or chunk.start != seq.computed or not 0 < chunk.count <= seq.left:
+                raise InvariantError(f"{self.scheduler!r} planned {chunk} against the laws of a step")
+            seen.add(seq.id)
+            self._reserve(step, seq, seq.known if chunk.end < seq.known else chunk.end)
+            seq.busy += 1
+        if self.proposer is not None:
+            self._draft(step, self.proposer)
+
+    def _reserve(self, step: Step, seq: Seq, upto: int) -> None:
+        copies = self.kv.reserve(seq.id, upto)
+        if copies is None:
+            raise InvariantError(f"{self.scheduler!r} planned {seq} without blocks for {upto} tokens")
+        step.copies.extend(copies)
+
+    def _draft(self, step: Step, proposer: Proposer) -> None:
+        """Offer what the chunks left of the budget to drafts; under memory pressure drafts are dropped first."""
+        ready = [i for i, chunk in enumerate(step.chunks) if chunk.end == chunk.seq.known]
+        room = step.budget - step.num_rows
+        if not ready or room < len(ready):
+            return
+        seqs = [step.chunks[i].seq for i in ready]
+        rows = [max(0, min(proposer.k, room // len(ready), seq.output_left - 1)) for seq in seqs]
+        step.drafts = [Draft()] * len(step.chunks)
+        for i, most, draft in zip(ready, rows, proposer.propose(seqs, rows), strict=True):
+            draft.check(repr(proposer), most, self.vocab_size)
+            copies = self.kv.reserve(step.chunks[i].seq.id, step.chunks[i].end + len(draft))
+            if copies is not None:
+                step.drafts[i] = draft
+                step.copies.extend(copies)
+
+    async def _run_step(self, step: Step, number: int) -> None:
+        start_s = self.kernel.now()
+        try:
+            scores = await self.runner.run(step)
+        except Exception as error:
+            self._fail(step, error)
+        else:
+            emitted = [self._commit(step, i, scores) for i in range(len(step.chunks))]
+            self._trace_step(step, number, start_s, emitted)
+        self._in_flight -= 1
+        if not self.num_unfinished and not self._in_flight:
+            idle, self._idle = self._idle, []
+            for future in idle:
+                future.set(None)
+        self._ring()
+
+    # -- results
+
+    def _commit(self, step: Step, i: int, scores: Scores) -> int:
+        """Take in the result of one chunk; returns the number of tokens emitted."""
+        chunk = step.chunks[i]
+        seq = chunk.seq
+        seq.busy -= 1
+        if seq.finished is not None:
+            self._leave(seq)
+            return 0
+        try:
+            return self._take_in(step, i, chunk, seq, scores)
+        except LightworkError as error:
+            self._finish(seq, "error", error)
+            return 0
+
+    def _take_in(self, step: Step, i: int, chunk: Chunk, seq: Seq, scores: Scores) -> int:
+        if seq.request.prompt_logprobs is not None and seq.sink is not None and chunk.start < seq.prompt_len:
+            seq.sink.prompt(seq, scores.prompt(i, seq.request.prompt_logprobs))
+        seq.computed = chunk.end
+        self.kv.commit(seq.id, seq.tokens, chunk.end)
+        if chunk.end < seq.known:
+            return 0
+        draft = step.draft(i)
+        verdict = self.verifier.verify(draft, lambda node, emitted: scores.pick(i, node, emitted))
+        if draft and self.proposer is not None:
+            self.proposer.accept([seq], [verdict])
+        seq.drafted += len(draft)
+        seq.accepted += len(verdict.path)
+        known = seq.known
+        self._append(seq, verdict.emitted)
+        if seq.finished is None and draft:
+            self._keep_accepted(seq, chunk.end, verdict)
+        return seq.known - known
+
+    def _append(self, seq: Seq, emitted: Sequence[Pick]) -> None:
+        """Add chosen tokens to the text, up to the one that ends it."""
+        picks, reason = self._until_end(seq, emitted)
+        seq.tokens.extend(pick.token for pick in picks)
+        if seq.first_token_s is None:
+            seq.first_token_s = self.kernel.now()
+        stands = seq.sink.tokens(seq, picks) if seq.sink is not None else None
+        if stands is not None:
+            del seq.tokens[len(seq.tokens) - len(picks) + stands :]
+            reason = "stop"
+        if reason is None:
+            self._release_siblings(seq)
+        else:
+            self._finish(seq, reason)
+
+    def _keep_accepted(self, seq: Seq, known: int, verdict: Verdict) -> None:
+        """The KV of accepted draft rows becomes the sequence's own; the rest is rolled back."""
+        self._copies.extend(self.kv.keep(seq.id, known, verdict.path))
+        seq.computed += len(verdict.path)
+        self.kv.commit(seq.id, seq.tokens, seq.computed)
+        self.kv.trim(seq.id)
+
+    def _until_end(self, seq: Seq, picks: Sequence[Pick]) -> tuple[Sequence[Pick], FinishReason | None]:
+        """The picks up to the one that ends the sequence, and why it ends."""
+        left = seq.output_left
+        for i, pick in enumerate(picks[:left]):
+            if pick.token in seq.request.stop_ids:
+                return picks[: i + 1], "stop"
+        return (picks[:left], "length") if len(picks) >= left else (picks, None)
+
+    def _fail(self, step: Step, error: Exception) -> None:
+        """The runner could not do the step: its sequences end with the error, everybody else goes on."""
+        for chunk in step.chunks:
+            chunk.seq.busy -= 1
+            if chunk.seq.finished is None:
+                self._finish(chunk.seq, "error", error)
+            else:
+                self._leave(chunk.seq)
+
+    # -- moves between the queues
+
+    def _admit(self, seq: Seq) -> None:
+        self.waiting.remove(seq)
+        self.running.append(seq)
+        share = seq.request.prompt_logprobs is None
+        seq.computed = self.kv.attach(seq.id, seq.tokens if share else ())
+        if seq.started_s is None:
+            seq.started_s = self.kernel.now()
+            seq.cached = seq.computed
+
+    def _preempt(self, seq: Seq) -> None:
+        if seq.busy:
+            raise InvariantError(f"{self.scheduler!r} preempted {seq} while its step was in flight")
+        self.running.remove(seq)
+        self.waiting.insert(0, seq)
+        self.kv.release(seq.id)
+        seq.computed = 0
+        seq.num_preempted += 1
+        self._note("preempt", seq)
+
+    def _finish(self, seq: Seq, reason: FinishReason, error: Exception | None = None) -> None:
+        seq.finished = reason
+        seq.finished_s = self.kernel.now()
+        self._note("finish", seq, reason=reason, output=seq.num_output)
+        if seq.sink is not None:
+            seq.sink.finish(seq, reason, error)
+        self._release_siblings(seq)
+        if not seq.busy:
+            self._leave(seq)
+
+    def _leave(self, seq: Seq) -> None:
+        """A finished sequence that no step contains any more gives up its place and its blocks."""
+        if seq in self.running:
+            self.running.remove(seq)
+            self.kv.release(seq.id)
+        elif seq in self.waiting:
+            self.waiting.remove(seq)
+
+    def _release_siblings(self, seq: Seq) -> None:
+        """The other continuations start when the first has put the prompt into the prefix cache."""
+        siblings, seq.siblings = seq.siblings, []
+        self._held -= len(siblings)
+        self.waiting.extend(s for s in siblings if s.finished is None)
+
+    # -- small parts
+
+    def _sequence(self, request: Request, sink: Sink | None, i: int) -> Seq:
+        sampling = replace(request.sampling, seed=request.sampling.seed + i) if i else request.sampling
+        prompt = list(request.prompt)
+        return Seq(next(self._ids), request, sampling, sink, self.kernel.now(), prompt, len(prompt))
+
+    def _ring(self) -> None:
+        if not self._bell.done:
+            self._bell.set(None)
+
+    def _note(self, kind: str, seq: Seq, **args: Any) -> None:
+        trace = self.kernel.trace
+        if trace is not None:
+            now = self.kernel.now()
+            trace.add(Span("engine", kind, str(seq.id), now, now, args=args))
+
+    def _trace_step(self, step: Step, number: int, start_s: float, emitted: list[int]) -> None:
+        trace = self.kernel.trace
+        if trace is None:
+            return
+        chunks = [
+            (c.seq.id, c.start, c.count, len(step.draft(i)), emitted[i]) for i, c in enumerate(step.chunks)
+        ]
+        args = {
+            "chunks": chunks,
+            "waiting": len(self.waiting),
+            "running": len(self.running),
+            "kv_usage": self.kv.usage,
+        }
+        trace.add(Span("engine", "step", f"step {number}", start_s, self.kernel.now(), args=args))

@@ -1,0 +1,138 @@
+"""What was asked (`Request`) and how far it is (`Sequence`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from lightwork.decode.sampling import Pick, Sampling
+from lightwork.errors import BusyError, CapacityError, RangeError
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one engine accepts. max_len: tokens of a sequence, prompt and output. max_waiting: queue length."""
+
+    max_len: int
+    max_seqs: int = 128
+    max_waiting: int = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One accepted request: n continuations of a prompt.
+
+    max_tokens: output tokens per continuation. stop_ids: tokens that end it (they count, their text is not
+    shown).
+    prompt_logprobs: report log-probabilities of the prompt's tokens, with this many alternatives; None
+    reports none.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_ids: frozenset[int] = frozenset()
+    n: int = 1
+    prompt_logprobs: int | None = None
+    id: str = ""
+
+
+class Sink(Protocol):
+    """Who receives a sequence's tokens; called on the kernel's thread."""
+
+    def prompt(self, seq: Sequence, picks: Seq[Pick]) -> None:
+        """Log-probabilities of the next tokens of the prompt, in order, if they were asked for."""
+        ...
+
+    def tokens(self, seq: Sequence, picks: Seq[Pick]) -> int | None:
+        """New tokens, in order. To stop early, return how many of them stand (a stop string was found)."""
+        ...
+
+    def finish(self, seq: Sequence, reason: FinishReason, error: Exception | None) -> None:
+        """The last call for this sequence."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Mutable state of one continuation. The engine writes it; schedulers and proposers only read.
+
+    tokens: prompt, then output. computed: leading tokens whose KV is committed. busy: steps in flight that
+    contain it. started_s, first_token_s, finished_s: when first scheduled, when the first token came, when
+    it ended; None until then.
+    cached: prompt tokens found in the prefix cache. drafted, accepted: draft rows run, and kept.
+    siblings: continuations of the same prompt that wait until this one has put it into the prefix cache.
+    """
+
+    id: int
+    request: Request
+    sampling: Sampling
+    sink: Sink | None
+    arrived_s: float
+    tokens: list[int]
+    prompt_len: int
+    computed: int = 0
+    busy: int = 0
+    started_s: float | None = None
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    finished: FinishReason | None = None
+    num_preempted: int = 0
+    cached: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    siblings: list[Sequence] = field(default_factory=list)
+
+    @property
+    def known(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def left(self) -> int:
+        """Tokens to run before the next one can be chosen."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def decoding(self) -> bool:
+        return len(self.tokens) - self.computed == 1 and len(self.tokens) > self.prompt_len
+
+    @property
+    def output_left(self) -> int:
+        """Output tokens until max_tokens."""
+        return self.request.max_tokens - self.num_output
+
+    def __repr__(self) -> str:
+        return f"<Sequence {self.id} {self.computed}/{self.known}>"
+
+
+def check_request(request: Request, limits: Limits, kv_tokens: int, num_waiting: int) -> None:
+    """Raise what is wrong with a request before it is queued.
+
+    kv_tokens: tokens that the whole KV cache holds. Raises RangeError for impossible values, CapacityError
+    for a request that could never finish, BusyError when the queue is full.
+    """
+    if not request.prompt:
+        raise RangeError("the prompt is empty", expected="at least one token", fix="send some text")
+    for name, value in (("max_tokens", request.max_tokens), ("n", request.n)):
+        if value < 1:
+            raise RangeError(f"{name} is {value}", expected="at least 1", fix=f"raise {name}")
+    asked = len(request.prompt) + request.max_tokens
+    if asked > min(limits.max_len, kv_tokens):
+        raise CapacityError(
+            f"the prompt has {len(request.prompt)} tokens and max_tokens is {request.max_tokens}, together {asked}",
+            expected=f"at most {min(limits.max_len, kv_tokens)}: context {limits.max_len}, KV memory {kv_tokens} tokens",
+            fix="shorten the prompt or lower max_tokens",
+        )
+    if num_waiting + request.n > limits.max_waiting:
+        raise BusyError(
+            f"{num_waiting} sequences are waiting",
+            expected=f"at most {limits.max_waiting}",
+            fix="send it again later",
+        )

@@ -1,0 +1,243 @@
+"""An engine on a thread of its own, for callers that live in asyncio.
+
+The kernel's thread owns the engine and all sequences. Requests go in through `Kernel.post`; what a step
+produced comes out in one call to each caller's event loop, however many sequences it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightwork.decode.sampling import Pick
+from lightwork.errors import LightworkError
+from lightwork.models.tokenizer import Tokenizer
+from lightwork.runtime.kernel import Kernel
+from lightwork.serve.engine import Engine
+from lightwork.serve.sequence import FinishReason, Request
+from lightwork.serve.sequence import Sequence as Seq
+from lightwork.serve.text import TextOutput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What one continuation took. Times in seconds; queue + prefill + decode is its life in the engine."""
+
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+    drafted: int
+    accepted: int
+    num_preempted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """What is new of one continuation (of n). The last one has a reason and usage, and error if that failed."""
+
+    index: int
+    text: str = ""
+    picks: tuple[Pick, ...] = ()
+    prompt_picks: tuple[Pick, ...] = ()
+    reason: FinishReason | None = None
+    error: Exception | None = None
+    usage: Usage | None = None
+
+
+class Stream:
+    """The deltas of one request, as an async iterator that ends after every continuation has ended.
+
+    Leaving it early (`aclose`, or being cancelled) cancels the request, which frees its memory.
+    """
+
+    def __init__(
+        self, service: Service, loop: asyncio.AbstractEventLoop, request: Request, stop: Sequence[str]
+    ) -> None:
+        self.loop = loop
+        self.request = request
+        self.accepted: asyncio.Future[None] = loop.create_future()
+        self.queue: asyncio.Queue[Delta] = asyncio.Queue()
+        self._service = service
+        self._stop = stop
+        self._seqs: list[Seq] = []
+        self._texts: list[TextOutput] = []
+        self._open = request.n
+
+    def start(self) -> None:
+        """On the kernel's thread: hand the request to the engine."""
+        tokenizer = self._service.tokenizer
+        hidden = self.request.stop_ids
+        self._texts = [TextOutput(tokenizer, self._stop, hidden) for _ in range(self.request.n)]
+        try:
+            self._seqs = self._service.engine.submit(self.request, self)
+        except LightworkError as error:
+            self.loop.call_soon_threadsafe(self._refuse, error)
+        else:
+            self.loop.call_soon_threadsafe(self._accept)
+
+    def _refuse(self, error: LightworkError) -> None:
+        if not self.accepted.done():
+            self.accepted.set_exception(error)
+
+    def _accept(self) -> None:
+        if not self.accepted.done():
+            self.accepted.set_result(None)
+
+    # -- Sink, on the kernel's thread
+
+    def prompt(self, seq: Seq, picks: Sequence[Pick]) -> None:
+        self._service.put(self, Delta(index=self._index(seq), prompt_picks=tuple(picks)))
+
+    def tokens(self, seq: Seq, picks: Sequence[Pick]) -> int | None:
+        text, stands = self._texts[self._index(seq)].push(picks)
+        kept = tuple(picks if stands is None else picks[:stands])
+        self._service.put(self, Delta(index=self._index(seq), text=text, picks=kept))
+        return stands
+
+    def finish(self, seq: Seq, reason: FinishReason, error: Exception | None) -> None:
+        index = self._index(seq)
+        text = self._texts[index].flush() if reason in ("stop", "length") else ""
+        self._service.put(self, Delta(index=index, text=text, reason=reason, error=error, usage=_usage(seq)))
+
+    def _index(self, seq: Seq) -> int:
+        return seq.sampling.seed - self.request.sampling.seed
+
+    # -- the caller's side
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        try:
+            while self._open:
+                delta = await self.queue.get()
+                self._open -= delta.reason is not None
+                yield delta
+        finally:
+            if self._open:
+                self.cancel()
+
+    def cancel(self) -> None:
+        """Stop generating; safe to call at any time, from any thread."""
+        self._service.kernel.post(lambda: self._service.engine.cancel(self._seqs))
+
+
+def _usage(seq: Seq) -> Usage:
+    end = seq.finished_s if seq.finished_s is not None else seq.arrived_s
+    started = seq.started_s if seq.started_s is not None else end
+    first = seq.first_token_s if seq.first_token_s is not None else end
+    return Usage(
+        prompt_tokens=seq.prompt_len,
+        output_tokens=seq.num_output,
+        cached_tokens=seq.cached,
+        queue_s=started - seq.arrived_s,
+        prefill_s=first - started,
+        decode_s=end - first,
+        drafted=seq.drafted,
+        accepted=seq.accepted,
+        num_preempted=seq.num_preempted,
+    )
+
+
+class Service:
+    """One model being served: its engine runs on the service's own thread until `close`."""
+
+    def __init__(self, kernel: Kernel, engine: Engine, tokenizer: Tokenizer) -> None:
+        self.kernel = kernel
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.failure: BaseException | None = None
+        self._outbox: list[tuple[Stream, Delta]] = []
+        self._draining = False
+        self._thread = threading.Thread(target=self._serve, name="lightwork-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """True while new requests are taken."""
+        return self._thread.is_alive() and not self._draining
+
+    async def submit(self, request: Request, stop: Sequence[str] = ()) -> Stream:
+        """Start a request; returns its stream once the engine has accepted it.
+
+        Raises what `Engine.submit` raises, and LightworkError when the service has stopped or is draining.
+        """
+        if not self.ready:
+            why = f"the engine stopped: {self.failure!r}" if self.failure else "the server is shutting down"
+            raise LightworkError(why, expected="a running engine", fix="restart the server")
+        stream = Stream(self, asyncio.get_running_loop(), request, stop)
+        self.kernel.post(stream.start)
+        try:
+            await stream.accepted
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
+        return stream
+
+    def put(self, stream: Stream, delta: Delta) -> None:
+        """On the kernel's thread: queue a delta; all of a step's go out together."""
+        if not self._outbox:
+            self.kernel.call_soon(self._flush)
+        self._outbox.append((stream, delta))
+
+    async def ask(self, read: Callable[[Engine], Any]) -> Any:
+        """Evaluate read(engine) on the kernel's thread."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        self.kernel.post(lambda: loop.call_soon_threadsafe(_resolve, answer, read(self.engine)))
+        return await answer
+
+    async def drain(self) -> None:
+        """Take no new requests; return when the accepted ones have finished."""
+        self._draining = True
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        async def wait() -> None:
+            await self.engine.drained()
+            loop.call_soon_threadsafe(done.set)
+
+        if self._thread.is_alive():
+            self.kernel.post(lambda: self.kernel.spawn(wait(), name="drain"))
+            await done.wait()
+
+    def close(self) -> None:
+        """Stop the kernel's thread. Unfinished requests are cancelled."""
+        self._draining = True
+        if self._thread.is_alive():
+            self.kernel.post(self._cancel_all)
+            self.kernel.stop()
+            self._thread.join()
+
+    def _cancel_all(self) -> None:
+        self.engine.cancel([*self.engine.waiting, *self.engine.running])
+        self._flush()
+
+    def _serve(self) -> None:
+        try:
+            self.kernel.run(self.engine.run())
+        except BaseException as error:
+            self.failure = error
+            self._flush()
+
+    def _flush(self) -> None:
+        items, self._outbox = self._outbox, []
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Delta]]] = {}
+        for stream, delta in items:
+            by_loop.setdefault(stream.loop, []).append((stream, delta))
+        for loop, batch in by_loop.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_deliver, batch)
+
+
+def _deliver(batch: list[tuple[Stream, Delta]]) -> None:
+    for stream, delta in batch:
+        stream.queue.put_nowait(delta)
+
+
+def _resolve(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
