@@ -83,7 +83,8 @@ def listing(package: str = "lightwork") -> tuple[Technique, ...]:
     ]
     if package == "lightwork":
         found.extend(_installed())
-    return tuple(sorted(found, key=lambda t: (t.kind, t.name)))
+    described = [t for t in found if t.missing() != LABELS]  # a kind without headers holds backends
+    return tuple(sorted(described, key=lambda t: (t.kind, t.name)))
 
 
 def read_header(file: Path, kind: str, module: str, name: str = "") -> Technique:

@@ -1,0 +1,19 @@
+"""See it work in half a minute: serve a tiny model, simulate the same requests, draw both.
+
+Nothing is downloaded: the model is in the package.
+"""
+
+from __future__ import annotations
+
+from lightwork.cli import _options
+from lightwork.cli._verbs import verb
+
+
+@verb("lightwork demo", "lightwork demo --trace demo.json")
+@_options.trace
+@_options.seed
+@_options.as_json
+def command(trace: str | None, seed: int, as_json: bool) -> None:
+    from lightwork.serve.demo import demo
+
+    demo(trace=trace, seed=seed, as_json=as_json)

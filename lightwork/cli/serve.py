@@ -1,0 +1,54 @@
+"""Serve a model to any OpenAI client, with a live page and metrics.
+
+MODEL is `tiny:llama` (built in), `hf:FOLDER` (a Hugging Face checkpoint) or a plan file. The address and a
+line to copy are printed when it is ready. Ctrl-C lets running requests finish, a second Ctrl-C stops them.
+"""
+
+from __future__ import annotations
+
+import click
+
+from lightwork.cli import _options
+from lightwork.cli._verbs import verb
+
+
+@verb(
+    "lightwork serve tiny:llama", "lightwork serve hf:./model --use 'Sarathi(chunk=256)' --use 'Ngram(k=4)'"
+)
+@click.argument("model")
+@_options.use
+@_options.on("cpu", "Where it runs: cpu, cuda:0.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one."
+)
+@click.option("--name", help="Model name that clients ask for; unset, MODEL itself.")
+@click.option("--max-len", type=click.IntRange(2), help="Tokens of context; unset, what the model has.")
+@click.option(
+    "--kv-memory", type=_options.size, metavar="SIZE", help="Memory for KV blocks, e.g. 2GB; unset, derived."
+)
+@_options.trace
+def command(
+    model: str,
+    use: tuple[str, ...],
+    on: str,
+    host: str,
+    port: int,
+    name: str | None,
+    max_len: int | None,
+    kv_memory: int | None,
+    trace: str | None,
+) -> None:
+    from lightwork.serve.http.main import serve
+
+    serve(
+        model,
+        use=use,
+        on=on,
+        host=host,
+        port=port,
+        name=name,
+        max_len=max_len,
+        kv_bytes=kv_memory,
+        trace=trace,
+    )

@@ -1,0 +1,46 @@
+"""List the techniques, or show one: its idea, cost, fields and the file to read."""
+
+from __future__ import annotations
+
+import click
+
+from lightwork.cli import _options
+from lightwork.cli._output import show_json, show_table
+from lightwork.cli._verbs import verb
+from lightwork.errors import MissingExtraError
+from lightwork.techniques import Technique, find, listing, parse
+
+
+@verb("lightwork techniques", "lightwork techniques Sarathi")
+@click.argument("name", required=False)
+@click.option("--kind", help="Only techniques of this kind, e.g. scheduler.")
+@_options.as_json
+def command(name: str | None, kind: str | None, as_json: bool) -> None:
+    if name:
+        _show(find(name), as_json)
+        return
+    known = sorted({t.kind for t in listing()})
+    if kind and kind not in known:
+        raise click.BadParameter(f"{kind!r} is not one of {', '.join(known)}", param_hint="--kind")
+    chosen = [t for t in listing() if kind in (None, t.kind)]
+    if as_json:
+        show_json(chosen)
+    else:
+        rows = [(t.kind, t.name, t.summary.partition(":")[2].strip(". ") or t.summary) for t in chosen]
+        show_table(("kind", "technique", "in one sentence"), rows)
+
+
+def _show(technique: Technique, as_json: bool) -> None:
+    try:
+        defaults = repr(parse(technique.name))
+    except MissingExtraError as error:
+        defaults = f"needs {error.expected}: {error.fix}"
+    if as_json:
+        show_json({"technique": technique, "use": defaults})
+        return
+    print(technique.summary)
+    labels = ("kind", "paper", "idea", "shapes", "cost", "differs", "claims", "file")
+    for label in labels:
+        if text := getattr(technique, label):
+            print(f"  {label:<8} {text}")
+    print(f"  {'use':<8} --use '{defaults}'")
