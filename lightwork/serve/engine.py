@@ -19,7 +19,7 @@ from lightwork.errors import InvariantError, LightworkError
 from lightwork.memory.kv import Copy, KVCache
 from lightwork.runtime.kernel import Future, Kernel
 from lightwork.runtime.trace import Span
-from lightwork.serve.runners import Runner, Scores
+from lightwork.serve.runner import Runner, Scores
 from lightwork.serve.schedulers import Chunk, Scheduler, Step, View
 from lightwork.serve.sequence import FinishReason, Limits, Request, Sink, check_request
 from lightwork.serve.sequence import Sequence as Seq

@@ -1,4 +1,4 @@
-"""Who carries a step out: for real with torch, or on the simulated clock. One file per runner."""
+"""Who carries a step out: for real with torch (`torch_runner`), or on the simulated clock (`simulated_runner`)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,66 @@
+"""Steps that take as long as a cost model says, on the virtual clock: the same engine predicts a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from lightwork.decode.sampling import Pick
+from lightwork.runtime.effects import Use
+from lightwork.runtime.resources import Fifo
+from lightwork.serve.schedulers import Step
+from lightwork.serve.sequence import Sequence as Seq
+
+Script = Callable[[Seq, int], int]
+"""(sequence, position) -> the token there: what the model would have chosen."""
+
+
+class StepCost(Protocol):
+    """How long steps take."""
+
+    def stages(self, step: Step) -> Sequence[float]:
+        """Seconds in each pipeline stage, first to last."""
+        ...
+
+
+def dummy_token(seq: Seq, position: int) -> int:
+    """Token 0 everywhere: output whose length matters and whose content does not."""
+    return 0
+
+
+class SimulatedRunner:
+    """Lets virtual time pass for each step. depth: pipeline stages, and steps in flight.
+
+    A step holds one stage at a time, so up to `depth` steps overlap as they do in a pipeline.
+    """
+
+    def __init__(self, cost: StepCost, *, depth: int = 1, script: Script = dummy_token) -> None:
+        self.cost = cost
+        self.depth = depth
+        self._script = script
+        self._stages = [Fifo(f"stage {i}") for i in range(depth)]
+
+    def run(self, step: Step) -> Coroutine[Any, Any, ScriptedScores]:
+        return self._run(step)
+
+    async def _run(self, step: Step) -> ScriptedScores:
+        for stage, seconds in zip(self._stages, self.cost.stages(step), strict=True):
+            await Use(stage, seconds)
+        return ScriptedScores(step, self._script)
+
+
+class ScriptedScores:
+    """Choices read from a script, so drafts are judged as they would be by a model that wrote that script."""
+
+    __slots__ = ("_script", "_step")
+
+    def __init__(self, step: Step, script: Script) -> None:
+        self._step = step
+        self._script = script
+
+    def pick(self, chunk: int, node: int, emitted: Sequence[int]) -> Pick:
+        seq = self._step.chunks[chunk].seq
+        return Pick(self._script(seq, seq.known + len(emitted)))
+
+    def prompt(self, chunk: int, num_top: int) -> list[Pick]:
+        return []
