@@ -163,7 +163,10 @@ class Engine:
         step.copies.extend(copies)
 
     def _draft(self, step: Step, proposer: Proposer) -> None:
-        """Offer what the chunks left of the budget to drafts; under memory pressure drafts are dropped first."""
+        """Offer what the chunks left of the budget to drafts.
+
+        Under memory pressure drafts are dropped first.
+        """
         ready = [i for i, chunk in enumerate(step.chunks) if chunk.end == chunk.seq.known]
         room = step.budget - step.num_rows
         if not ready or room < len(ready):

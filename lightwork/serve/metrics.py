@@ -1,6 +1,7 @@
 """Latencies and rates of a run, read from its spans: the same code for real and simulated traces.
 
-ttft: arrival to first token. tbt: gap between two tokens of one request. tpot: (last - first token) / (tokens - 1).
+ttft: arrival to first token. tbt: gap between two tokens of one request. tpot: (last - first token) /
+(tokens - 1).
 queue: arrival to the first step that contains the request. All in seconds.
 """
 
@@ -71,7 +72,10 @@ def request_times(spans: Iterable[Span]) -> dict[int, RequestTimes]:
 
 
 def summarise(trace: Trace, *, simulated: bool) -> Summary:
-    """The figures of a run. Percentiles are over requests (ttft, queue) or over all gaps (tbt); 0 where none exist."""
+    """The figures of a run.
+
+    Percentiles are over requests (ttft, queue) or over all gaps (tbt); 0 where none exist.
+    """
     times = list(request_times(trace.spans).values())
     steps = [span for span in trace.spans if span.kind == "step"]
     tokens = sum(len(t.tokens_s) for t in times)

@@ -1,4 +1,7 @@
-"""Who carries a step out: for real with torch (`torch_runner`), or on the simulated clock (`simulated_runner`)."""
+"""Who carries a step out.
+
+For real with torch (`torch_runner`), or on the simulated clock (`simulated_runner`).
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,10 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one engine accepts. max_len: tokens of a sequence, prompt and output. max_waiting: queue length."""
+    """What one engine accepts.
+
+    max_len: tokens of a sequence, prompt and output. max_waiting: queue length.
+    """
 
     max_len: int
     max_seqs: int = 128
@@ -126,8 +129,8 @@ def check_request(request: Request, limits: Limits, kv_tokens: int, num_waiting:
     asked = len(request.prompt) + request.max_tokens
     if asked > min(limits.max_len, kv_tokens):
         raise CapacityError(
-            f"the prompt has {len(request.prompt)} tokens and max_tokens is {request.max_tokens}, together {asked}",
-            expected=f"at most {min(limits.max_len, kv_tokens)}: context {limits.max_len}, KV memory {kv_tokens} tokens",
+            f"a prompt of {len(request.prompt)} tokens with max_tokens {request.max_tokens} makes {asked}",
+            expected=f"at most {min(limits.max_len, kv_tokens)} (context {limits.max_len}, KV {kv_tokens})",
             fix="shorten the prompt or lower max_tokens",
         )
     if num_waiting + request.n > limits.max_waiting:

@@ -39,7 +39,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """What is new of one continuation (of n). The last one has a reason and usage, and error if that failed."""
+    """What is new of one continuation (of n).
+
+    The last one has a reason and usage, and error if that failed.
+    """
 
     index: int
     text: str = ""

@@ -1,7 +1,7 @@
 """Offer a load to an engine, on any clock, and run a recorded load again in simulation.
 
-The client is one coroutine for both worlds: it sleeps until the next arrival and submits. What differs is only the
-kernel's clock and the engine's runner.
+The client is one coroutine for both worlds: it sleeps until the next arrival and submits. What differs is
+only the kernel's clock and the engine's runner.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from lightwork.serve.simulated_runner import SimulatedRunner
 Decision = tuple[str, object]
 
 
-def synthetic_requests(arrivals: Sequence[Arrival], vocab_size: int, rng: np.random.Generator) -> list[Request]:
+def synthetic_requests(
+    arrivals: Sequence[Arrival], vocab_size: int, rng: np.random.Generator
+) -> list[Request]:
     """Requests of random tokens that run to their full length, greedily."""
     greedy = Sampling(temperature=0.0)
     return [
@@ -92,12 +94,15 @@ class Recorded:
 
 
 def replay(
-    trace: Trace, seqs: Sequence[Seq], make_engine: Callable[[Kernel, SimulatedRunner, KVCache], Engine], kv: KVCache
+    trace: Trace,
+    seqs: Sequence[Seq],
+    make_engine: Callable[[Kernel, SimulatedRunner, KVCache], Engine],
+    kv: KVCache,
 ) -> Trace:
-    """Run a recorded load again in simulation, with its durations and its texts fed back; returns the new trace.
+    """Run a recorded load again in simulation, its durations and texts fed back; returns the new trace.
 
-    trace, seqs: of a run with one continuation per request. kv: an empty cache of the same size. If the engine decides
-    alike in both worlds, `decisions` of both traces are equal.
+    trace, seqs: of a run with one continuation per request. kv: an empty cache of the same size. If the
+    engine decides alike in both worlds, `decisions` of both traces are equal.
     """
     steps = sorted((s for s in trace.spans if s.kind == "step"), key=lambda s: s.start_s)
     durations_s, seen_at_s = _timeline(steps)
@@ -133,8 +138,8 @@ def replay(
 def _timeline(steps: Sequence[Span]) -> tuple[list[float], list[float]]:
     """How long each step lasts in the replay, and when requests must arrive to be first seen by each step.
 
-    While the engine was busy a step lasts until the next one was planned, and arrivals in between come half-way. A step
-    that ended an idle time is planned at the very moment its first request comes.
+    While the engine was busy a step lasts until the next one was planned, and arrivals in between come
+    half-way. A step that ended an idle time is planned at the very moment its first request comes.
     """
     durations_s: list[float] = []
     seen_at_s: list[float] = []

@@ -1,4 +1,7 @@
-"""The KV cache under random scripts: blocks are conserved, shared text is found, nobody writes what another reads."""
+"""The KV cache under random scripts.
+
+Blocks are conserved, shared text is found, nobody writes what another reads.
+"""
 
 from __future__ import annotations
 

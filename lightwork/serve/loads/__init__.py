@@ -22,6 +22,9 @@ class Load(Protocol):
 
 
 def lengths(rng: np.random.Generator, median: int, sigma: float, num: int, most: int = 1 << 20) -> list[int]:
-    """Lognormal token counts around a median; sigma 0 gives the median each time. At least 1, at most `most`."""
+    """Lognormal token counts around a median.
+
+    Sigma 0 gives the median each time. At least 1, at most `most`.
+    """
     drawn = median * np.exp(sigma * rng.standard_normal(num))
     return [int(n) for n in np.clip(np.rint(drawn), 1, most)]

@@ -28,7 +28,9 @@ class Burst:
 
     def __post_init__(self) -> None:
         if self.num_requests < 1 or self.prompt < 1 or self.output < 1 or self.sigma < 0:
-            raise RangeError(f"{self!r} cannot be offered", expected="positive values", fix="Burst(num_requests=32)")
+            raise RangeError(
+                f"{self!r} cannot be offered", expected="positive values", fix="Burst(num_requests=32)"
+            )
 
     def arrivals(self, rng: np.random.Generator) -> list[Arrival]:
         prompts = lengths(rng, self.prompt, self.sigma, self.num_requests)

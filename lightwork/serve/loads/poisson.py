@@ -19,7 +19,10 @@ from lightwork.serve.loads import Arrival, lengths
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Poisson:
-    """rate: requests per second. prompt, output: median lengths in tokens. sigma: spread of their logarithms."""
+    """Independent users.
+
+    rate: requests per second. prompt, output: median lengths in tokens. sigma: spread of their logarithms.
+    """
 
     rate: float = 4.0
     num_requests: int = 64

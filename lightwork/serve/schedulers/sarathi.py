@@ -18,7 +18,10 @@ from lightwork.serve.schedulers import Step, StepPlan, View
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sarathi:
-    """Stall-free batching. chunk: tokens per step (the paper: 512 for strict, 2048 for relaxed objectives)."""
+    """Stall-free batching.
+
+    chunk: tokens per step (the paper: 512 for strict, 2048 for relaxed objectives).
+    """
 
     chunk: int = 512
 
