@@ -1,0 +1,190 @@
+"""A model, a place and techniques, put together.
+
+What nobody set is derived, and every derived value has its reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lightwork.decode.proposers import Proposer
+from lightwork.decode.verifiers import Verifier
+from lightwork.errors import CapacityError, SpecError
+from lightwork.memory.kv import KVCache
+from lightwork.runtime.kernel import Kernel
+from lightwork.serve.engine import Engine
+from lightwork.serve.runner import Runner
+from lightwork.serve.schedulers import Scheduler
+from lightwork.serve.schedulers.sarathi import Sarathi
+from lightwork.serve.sequence import Limits
+from lightwork.techniques import kind_of, parse_all
+
+if TYPE_CHECKING:
+    from lightwork.models import Model
+    from lightwork.models.spec import ModelSpec
+
+BLOCK_SIZE = 16
+SERVED_KINDS = ("scheduler", "proposer", "verifier")
+
+
+class Setting(NamedTuple):
+    """One derived value, and why it is what it is."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to serve, where, and with which techniques (objects, or the texts that name them).
+
+    model: `tiny:llama`, `hf:./folder`, or a folder. on: `cpu`, `cuda:0`, `sim:h100x8`. max_len: tokens of
+    context.
+    kv_bytes: memory for keys and values. None: derived.
+    """
+
+    model: str = "tiny:llama"
+    on: str = "cpu"
+    use: Sequence[Any] = ()
+    max_len: int | None = None
+    kv_bytes: int | None = None
+    max_seqs: int = 128
+    max_waiting: int = 4096
+
+    def techniques(self) -> dict[str, Any]:
+        """The techniques by kind.
+
+        Raises SpecError for an unknown one, one that does not serve, or two of one kind.
+        """
+        chosen: dict[str, Any] = {}
+        texts = [u for u in self.use if isinstance(u, str)]
+        for technique in [*parse_all(texts), *(u for u in self.use if not isinstance(u, str))]:
+            kind = kind_of(technique)
+            if kind not in SERVED_KINDS:
+                raise SpecError(
+                    f"{technique!r} is a {kind}",
+                    expected=f"a {' or '.join(SERVED_KINDS)}",
+                    fix="--use Sarathi",
+                )
+            if kind in chosen:
+                raise SpecError(
+                    f"{chosen[kind]!r} and {technique!r} are both of kind {kind}",
+                    expected=f"one {kind}",
+                    fix="leave one out",
+                )
+            chosen[kind] = technique
+        return chosen
+
+
+def make_engine(
+    plan: Plan,
+    kernel: Kernel,
+    kv: KVCache,
+    make_runner: Callable[[KVCache], Runner],
+    max_len: int,
+    vocab_size: int,
+) -> Engine:
+    """The engine a plan describes, on any runner."""
+    chosen = plan.techniques()
+    scheduler: Scheduler = chosen.get("scheduler") or Sarathi()
+    proposer: Proposer | None = chosen.get("proposer")
+    verifier: Verifier | None = chosen.get("verifier")
+    limits = Limits(max_len=max_len, max_seqs=plan.max_seqs, max_waiting=plan.max_waiting)
+    return Engine(
+        kernel,
+        make_runner(kv),
+        kv,
+        scheduler,
+        limits=limits,
+        proposer=proposer,
+        verifier=verifier,
+        vocab_size=vocab_size,
+    )
+
+
+def context(plan: Plan, spec: ModelSpec) -> Setting:
+    """Tokens of context. Raises SpecError if more is asked for than the model has positions."""
+    if plan.max_len is None:
+        return Setting("max_len", str(spec.max_len), "the model's own context")
+    if plan.max_len > spec.max_len:
+        raise SpecError(
+            f"max_len is {plan.max_len}",
+            expected=f"at most {spec.max_len}, the model's context",
+            fix="lower max_len",
+        )
+    return Setting("max_len", str(plan.max_len), "as asked")
+
+
+def kv_blocks(plan: Plan, spec: ModelSpec, dtype: str, max_len: int, memory_bytes: int) -> Setting:
+    """KV blocks for a memory of memory_bytes free bytes, of which KV may take a quarter unless
+    plan.kv_bytes says more.
+
+    Raises CapacityError if one sequence of max_len tokens does not fit in what was asked for.
+    """
+    block_bytes = spec.kv_bytes_per_token(dtype) * BLOCK_SIZE
+    wanted = plan.max_seqs * -(-max_len // BLOCK_SIZE)
+    if plan.kv_bytes is not None:
+        blocks = plan.kv_bytes // block_bytes
+        if blocks < 1:
+            raise CapacityError(
+                f"{plan.kv_bytes} bytes of KV memory hold no block",
+                expected=f"at least {block_bytes}",
+                fix="raise kv_memory",
+            )
+        return Setting("kv_blocks", str(blocks), f"as asked, {block_bytes} bytes each")
+    affordable = max(1, memory_bytes // 4 // block_bytes)
+    if wanted <= affordable:
+        return Setting("kv_blocks", str(wanted), f"{plan.max_seqs} sequences of {max_len} tokens fit")
+    return Setting("kv_blocks", str(affordable), f"a quarter of the free memory, {block_bytes} bytes each")
+
+
+def open_engine(
+    plan: Plan, kernel: Kernel, progress: Callable[[str, int, int], None] | None = None
+) -> tuple[Engine, Model, list[Setting]]:
+    """Load the model and build the engine that serves it for real.
+
+    progress(phase, done_bytes, total_bytes) is called while loading. Raises CheckpointError, SpecError.
+    """
+    from lightwork import models
+    from lightwork.serve.torch_runner import TorchRunner
+
+    if plan.on.startswith("sim:"):
+        raise SpecError(
+            f"{plan.on} is simulated",
+            expected="cpu or cuda:0",
+            fix=f"lightwork sim {plan.model} --on {plan.on}",
+        )
+    plan.techniques()
+    dtype = "float32" if plan.on == "cpu" else "bfloat16"
+    model = models.load(plan.model, dtype=dtype, device=plan.on, progress=progress)
+    longest = context(plan, model.spec)
+    blocks = kv_blocks(plan, model.spec, dtype, int(longest.value), free_bytes(plan.on))
+    kv = KVCache(int(blocks.value), BLOCK_SIZE)
+    engine = make_engine(
+        plan, kernel, kv, lambda kv: TorchRunner(kernel, model, kv), int(longest.value), model.spec.vocab_size
+    )
+    reason = "exact on a CPU" if plan.on == "cpu" else "half the bytes of float32"
+    settings = [
+        Setting("dtype", dtype, reason),
+        longest,
+        blocks,
+        Setting(
+            "scheduler",
+            repr(engine.scheduler),
+            "as asked" if "scheduler" in plan.techniques() else "the default",
+        ),
+    ]
+    return engine, model, settings
+
+
+def free_bytes(place: str) -> int:
+    """Free memory of a real place, bytes."""
+    if place.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(place)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
