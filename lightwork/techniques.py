@@ -15,6 +15,7 @@ Another package adds a technique with an entry point "kind.Name" in the group `l
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from math import inf, isfinite
@@ -39,7 +40,8 @@ def parse(text: str, package: str = "lightwork") -> Any:
     if len(text) > MAX_CHARS:
         raise SpecError(f"a technique text of {len(text)} characters", expected=f"at most {MAX_CHARS}")
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings(action="error"):  # an invalid escape in a string is refused
+            tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError, Warning) as error:
         reason = getattr(error, "msg", "") or type(error).__name__
         raise _refused(f"{short(text)} cannot be read: {reason}") from None

@@ -78,7 +78,8 @@ class Chat:
         """The answer in pieces. The exchange joins the conversation when the answer has ended."""
         asked = {"role": "user", "content": prompt}
         first = [{"role": "system", "content": self.system}] if self.system else []
-        body: dict[str, Any] = self.settings | {
+        body: dict[str, Any] = {
+            **self.settings,
             "model": self._model(),
             "messages": [*first, *self.messages, asked],
             "stream": True,

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 
 def is_terminal(stream: TextIO) -> bool:
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
+    return stream.isatty()
 
 
 def paint(text: str, code: str, stream: TextIO) -> str:
