@@ -1,0 +1,79 @@
+"""Show a saved trace: what each rank did, and a picture of when.
+
+FILE is a Chrome trace, as `--trace` writes it. Times are real or simulated, as the trace says.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from lightwork.cli import _options
+from lightwork.cli._output import paint, show_json, show_table
+from lightwork.cli._timeline import Lane, coloured, draw, in_units, lanes, letters, ruler
+from lightwork.cli._verbs import verb
+from lightwork.errors import SpecError
+
+MAX_FILE_BYTES = 1 << 30
+
+
+@verb("lightwork trace out.json", "lightwork trace out.json --lanes 4 --width 60")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--lanes", "most", type=click.IntRange(1), default=32, show_default=True, help="Lanes to show.")
+@click.option(
+    "--width", type=click.IntRange(10, 1000), help="Characters of the picture; unset, the terminal's."
+)
+@_options.as_json
+def command(file: Path, most: int, width: int | None, as_json: bool) -> None:
+    from lightwork.runtime.perfetto import read_chrome_trace
+
+    if file.stat().st_size > MAX_FILE_BYTES:
+        raise SpecError(f"{file.name} has {file.stat().st_size} bytes", expected=f"at most {MAX_FILE_BYTES}")
+    try:
+        trace = read_chrome_trace(file)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SpecError(
+            f"{file.name} is not a trace: {error}",
+            expected="Chrome trace JSON",
+            fix="lightwork demo --trace out.json",
+        ) from error
+    found = lanes(trace.spans)
+    if as_json:
+        show_json([_summary(lane) | {"by_kind_s": lane.by_kind} for lane in found])
+        return
+    if not found:
+        print("no spans")
+        return
+    start_s = min(lane.spans[0].start_s for lane in found)
+    end_s = max(span.end_s for lane in found for span in lane.spans)
+    rows = []
+    for lane in found[:most]:
+        share = f"{lane.busy_s / (end_s - start_s):.0%}" if end_s > start_s else "-"
+        rows.append((lane.rank, len(lane.spans), in_units(lane.busy_s), share, lane.mostly))
+    show_table(("rank", "spans", "busy", "share", "mostly"), rows)
+    print()
+    picture(found[:most], start_s, end_s, width)
+    if len(found) > most:
+        print(f"{len(found) - most} more ranks: --lanes {len(found)}")
+
+
+def picture(shown: list[Lane], start_s: float, end_s: float, width: int | None) -> None:
+    """Print the lanes, the axis and what the letters mean."""
+    label = max(len(lane.rank) for lane in shown) + 2
+    if width is None:
+        from shutil import get_terminal_size
+
+        width = max(10, min(160, get_terminal_size().columns - label - 1))
+    letter = letters(shown)
+    in_colour = paint("", "1", sys.stdout) != ""
+    for lane in shown:
+        line = draw(lane, letter, start_s, end_s, width)
+        print(lane.rank.ljust(label) + (coloured(line, letter) if in_colour else line))
+    print(" " * label + ruler(end_s - start_s, width))
+    print(" " * label + "  ".join(f"{c} {kind}" for kind, c in letter.items()) + "  . idle")
+
+
+def _summary(lane: Lane) -> dict[str, object]:
+    return {"rank": lane.rank, "spans": len(lane.spans), "busy_s": lane.busy_s, "mostly": lane.mostly}

@@ -1,0 +1,225 @@
+"""`lightwork chat`: answers streamed from a server over HTTP, in a pipe and in a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import ClassVar
+
+import pytest
+
+pytest.importorskip("httpx")
+pytest.importorskip("prompt_toolkit")
+
+from lightwork.cli import main
+from lightwork.cli._chat import Chat, Stats
+from lightwork.cli._repl import answer, obey, repl, split_techniques
+from lightwork.cli._server import Server
+from lightwork.errors import LightworkError, SpecError, UsageError
+
+USAGE = {"prompt_tokens": 5, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 2}}
+TIMINGS = {"queue_s": 0.001, "prefill_s": 0.002, "decode_s": 0.5, "drafted": 4, "accepted": 3}
+
+
+class Fake(BaseHTTPRequestHandler):
+    """An OpenAI server that says the prompt backwards. `!` breaks off, `?` ends with an error, `#` is 400."""
+
+    asked: ClassVar[list[dict]] = []
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def reply(self, status: int, kind: str, body: str) -> None:
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body.encode())))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def do_GET(self) -> None:
+        self.reply(200, "application/json", json.dumps({"data": [{"id": "tiny"}]}))
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.asked.append(request)
+        prompt = request["messages"][-1]["content"]
+        if prompt == "#":
+            error = {"message": "prompt has 9 tokens\n  expected: <= 8", "type": "invalid_request_error"}
+            self.reply(400, "application/json", json.dumps({"error": error}))
+            return
+        events = [{"choices": [{"delta": {"content": c}}]} for c in reversed(prompt)]
+        events.append({"choices": [], "usage": USAGE, "timings": TIMINGS})
+        if prompt == "?":
+            events.append({"error": {"message": "the runner died"}})
+        body = "".join(f"data: {json.dumps(e)}\n\n" for e in events)
+        self.reply(200, "text/event-stream", body + ("" if prompt == "!" else "data: [DONE]\n\n"))
+
+
+@pytest.fixture(scope="module")
+def url():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Fake)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def chat(url: str):
+    Fake.asked.clear()
+    with Server(url) as server:
+        yield Chat(server, system="be short", settings={"max_tokens": 9})
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/v1"])
+def test_in_a_pipe_stdout_is_only_the_answer(url, ending, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abc\n"))
+    assert main(["chat", url + ending, "--seed", "7"]) == 0
+    assert capsys.readouterr() == ("cba\n", "")
+    assert Fake.asked[-1]["seed"] == 7
+    assert Fake.asked[-1]["model"] == "tiny"
+    assert "temperature" not in Fake.asked[-1]
+
+
+def test_the_conversation_is_sent_and_can_be_forgotten(chat):
+    assert "".join(chat.ask("ab")) == "ba"
+    assert "".join(chat.ask("cd")) == "dc"
+    said = [(m["role"], m["content"]) for m in Fake.asked[-1]["messages"]]
+    assert said == [("system", "be short"), ("user", "ab"), ("assistant", "ba"), ("user", "cd")]
+    assert obey(chat, "/reset")
+    assert chat.messages == []
+
+
+def test_an_answer_that_is_left_early_does_not_join_the_conversation(chat):
+    pieces = chat.ask("abc")
+    assert next(pieces) == "c"
+    pieces.close()
+    assert chat.messages == []
+
+
+def test_stats_say_tokens_per_second_ttft_and_accepted_drafts(chat, capsys):
+    answer(chat, "abcd")
+    line = "4 tokens  8 tokens/s  ttft 3 ms  2 of 5 prompt tokens cached  3 of 4 drafts accepted"
+    assert capsys.readouterr().out == f"dcba\n{line}\n"
+    assert Stats().line() == "0 tokens"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind", "said"),
+    [
+        ("#", UsageError, "the server answers 400: prompt has 9 tokens"),
+        ("?", LightworkError, "the runner died"),
+        ("!", LightworkError, "the answer broke off"),
+    ],
+)
+def test_what_goes_wrong_on_the_server_is_said(chat, prompt, kind, said):
+    with pytest.raises(kind, match=said):
+        list(chat.ask(prompt))
+    assert chat.messages == []
+
+
+def test_no_server_and_no_prompt(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello"))
+    assert main(["chat", "http://127.0.0.1:1"]) == 1
+    assert "no server answers at http://127.0.0.1:1" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+    assert main(["chat", "http://127.0.0.1:1"]) == 2
+    assert main(["chat", "http://127.0.0.1:1", "--use", "Ngram"]) == 2
+    assert "a URL without --use" in capsys.readouterr().err
+
+
+def test_techniques_are_checked_before_a_server_starts(capsys):
+    assert main(["chat", "tiny:llama", "--use", "Ngrm"]) == 2
+    assert "expected: Ngram" in capsys.readouterr().err
+
+
+def test_commands(chat, tmp_path: Path, capsys):
+    list(chat.ask("ab"))
+    assert obey(chat, f"/save {tmp_path}/chat.json")
+    saved = json.loads((tmp_path / "chat.json").read_text())
+    assert saved["messages"][1]["content"] == "ba"
+    assert obey(chat, "/stats")
+    assert "4 tokens" in capsys.readouterr().out
+    assert not obey(chat, "/quit")
+    with pytest.raises(SpecError, match="/stats"):
+        obey(chat, "/stat")
+    with pytest.raises(UsageError, match="cannot be written"):
+        obey(chat, f"/save {tmp_path}/absent/chat.json")
+    with pytest.raises(UsageError, match="not started by the chat"):
+        obey(chat, "/use Ngram")
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("", []),
+        ("Ngram", ["Ngram"]),
+        ("Ngram(k=4, n=2)  Sarathi( chunk=8 )", ["Ngram(k=4, n=2)", "Sarathi( chunk=8 )"]),
+        ("A(x='(') B", ["A(x='(')", "B"]),
+        ("A) B", ["A)", "B"]),
+    ],
+)
+def test_use_takes_several_techniques(line, parts):
+    assert split_techniques(line) == parts
+
+
+def test_the_terminal_loop(chat, capsys):
+    from prompt_toolkit.application import create_app_session
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output import DummyOutput
+
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        keys.send_text("ab\r\r/reset\r/wrong\r#\r\x03cd\r/quit\r")
+        repl(chat)
+    captured = capsys.readouterr()
+    assert "ba\n" in captured.out
+    assert "dc\n" in captured.out
+    assert "no command is called '/wrong'" in captured.err
+    assert "the server answers 400" in captured.err
+
+
+CHILD = """#!{python}
+import signal, sys
+print("load    tiny", flush=True)
+if "--use" in sys.argv and "Broken" in sys.argv:
+    print("it broke", file=sys.stderr, flush=True)
+    raise SystemExit(5)
+signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+print("http://127.0.0.1:4321/v1   page http://127.0.0.1:4321/ui", file=sys.stderr, flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = tmp_path / "python"
+    script.write_text(CHILD.format(python=sys.executable))
+    script.chmod(0o755)
+    monkeypatch.setattr("lightwork.cli._server.sys.executable", str(script))
+
+
+@pytest.mark.multiproc
+def test_a_server_of_its_own_is_started_restarted_and_ended(child):
+    with Server("tiny:llama", use=["Ngram"]) as server:
+        first = server._child
+        assert server.url == "http://127.0.0.1:4321"
+        assert first is not None
+        assert "Ngram" in first.args
+        server.restart(["Sarathi"])
+        assert first.returncode == 0
+        second = server._child
+        assert second is not None
+        assert "Sarathi" in second.args
+    assert second.returncode == 0
+
+
+@pytest.mark.multiproc
+def test_a_server_that_ends_early_is_named_with_its_last_words(child):
+    with pytest.raises(LightworkError, match="ended with code 5:\n    load    tiny\n    it broke"):
+        Server("tiny:llama", use=["Broken"]).__enter__()
