@@ -1,0 +1,72 @@
+"""The docs run, and say what the code says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+RUNNABLE = ("sh", "python")
+LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
+
+
+def blocks(how: str) -> list:
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in BLOCK.finditer(text):
+            if block[1] in RUNNABLE and block[2] == how:
+                line = text[: block.start()].count("\n") + 1
+                found.append(pytest.param(block[1], block[3], id=f"{page.name}:{line}"))
+    return found
+
+
+def run(language: str, code: str, folder: Path) -> None:
+    command = ["bash", "-euc", code] if language == "sh" else [sys.executable, "-W", "error", "-c", code]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("language", "code"), blocks("run"))
+def test_a_block_marked_run_runs(language: str, code: str, tmp_path: Path):
+    run(language, code, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("language", "code"), blocks("slow"))
+def test_a_block_marked_slow_runs(language: str, code: str, tmp_path: Path):
+    run(language, code, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_block_of_code_says_whether_it_is_run(page: Path):
+    marks = [b[2] for b in BLOCK.finditer(page.read_text(encoding="utf-8")) if b[1] in RUNNABLE]
+    assert set(marks) <= {"run", "slow", "skip"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_link_leads_somewhere(page: Path):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_generated_docs_are_what_the_code_says():
+    spec = spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    text = generate.README.read_text(encoding="utf-8")
+    assert text == generate.readme(text), "run `make docs`"
+    assert generate.REFERENCE.read_text(encoding="utf-8") == generate.reference(), "run `make docs`"
