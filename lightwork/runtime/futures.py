@@ -1,0 +1,119 @@
+"""Values that come later, and the coroutines that wait for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any
+
+from lightwork.errors import InvariantError
+
+if TYPE_CHECKING:
+    from lightwork.runtime.kernel import Kernel, World
+
+
+class CancelledError(BaseException):
+    """Raised in a task that was cancelled, where it waits. Not an Exception: `except Exception` lets it pass."""
+
+
+class Future:
+    """A value that comes later, set exactly once. name: what it stands for, shown when nothing else can run."""
+
+    __slots__ = ("_waiters", "done", "error", "kernel", "name", "observed", "value")
+
+    def __init__(self, kernel: Kernel, name: str = "") -> None:
+        self.kernel = kernel
+        self.name = name
+        self.done = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.observed = False
+        self._waiters: list[Task | Callable[[Future], Any]] = []
+
+    def set(self, value: Any = None) -> None:
+        self.end(value, None)
+
+    def fail(self, error: BaseException) -> None:
+        self.end(None, error)
+
+    def result(self) -> Any:
+        """The value, or the error raised. Raises InvariantError while there is neither."""
+        if not self.done:
+            raise InvariantError(f"{self.name or 'a future'} has no result yet", expected="await it first")
+        self.observed = True
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+    def add_callback(self, fn: Callable[[Future], Any]) -> None:
+        """Call fn(self) on the kernel's thread once this is done."""
+        if self.done:
+            self.kernel.call_soon(fn, self)
+        else:
+            self._waiters.append(fn)
+
+    def wake(self, task: Task) -> None:
+        """Resume the task once this is done. Called by the kernel."""
+        self.observed = True
+        if self.done:
+            self.kernel.call_soon(self.kernel.step, task, self.value, self.error)
+        else:
+            self._waiters.append(task)
+
+    def end(self, value: Any, error: BaseException | None) -> None:
+        if self.done:
+            raise InvariantError(f"{self.name or 'a future'} was set twice", expected="one result")
+        self.done = True
+        self.value = value
+        self.error = error
+        kernel = self.kernel
+        for waiter in self._waiters:
+            if isinstance(waiter, Task):
+                kernel.call_soon(kernel.step, waiter, value, error)
+            else:
+                kernel.call_soon(waiter, self)
+        self._waiters.clear()
+
+    def __await__(self) -> Generator[Future, Any, Any]:
+        if not self.done:
+            return (yield self)
+        return self.result()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name or 'unnamed'} {'done' if self.done else 'pending'}>"
+
+
+class Task(Future):
+    """A running coroutine; done when that returns. Children spawned by it end with it."""
+
+    __slots__ = ("_children", "cancelled", "coro", "waits", "world")
+
+    def __init__(
+        self, kernel: Kernel, coro: Coroutine[Any, Any, Any], name: str, world: World | None
+    ) -> None:
+        super().__init__(kernel, name)
+        self.coro = coro
+        self.world = world
+        self.waits: Any = None
+        self.cancelled = False
+        self._children: list[Task] = []
+
+    def adopt(self, child: Task) -> None:
+        self._children = [c for c in self._children if not c.done]
+        self._children.append(child)
+
+    def cancel(self) -> None:
+        """Raise CancelledError where the task waits; from then on it cannot wait again. Its children follow."""
+        if not self.done and not self.cancelled:
+            self.cancelled = True
+            self.kernel.call_soon(self.kernel.step, self, None, CancelledError(self.name))
+
+    def end(self, value: Any, error: BaseException | None) -> None:
+        for child in self._children:
+            child.cancel()
+        super().end(value, error)
+
+    def waiting_for(self) -> str:
+        """What it waits for, in words."""
+        if isinstance(self.waits, Future):
+            return self.waits.name or "an unnamed future"
+        return repr(self.waits) if self.waits is not None else "its turn"
