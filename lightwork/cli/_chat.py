@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from lightwork.cli._output import is_terminal, paint
 from lightwork.cli._server import Server
 from lightwork.errors import BusyError, LightworkError, MissingExtraError, UsageError
+from lightwork.runtime.clock import WallClock
 
 if TYPE_CHECKING:
     import httpx
@@ -22,9 +23,18 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CONNECT_S = 10.0
 
 
+class Clock(Protocol):
+    """Seconds since it was made."""
+
+    def now(self) -> float: ...
+
+
 @dataclass(slots=True)
 class Stats:
-    """What the answers so far took, as the server measured it."""
+    """What the answers so far took, as this side of the connection saw it.
+
+    ttft_s, decode_s: sums over answers, until the first piece and from the first piece to the last.
+    """
 
     answers: int = 0
     prompt_tokens: int = 0
@@ -35,13 +45,17 @@ class Stats:
     drafted: int = 0
     accepted: int = 0
 
-    def add(self, usage: dict[str, Any], timings: dict[str, Any]) -> None:
+    def saw(self, first_s: float, last_s: float) -> None:
+        """Count one answer's times, in seconds since it was asked for."""
         self.answers += 1
+        self.ttft_s += first_s
+        self.decode_s += last_s - first_s
+
+    def add(self, usage: dict[str, Any], timings: dict[str, Any]) -> None:
+        """Count what the server says of one answer."""
         self.prompt_tokens += usage.get("prompt_tokens", 0)
         self.output_tokens += usage.get("completion_tokens", 0)
         self.cached_tokens += (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-        self.ttft_s += timings.get("queue_s", 0.0) + timings.get("prefill_s", 0.0)
-        self.decode_s += timings.get("decode_s", 0.0)
         self.drafted += timings.get("drafted", 0)
         self.accepted += timings.get("accepted", 0)
 
@@ -49,7 +63,7 @@ class Stats:
         """One line: tokens, tokens/s, ttft, accepted drafts."""
         parts = [f"{self.output_tokens} tokens"]
         if self.decode_s > 0:
-            parts.append(f"{self.output_tokens / self.decode_s:.3g} tokens/s")
+            parts.append(f"{max(0, self.output_tokens - self.answers) / self.decode_s:.3g} tokens/s")
         if self.answers and self.ttft_s > 0:
             parts.append(f"ttft {self.ttft_s / self.answers * 1e3:.3g} ms")
         if self.cached_tokens:
@@ -69,6 +83,7 @@ class Chat:
     messages: list[dict[str, str]] = field(default_factory=list)
     total: Stats = field(default_factory=Stats)
     last: Stats = field(default_factory=Stats)
+    clock: Callable[[], Clock] = WallClock
 
     def reset(self) -> None:
         """Forget the conversation."""
@@ -85,17 +100,20 @@ class Chat:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        answer = ""
+        answer, times_s = "", []
+        clock = self.clock()
         self.last = Stats()
         for event in self._events(body):
             for choice in event.get("choices") or ():
                 if piece := (choice.get("delta") or {}).get("content"):
                     answer += piece
+                    times_s.append(clock.now())
                     yield piece
             if usage := event.get("usage"):
-                timings = event.get("timings") or {}
-                self.last.add(usage, timings)
-                self.total.add(usage, timings)
+                for stats in (self.last, self.total):
+                    stats.add(usage, event.get("timings") or {})
+        for stats in (self.last, self.total) if times_s else ():
+            stats.saw(times_s[0], times_s[-1])
         self.messages += [asked, {"role": "assistant", "content": answer}]
 
     def pipe(self, prompt: str) -> None:
@@ -110,7 +128,11 @@ class Chat:
 
     def save(self, path: Path) -> None:
         """Write the conversation as JSON."""
-        record = {"model": self.server.model, "use": self.server.use, "settings": self.settings}
+        record: dict[str, Any] = {
+            "model": self.server.model,
+            "use": self.server.use,
+            "settings": self.settings,
+        }
         record |= {"messages": self.messages, "stats": asdict(self.total)}
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ def lanes(spans: Iterable[Span]) -> list[Lane]:
     made = []
     for rank in sorted(by_rank, key=lambda r: (not r.isdecimal(), int(r) if r.isdecimal() else 0, r)):
         own = sorted(by_rank[rank], key=lambda s: (s.start_s, s.end_s))
-        kinds: Counter[str] = Counter()
+        kinds: dict[str, float] = defaultdict(float)
         for span in own:
             kinds[span.kind] += span.end_s - span.start_s
         made.append(Lane(rank=rank, spans=tuple(own), busy_s=_union_s(own), by_kind=dict(kinds)))
@@ -50,11 +50,12 @@ def lanes(spans: Iterable[Span]) -> list[Lane]:
 
 def letters(shown: Sequence[Lane]) -> dict[str, str]:
     """A letter for each kind: its first if that is free, else the first that is."""
-    total: Counter[str] = Counter()
+    total: dict[str, float] = defaultdict(float)
     for lane in shown:
-        total.update(lane.by_kind)
+        for kind, seconds in lane.by_kind.items():
+            total[kind] += seconds
     chosen: dict[str, str] = {}
-    for kind, _ in total.most_common():
+    for kind in sorted(total, key=lambda k: (-total[k], k)):
         free = [c for c in kind.upper() + LETTERS if c in LETTERS and c not in chosen.values()]
         chosen[kind] = free[0] if free else "?"
     return chosen

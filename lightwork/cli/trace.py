@@ -41,10 +41,10 @@ def command(file: Path, most: int, width: int | None, as_json: bool) -> None:
         ) from error
     found = lanes(trace.spans)
     if as_json:
-        show_json([_summary(lane) | {"by_kind_s": lane.by_kind} for lane in found])
+        show_json({"label": trace.label, "lanes": [_summary(lane) for lane in found]})
         return
+    print(f"{trace.label}: {len(trace.spans)} spans")
     if not found:
-        print("no spans")
         return
     start_s = min(lane.spans[0].start_s for lane in found)
     end_s = max(span.end_s for lane in found for span in lane.spans)
@@ -76,4 +76,4 @@ def picture(shown: list[Lane], start_s: float, end_s: float, width: int | None) 
 
 
 def _summary(lane: Lane) -> dict[str, object]:
-    return {"rank": lane.rank, "spans": len(lane.spans), "busy_s": lane.busy_s, "mostly": lane.mostly}
+    return {"rank": lane.rank, "spans": len(lane.spans), "busy_s": lane.busy_s, "by_kind_s": lane.by_kind}

@@ -22,7 +22,18 @@ from lightwork.cli._server import Server
 from lightwork.errors import LightworkError, SpecError, UsageError
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 2}}
-TIMINGS = {"queue_s": 0.001, "prefill_s": 0.002, "decode_s": 0.5, "drafted": 4, "accepted": 3}
+TIMINGS = {"drafted": 4, "accepted": 3}
+
+
+class Ticks:
+    """A clock that gains a quarter of a second each time it is read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def now(self) -> float:
+        self.reads += 1
+        return self.reads / 4
 
 
 class Fake(BaseHTTPRequestHandler):
@@ -74,7 +85,7 @@ def url():
 def chat(url: str):
     Fake.asked.clear()
     with Server(url) as server:
-        yield Chat(server, system="be short", settings={"max_tokens": 9})
+        yield Chat(server, system="be short", settings={"max_tokens": 9}, clock=Ticks)
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/v1"])
@@ -105,7 +116,7 @@ def test_an_answer_that_is_left_early_does_not_join_the_conversation(chat):
 
 def test_stats_say_tokens_per_second_ttft_and_accepted_drafts(chat, capsys):
     answer(chat, "abcd")
-    line = "4 tokens  8 tokens/s  ttft 3 ms  2 of 5 prompt tokens cached  3 of 4 drafts accepted"
+    line = "4 tokens  4 tokens/s  ttft 250 ms  2 of 5 prompt tokens cached  3 of 4 drafts accepted"
     assert capsys.readouterr().out == f"dcba\n{line}\n"
     assert Stats().line() == "0 tokens"
 
