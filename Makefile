@@ -42,7 +42,7 @@ static: $(BIN)/lightwork
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 install:
 	$(PYTHON) -m venv $(VENV)

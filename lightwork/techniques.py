@@ -50,12 +50,12 @@ def parse(text: str, package: str = "lightwork") -> Any:
     return _build(tree, package, 0)
 
 
-def parse_all(texts: Iterable[str], package: str = "lightwork") -> list[Any]:
-    """Parse a list of texts. Raises SpecError if two of them are of one kind."""
+def parse_all(uses: Iterable[object], package: str = "lightwork") -> list[Any]:
+    """The techniques of a list of texts and objects. Raises SpecError if two of them are of one kind."""
     first: dict[str, str] = {}
     built = []
-    for text in texts:
-        technique = parse(text, package)
+    for use in uses:
+        technique = parse(use, package) if isinstance(use, str) else use
         kind = kind_of(technique, package)
         if kind in first:
             raise SpecError(

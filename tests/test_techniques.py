@@ -278,6 +278,7 @@ def test_any_text_names_a_technique_or_is_a_spec_error(text):
 def test_two_techniques_of_one_kind_are_refused():
     both = techniques.parse_all(["Fair", "Ngram(k=2)"], "zoo")
     assert [type(t).__name__ for t in both] == ["Fair", "Ngram"]
+    assert techniques.parse_all(both, "zoo") == both
     with pytest.raises(SpecError, match="Fair and PrefillFirst are both of kind scheduler"):
         techniques.parse_all(["Fair", "PrefillFirst"], "zoo")
 

@@ -35,7 +35,8 @@ requests = click.option(
 
 
 def on(default: str, words: str) -> Decorator:
-    return click.option("--on", default=default, show_default=True, metavar="PLACE", help=words)
+    """Where it runs; None if unset, for a plan file may say it."""
+    return click.option("--on", metavar="PLACE", help=f"{words}  [default: {default}]")
 
 
 def size(text: str) -> int:

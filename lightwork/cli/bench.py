@@ -31,20 +31,20 @@ def command(
     a: str,
     b: str,
     model: str,
-    on: str,
+    on: str | None,
     load: str,
     requests: int,
     rounds: int,
     seed: int,
     as_json: bool,
 ) -> None:
-    from lightwork.serve.bench import bench
+    from lightwork.cli._bench import bench
 
     bench(
         a,
         b,
         model=model,
-        on=on,
+        on=on or "cpu",
         load=load,
         requests=requests,
         rounds=rounds,

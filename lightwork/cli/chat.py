@@ -11,6 +11,7 @@ import sys
 import click
 
 from lightwork.cli import _options
+from lightwork.cli._plan_file import choose
 from lightwork.cli._verbs import verb
 
 
@@ -25,7 +26,7 @@ from lightwork.cli._verbs import verb
 def command(
     model: str,
     use: tuple[str, ...],
-    on: str,
+    on: str | None,
     system: str | None,
     max_tokens: int,
     temperature: float | None,
@@ -33,11 +34,10 @@ def command(
 ) -> None:
     from lightwork.cli._chat import Chat
     from lightwork.cli._server import Server
-    from lightwork.techniques import parse_all
 
-    parse_all(use)
+    chosen = choose(model, on, use, "cpu")
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    with Server(model, use=use, on=on) as server:
+    with Server(chosen.model, use=chosen.use, on=chosen.on) as server:
         chat = Chat(server, system, {k: v for k, v in settings.items() if v is not None})
         if sys.stdin.isatty() and sys.stdout.isatty():
             from lightwork.cli._repl import repl

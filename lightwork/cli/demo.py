@@ -14,6 +14,6 @@ from lightwork.cli._verbs import verb
 @_options.seed
 @_options.as_json
 def command(trace: str | None, seed: int, as_json: bool) -> None:
-    from lightwork.serve.demo import demo
+    from lightwork.cli._demo import demo
 
     demo(trace=trace, seed=seed, as_json=as_json)

@@ -1,7 +1,8 @@
 """Serve a model to any OpenAI client, with a live page and metrics.
 
-MODEL is `tiny:llama` (built in), `hf:FOLDER` (a Hugging Face checkpoint) or a plan file. The address and a
-line to copy are printed when it is ready. Ctrl-C lets running requests finish, a second Ctrl-C stops them.
+MODEL is `tiny:llama` (built in), `hf:FOLDER` (a Hugging Face checkpoint) or a plan file (`plan.toml` with the
+keys model, on, use). The address and a line to copy are printed when it is ready. Ctrl-C lets running
+requests finish, a second Ctrl-C stops them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import click
 
 from lightwork.cli import _options
+from lightwork.cli._plan_file import choose
 from lightwork.cli._verbs import verb
 
 
@@ -31,7 +33,7 @@ from lightwork.cli._verbs import verb
 def command(
     model: str,
     use: tuple[str, ...],
-    on: str,
+    on: str | None,
     host: str,
     port: int,
     name: str | None,
@@ -41,10 +43,11 @@ def command(
 ) -> None:
     from lightwork.serve.http.main import serve
 
+    chosen = choose(model, on, use, "cpu")
     serve(
-        model,
-        use=use,
-        on=on,
+        chosen.model,
+        use=chosen.use,
+        on=chosen.on,
         host=host,
         port=port,
         name=name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from lightwork.cli import _options
+from lightwork.cli._plan_file import choose
 from lightwork.cli._verbs import verb
 
 
@@ -27,7 +28,7 @@ from lightwork.cli._verbs import verb
 def command(
     model: str,
     use: tuple[str, ...],
-    on: str,
+    on: str | None,
     load: str,
     requests: int,
     seed: int,
@@ -36,4 +37,14 @@ def command(
 ) -> None:
     from lightwork.serve.simulate import main
 
-    main(model, use=use, on=on, load=load, requests=requests, seed=seed, trace=trace, as_json=as_json)
+    chosen = choose(model, on, use, "sim:a100x8")
+    main(
+        chosen.model,
+        use=chosen.use,
+        on=chosen.on,
+        load=load,
+        requests=requests,
+        seed=seed,
+        trace=trace,
+        as_json=as_json,
+    )

@@ -1,0 +1,56 @@
+"""A plan file says the same as a command line, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightwork.cli._plan_file import MAX_BYTES, choose
+from lightwork.errors import SpecError
+
+
+@pytest.fixture
+def plan(tmp_path: Path):
+    def write(text: str) -> str:
+        file = tmp_path / "plan.toml"
+        file.write_text(text)
+        return str(file)
+
+    return write
+
+
+def test_without_a_file_the_command_line_is_all():
+    assert choose("tiny:llama", None, (), "cpu") == ("tiny:llama", "cpu", ())
+    assert choose("tiny:llama", "cuda:0", ("Ngram(k=4)",), "cpu") == ("tiny:llama", "cuda:0", ("Ngram(k=4)",))
+
+
+def test_the_command_line_replaces_what_the_file_says(plan):
+    file = plan('model = "tiny:llama"\non = "sim:h100"\nuse = ["Sarathi", "Ngram"]\n')
+    assert choose(file, None, (), "cpu") == ("tiny:llama", "sim:h100", ("Sarathi", "Ngram"))
+    assert choose(file, "cpu", ("Ngram",), "cpu") == ("tiny:llama", "cpu", ("Ngram",))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names no model"),
+        ("model = 3", "model in plan.toml is '3'"),
+        ('model = "m"\nuse = "Sarathi"', "a list of strings"),
+        ('model = "m"\nuse = [3]', "a list of strings"),
+        ('model = "m"\nusee = []', "unknown key 'usee'\n  expected: use"),
+        ('model = "m"\nuse = ["Sarathi", "PrefillFirst"]', "both of kind scheduler"),
+        ('model = "m"\nuse = ["Sarahti"]', "expected: Sarathi"),
+        ("model = ", "is not TOML"),
+        ("[" * 5000, "is not TOML"),
+        ("#" * (MAX_BYTES + 1), "at most"),
+    ],
+)
+def test_what_a_plan_may_not_say_is_refused(plan, text, said):
+    with pytest.raises(SpecError, match=said):
+        choose(plan(text), None, (), "cpu")
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(SpecError, match="cannot be read"):
+        choose("absent.toml", None, (), "cpu")
