@@ -1,14 +1,16 @@
 """What a strategy asks for: effects, and the counted work they carry.
 
-A strategy is a coroutine that awaits effects. It never reads a clock, opens a socket or touches a device; whoever
-drives the coroutine carries each effect out (really, or by letting virtual time pass) and sends the result back in.
+A strategy is a coroutine that awaits effects. It never reads a clock, opens a socket or touches a device;
+whoever drives the coroutine carries each effect out (really, or by letting virtual time pass) and sends the
+result back in.
 
     async def ring_all_gather(me, n, chunks):
         for s in range(n - 1):
             await Send((me + 1) % n, chunks[(me - s) % n])
             chunks[(me - s - 1) % n] = await Recv((me - 1) % n, like=chunks[(me - s - 1) % n])
 
-Effects are created millions of times in a simulation, so they are plain slotted classes rather than frozen ones.
+Effects are created millions of times in a simulation, so they are plain slotted classes rather than frozen
+ones.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Work:
     kind: which of a device's rates applies ("matmul", "attention", "vector").
     ops: arithmetic operations, a multiply-add counting as two. dtype: the type they are done in.
     bytes: bytes moved through the memory named by level.
-    rows: length of the parallel dimension (rows of a matrix product), for the device's efficiency curve; 0: saturated.
+    rows: length of the parallel dimension (rows of a matrix product), for the device's efficiency curve; 0:
+    saturated.
     launches: kernels or calls started.
     """
 

@@ -12,11 +12,17 @@ if TYPE_CHECKING:
 
 
 class CancelledError(BaseException):
-    """Raised in a task that was cancelled, where it waits. Not an Exception: `except Exception` lets it pass."""
+    """Raised in a task that was cancelled, where it waits.
+
+    Not an Exception: `except Exception` lets it pass.
+    """
 
 
 class Future:
-    """A value that comes later, set exactly once. name: what it stands for, shown when nothing else can run."""
+    """A value that comes later, set exactly once.
+
+    name: what it stands for, shown when nothing else can run.
+    """
 
     __slots__ = ("_waiters", "done", "error", "kernel", "name", "observed", "value")
 
@@ -102,7 +108,10 @@ class Task(Future):
         self._children.append(child)
 
     def cancel(self) -> None:
-        """Raise CancelledError where the task waits; from then on it cannot wait again. Its children follow."""
+        """Raise CancelledError where the task waits.
+
+        From then on it cannot wait again. Its children follow.
+        """
         if not self.done and not self.cancelled:
             self.cancelled = True
             self.kernel.call_soon(self.kernel.step, self, None, CancelledError(self.name))

@@ -1,10 +1,11 @@
 """The kernel: steps coroutines itself, on a wall clock or a virtual one.
 
-A coroutine awaits futures and effects. The kernel performs the effects that are the same in every world (Sleep, Spawn,
-Use, Acquire, Release, Signal, Wait); the others (Compute, Move, Send, Recv, Collective) go to the task's world.
+A coroutine awaits futures and effects. The kernel performs the effects that are the same in every world
+(Sleep, Spawn, Use, Acquire, Release, Signal, Wait); the others (Compute, Move, Send, Recv, Collective) go
+to the task's world.
 
-Everything runs on one thread, in the order (time, sequence): first what is ready, then the next timer. Only `post` may
-be called from another thread.
+Everything runs on one thread, in the order (time, sequence): first what is ready, then the next timer. Only
+`post` may be called from another thread.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 class World(Protocol):
-    """Interprets the effects of a rank: `perform` arranges for the task to be resumed with the effect's result."""
+    """Interprets the effects of a rank: perform() has the task resumed with the effect's result."""
 
     def perform(self, task: Task, effect: Effect) -> None: ...
 
@@ -130,14 +131,20 @@ class Kernel:
         return await future
 
     def cancel(self, future: Future) -> None:
-        """End a task: CancelledError is raised where it waits, and its children are cancelled. No-op if done."""
+        """End a task.
+
+        CancelledError is raised where it waits, and its children are cancelled. No-op if done.
+        """
         if isinstance(future, Task):
             future.cancel()
         elif not future.done:
             future.fail(CancelledError(future.name))
 
     def offload(self, fn: Callable[..., Any], *args: Any, cost_s: float = 0.0) -> Future:
-        """Run fn(*args) beside the kernel's thread. On a virtual clock: now, and the result comes cost_s later."""
+        """Run fn(*args) beside the kernel's thread.
+
+        On a virtual clock: now, and the result comes cost_s later.
+        """
         future = self.future(getattr(fn, "__name__", "offload"))
         if self.clock.virtual:
             self.at(self.now() + cost_s, _settle, future, *_outcome(fn, args))
@@ -251,7 +258,10 @@ class Kernel:
     # -- tasks
 
     def step(self, task: Task, value: Any, error: BaseException | None) -> None:
-        """Resume a task where it waits, with a value or an error. Called by worlds and futures through call_soon."""
+        """Resume a task where it waits, with a value or an error.
+
+        Called by worlds and futures through call_soon.
+        """
         if task.done:
             return
         task.waits = None

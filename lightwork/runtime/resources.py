@@ -1,7 +1,7 @@
 """Who can do work: `Fifo` (served in order), `Fair` (shared bandwidth), `Store` (capacity).
 
-A stream, a core, a copy engine, a DRAM bank or an endpoint slot is a Fifo; memory bandwidth and links are Fair; memory,
-buffers and KV blocks are Stores.
+A stream, a core, a copy engine, a DRAM bank or an endpoint slot is a Fifo; memory bandwidth and links are
+Fair; memory, buffers and KV blocks are Stores.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One record of what happened, or would have: spans, and whoever watches them come.
 
-Everything that reports (progress, Prometheus, Perfetto, the page, claims, diagnosis) observes this one stream.
+Everything that reports (progress, Prometheus, Perfetto, the page, claims, diagnosis) observes this one
+stream.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple, Protocol
 class Span(NamedTuple):
     """Something that took from start_s to end_s; equal for an instant.
 
-    A NamedTuple because millions are made in a simulation and it is built three times as fast as a frozen dataclass.
+    A NamedTuple because millions are made in a simulation and it is built three times as fast as a frozen
+    dataclass.
 
     rank: who did it (a rank, an engine, a stream). kind: what sort of thing ("compute", "send", "step", ...).
     bytes: moved. peer: the other rank of a message. args: whatever else its readers need.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lightwork.memory.kv import KVCache
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
-
-from lightwork.memory.kv import KVCache
 from lightwork.serve.engine import Engine
 from lightwork.serve.schedulers import Scheduler, Step
 from lightwork.serve.schedulers.sarathi import Sarathi

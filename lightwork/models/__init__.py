@@ -1,0 +1,75 @@
+"""Transformer families behind one shape description and one forward pass.
+
+spec.py         `ModelSpec`: the shape of a model, from config.json or a preset
+transformer.py  `forward(weights, spec, tokens, positions, attend)`: all families, training and serving
+weights.py      fused weights, and their names in checkpoints
+checkpoint.py   Hugging Face folders: sharded safetensors, memory-mapped
+rows.py         `Rows`: the one ragged batch of a serving step
+work.py         counted work of a forward, for the cost model
+tokenizer.py    text to tokens and back, chat templates, streaming
+
+To add a family: its architecture in spec.py, its tensor names in weights.py, and a line in the parity test.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightwork.errors import CheckpointError, MissingExtraError, SpecError
+
+if TYPE_CHECKING:
+    from lightwork.models.checkpoint import Progress
+    from lightwork.models.model import Model
+
+__all__ = ["Model", "load", "resolve"]
+
+BUILTIN = Path(__file__).parent / "builtin"
+
+
+def resolve(uri: str) -> Path:
+    """The folder that a model URI names: `tiny:llama` (built in), `hf:./folder`, or a folder.
+
+    Raises SpecError for an unknown built-in model, CheckpointError if there is no such folder.
+    """
+    scheme, _, rest = uri.partition(":")
+    if scheme == "tiny":
+        known = sorted(p.name for p in BUILTIN.iterdir() if (p / "config.json").is_file())
+        if rest not in known:
+            raise SpecError(
+                f"no built-in model is called {rest!r}",
+                expected=", ".join(f"tiny:{k}" for k in known),
+                fix="tiny:llama",
+            )
+        return BUILTIN / rest
+    folder = Path(rest if scheme == "hf" else uri).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no folder {folder}",
+            expected="tiny:llama, hf:FOLDER, or a folder",
+            fix="check the path",
+        )
+    return folder
+
+
+def load(uri: str, *, dtype: str = "float32", device: str = "cpu", progress: Progress | None = None) -> Model:
+    """Load a model with its tokenizer. progress(phase, bytes done, bytes in all) is called along the way.
+
+    Raises CheckpointError, SpecError; MissingExtraError without torch.
+    """
+    folder = resolve(uri)
+    try:
+        from lightwork.models.model import open_model
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtraError("torch", "torch") from error
+    return open_model(folder, dtype=dtype, device=device, progress=progress)
+
+
+def __getattr__(name: str) -> object:
+    if name == "Model":
+        from lightwork.models.model import Model
+
+        return Model
+    raise AttributeError(name)

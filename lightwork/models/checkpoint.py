@@ -1,0 +1,137 @@
+"""A model folder in Hugging Face layout: config.json and safetensors, memory-mapped, never pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lightwork.errors import CheckpointError
+from lightwork.models.spec import ModelSpec
+
+Progress = Callable[[str, int, int], None]
+"""(phase, bytes done, bytes in all)"""
+
+
+def read_json(folder: Path, name: str, *, optional: bool = False) -> dict[str, Any]:
+    """A JSON object of the folder; {} if it is optional and absent. Raises CheckpointError."""
+    path = folder / name
+    if not path.is_file():
+        if optional:
+            return {}
+        raise CheckpointError(
+            f"{folder} has no {name}", expected="a Hugging Face model folder", fix="check the path"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not JSON: {error}", expected="a JSON object", fix="copy it again"
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(value).__name__}", expected="a JSON object", fix="copy it again"
+        )
+    return value
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The model's shape. Raises CheckpointError."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no folder {folder}", expected="a Hugging Face model folder", fix="check the path"
+        )
+    return ModelSpec.from_config(read_json(folder, "config.json"), folder.name)
+
+
+class Checkpoint:
+    """The tensors of a folder, read when asked for. Shards are opened once and stay memory-mapped."""
+
+    def __init__(self, folder: Path, progress: Progress | None = None) -> None:
+        self.folder = folder
+        self._progress = progress
+        self._where = self._index()
+        self._open: dict[str, Any] = {}
+        self.total_bytes = sum((folder / f).stat().st_size for f in set(self._where.values()))
+        self._done_bytes = 0
+
+    def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor by name. Raises CheckpointError if it is missing, misshapen or cut off."""
+        shard = self._where.get(name)
+        if shard is None:
+            raise CheckpointError(
+                f"{self.folder} has no tensor {name}",
+                expected="all tensors of config.json's model",
+                fix="copy it again",
+            )
+        try:
+            tensor: Tensor = self._shard(shard).get_tensor(name)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _broken(self.folder / shard, error) from error
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(
+                f"{name} has shape {tuple(tensor.shape)}",
+                expected=f"{shape}, from config.json",
+                fix="match the two",
+            )
+        self._done_bytes += tensor.nbytes
+        if self._progress is not None:
+            self._progress("read", min(self._done_bytes, self.total_bytes), self.total_bytes)
+        return tensor
+
+    def _shard(self, name: str) -> Any:
+        if name not in self._open:
+            self._open[name] = safe_open(self.folder / name, framework="pt")
+        return self._open[name]
+
+    def _index(self) -> dict[str, str]:
+        """Which file holds each tensor."""
+        if (self.folder / "model.safetensors.index.json").is_file():
+            index = read_json(self.folder, "model.safetensors.index.json").get("weight_map")
+            if not isinstance(index, dict):
+                raise CheckpointError(
+                    f"{self.folder}/model.safetensors.index.json has no weight_map",
+                    expected="one",
+                    fix="copy it again",
+                )
+            where = {str(k): str(v) for k, v in index.items()}
+            for shard in sorted(set(where.values())):
+                self._check_present(shard)
+            return where
+        if not (self.folder / "model.safetensors").is_file():
+            raise self._nothing_to_load()
+        try:
+            with safe_open(self.folder / "model.safetensors", framework="pt") as file:
+                return dict.fromkeys(file.keys(), "model.safetensors")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _broken(self.folder / "model.safetensors", error) from error
+
+    def _check_present(self, shard: str) -> None:
+        if Path(shard).name != shard or not (self.folder / shard).is_file():
+            raise CheckpointError(
+                f"{self.folder} lacks the shard {shard}",
+                expected="every file of its index",
+                fix="copy the missing file",
+            )
+
+    def _nothing_to_load(self) -> CheckpointError:
+        pickles = sorted(p.name for p in self.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl"))
+        if pickles:
+            return CheckpointError(
+                f"{self.folder} holds only pickle files ({', '.join(pickles[:3])}), and those can run code",
+                expected="safetensors",
+                fix="convert it with transformers: from_pretrained, then save_pretrained",
+            )
+        return CheckpointError(
+            f"{self.folder} holds no weights", expected="model.safetensors", fix="check the path"
+        )
+
+
+def _broken(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is cut off or damaged: {error}", expected="a whole safetensors file", fix="copy it again"
+    )

@@ -1,0 +1,98 @@
+"""A loaded model: weights, tokenizer, and its forward over rows with paged keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightwork.errors import RangeError
+from lightwork.kernels.attention import paged_attention, plan_groups
+from lightwork.models.checkpoint import Checkpoint, Progress, read_json, read_spec
+from lightwork.models.rows import Rows
+from lightwork.models.spec import ModelSpec
+from lightwork.models.tokenizer import Tokenizer
+from lightwork.models.transformer import forward, logits
+from lightwork.models.weights import Weights, from_checkpoint
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+class KVPool:
+    """Keys and values of all slots, [layers, slots, G, D] each, on the model's device."""
+
+    def __init__(
+        self, spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: str
+    ) -> None:
+        self.block_size = block_size
+        shape = (spec.num_layers, num_blocks * block_size, spec.num_kv_heads, spec.head_size)
+        self.keys_LTGD = torch.zeros(shape, dtype=dtype, device=device)
+        self.values_LTGD = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys_LTGD.nbytes + self.values_LTGD.nbytes
+
+    def copy(self, src: Sequence[int], dst: Sequence[int]) -> None:
+        """Copy slots, in all layers; sources are read before anything is written."""
+        for pool in (self.keys_LTGD, self.values_LTGD):
+            pool[:, list(dst)] = pool[:, list(src)]
+
+
+class Model:
+    """Weights and tokenizer of one checkpoint. generation: its generation_config.json."""
+
+    def __init__(
+        self, spec: ModelSpec, weights: Weights, tokenizer: Tokenizer, generation: dict[str, Any], device: str
+    ) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.tokenizer = tokenizer
+        self.generation = generation
+        self.device = device
+        self.dtype = weights.embed.dtype
+
+    def new_kv(self, num_blocks: int, block_size: int) -> KVPool:
+        return KVPool(self.spec, num_blocks, block_size, self.dtype, self.device)
+
+    @torch.inference_mode()
+    def forward(self, rows: Rows, kv: KVPool) -> Tensor:
+        """Write the rows' keys and values and return the logits of the scored ones, float32 [N, V]."""
+        spec, device = self.spec, self.device
+        tokens_R = torch.from_numpy(rows.tokens).to(device)
+        positions_R = torch.from_numpy(rows.positions).to(device)
+        slots_R = torch.from_numpy(rows.slots).to(device)
+        scored_N = torch.from_numpy(rows.scored).to(device)
+        groups = plan_groups(rows, kv.block_size, device, windows=bool(spec.windowed))
+
+        def attend(layer: int, q_RHD: Tensor, k_RGD: Tensor, v_RGD: Tensor) -> Tensor:
+            keys_TGD, values_TGD = kv.keys_LTGD[layer], kv.values_LTGD[layer]
+            keys_TGD[slots_R] = k_RGD
+            values_TGD[slots_R] = v_RGD
+            return paged_attention(q_RHD, keys_TGD, values_TGD, groups, spec.window(layer))
+
+        hidden_Rd = forward(self.weights, spec, tokens_R, positions_R, attend)
+        return logits(self.weights, hidden_Rd[scored_N])
+
+
+def open_model(folder: Path, *, dtype: str, device: str, progress: Progress | None) -> Model:
+    """Load a Hugging Face folder. Raises CheckpointError, RangeError for an unknown dtype."""
+    if dtype not in DTYPES:
+        raise RangeError(f"dtype is {dtype!r}", expected=", ".join(DTYPES))
+    spec = read_spec(folder)
+    checkpoint = Checkpoint(folder, progress)
+
+    def get(name: str, shape: tuple[int, ...]) -> Tensor:
+        return checkpoint.get(name, shape).to(device=device, dtype=DTYPES[dtype])
+
+    weights = from_checkpoint(spec, get)
+    generation = read_json(folder, "generation_config.json", optional=True)
+    return Model(spec, weights, Tokenizer(folder), generation, device)

@@ -1,0 +1,35 @@
+"""The one ragged batch that a model's forward takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(slots=True, kw_only=True)
+class Rows:
+    """R rows of S sequences; the rows of a sequence are contiguous and in order of their keys.
+
+    A row of sequence s with key index i sees key j of its sequence if j < known[s] and j <= i, or if j >=
+    known[s] and bit j - known[s] of its ancestors is set. Layers with a sliding window also hide keys by
+    distance in position.
+
+    tokens, positions: int64[R]. slots: int64[R], where each row's KV is written (block * block_size +
+    offset).
+    seqs: int32[R], 0..S-1. index: int64[R], the row's own key index. ancestors: uint64[R], 0 for rows of
+    known tokens.
+    known: int64[S], keys below it are causal, the rest draft nodes. tables: int32[S, blocks], padded with -1.
+    scored: int64[N], rows whose logits are wanted.
+    """
+
+    tokens: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    seqs: NDArray[np.int32]
+    index: NDArray[np.int64]
+    ancestors: NDArray[np.uint64]
+    known: NDArray[np.int64]
+    tables: NDArray[np.int32]
+    scored: NDArray[np.int64]

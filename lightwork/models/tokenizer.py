@@ -1,0 +1,176 @@
+"""Text to tokens and back, chat templates, and text while tokens arrive."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import tokenizers
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lightwork.errors import CheckpointError, UsageError
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_MAX_PENDING = 16
+"""Tokens after which bytes that still make no character are shown as they are: no character is that long."""
+
+
+class Tokenizer:
+    """tokenizer.json and the chat template of a model folder. Raises CheckpointError if it cannot be read."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(
+                f"{folder} has no tokenizer.json",
+                expected="a fast tokenizer",
+                fix="save it with transformers",
+            )
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception for a damaged file
+            raise CheckpointError(
+                f"{path} cannot be read: {error}", expected="a tokenizer", fix="copy it again"
+            ) from error
+        self._folder = folder
+        self._config = _read(folder / "tokenizer_config.json")
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @cached_property
+    def special(self) -> dict[str, str]:
+        """Special tokens by role: bos_token, eos_token, ..."""
+        roles = ("bos_token", "eos_token", "unk_token", "pad_token")
+        found = {role: self._config.get(role) for role in roles}
+        return {role: v["content"] if isinstance(v, dict) else v for role, v in found.items() if v}
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a text: of generation_config.json, else the tokenizer's own."""
+        ids = _read(self._folder / "generation_config.json").get("eos_token_id")
+        if ids is None:
+            ids = self._tokenizer.token_to_id(self.special.get("eos_token", ""))
+        return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+
+    def encode(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Token ids of a text. add_special: with the tokens the model was trained to see around it."""
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special))
+
+    def token_text(self, token: int) -> str:
+        """The token as it is written in the vocabulary's text, special tokens included."""
+        return self.decode([token])
+
+    def stream(self) -> Detokenizer:
+        return Detokenizer(self)
+
+    # -- chat
+
+    @cached_property
+    def _template(self) -> jinja2.Template | None:
+        source = self._config.get("chat_template")
+        if isinstance(source, list):
+            source = next((t["template"] for t in source if t.get("name") == "default"), None)
+        if source is None and (self._folder / "chat_template.jinja").is_file():
+            source = (self._folder / "chat_template.jinja").read_text(encoding="utf-8")
+        if not source:
+            return None
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _refuse
+        try:
+            return environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise CheckpointError(
+                f"the chat template of {self._folder} cannot be read: {error}", expected="a Jinja template"
+            ) from error
+
+    def chat_text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """A conversation as the model was trained to see it. Raises UsageError if the template refuses it."""
+        if self._template is None:
+            raise UsageError(
+                "this model has no chat template",
+                expected="a model trained for chat",
+                fix="use /v1/completions",
+            )
+        try:
+            return self._template.render(
+                messages=list(messages),
+                tools=list(tools) if tools else None,
+                add_generation_prompt=add_generation_prompt,
+                **{**self.special, **variables},
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
+            raise UsageError(f"the chat template refuses these messages: {error}") from error
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> list[int]:
+        """Token ids of `chat_text`."""
+        return self.encode(self.chat_text(messages, **settings))
+
+
+class Detokenizer:
+    """Text of tokens as they come. The pieces joined are exactly `decode` of all the tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._context: list[int] = []
+        self._pending: list[int] = []
+
+    def push(self, token: int) -> str:
+        """The text that became certain with this token: never half a character."""
+        self._pending.append(token)
+        text = self._new_text()
+        if text.endswith(REPLACEMENT) and len(self._pending) < _MAX_PENDING:
+            return ""
+        if text:
+            self._context, self._pending = self._pending, []
+        return text
+
+    def flush(self) -> str:
+        """What is left when no more tokens come."""
+        text = self._new_text() if self._pending else ""
+        self._context, self._pending = [], []
+        return text
+
+    def _new_text(self) -> str:
+        """Decoded behind the tokens before it: decoders treat the first token of a text differently."""
+        decode = self._tokenizer.decode
+        return decode(self._context + self._pending)[len(decode(self._context)) :]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is not JSON: {error}", expected="a JSON object", fix="copy it again"
+        ) from error
+    return value if isinstance(value, dict) else {}
+
+
+def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)

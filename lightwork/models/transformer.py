@@ -1,0 +1,142 @@
+"""One forward pass for all families, over rows.
+
+What differs between families is data in ModelSpec and Weights; what differs between training and serving is
+`attend`, the function that lets rows see each other's keys and values. Differentiable, pure torch.
+
+R rows  d hidden  H query heads  G key-value heads  D head size  F MLP width  V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import pi
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightwork.errors import CheckpointError
+from lightwork.models.spec import ModelSpec, Rope
+from lightwork.models.weights import Layer, Weights
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q [R, H, D], k [R, G, D], v [R, G, D]) -> output [R, H, D]."""
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+def forward(
+    weights: Weights, spec: ModelSpec, tokens_R: Tensor, positions_R: Tensor, attend: Attend
+) -> Tensor:
+    """The normalised hidden states [R, d] of R rows."""
+    x_Rd = F.embedding(tokens_R, weights.embed)
+    cos_sin = None
+    if weights.positions is not None:
+        x_Rd = x_Rd + F.embedding(positions_R, weights.positions)
+    else:
+        cos_sin = rotary(spec.rope, spec.head_size, positions_R, x_Rd.dtype)
+    for i, layer in enumerate(weights.layers):
+        h_Rd = _norm(x_Rd, layer.norm1, layer.norm1_bias, spec)
+        x_Rd = x_Rd + _attention(i, h_Rd, layer, spec, cos_sin, attend)
+        h_Rd = _norm(x_Rd, layer.norm2, layer.norm2_bias, spec)
+        x_Rd = x_Rd + (_moe(h_Rd, layer, spec) if layer.router is not None else _mlp(h_Rd, layer, spec))
+    return _norm(x_Rd, weights.norm, weights.norm_bias, spec)
+
+
+def logits(weights: Weights, hidden_Nd: Tensor) -> Tensor:
+    """Scores over the vocabulary, float32 [N, V]."""
+    return F.linear(hidden_Nd, weights.head).float()
+
+
+def rotary(rope: Rope, head_size: int, positions_R: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of each row's rotation angles, [R, 1, D/2] each."""
+    frequencies = _frequencies(rope, head_size, positions_R.device)
+    angles = positions_R.float()[:, None, None] * frequencies
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _frequencies(rope: Rope, head_size: int, device: torch.device) -> Tensor:
+    exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
+    plain = 1.0 / rope.theta**exponents
+    if rope.kind == "default":
+        return plain
+    if rope.kind == "linear":
+        return plain / rope.factor
+    turns = rope.original_len * plain / (2 * pi)
+    ramp = ((turns - rope.low) / (rope.high - rope.low)).clamp(0.0, 1.0)
+    return ramp * plain + (1.0 - ramp) * plain / rope.factor
+
+
+def _norm(x_Rd: Tensor, weight: Tensor, bias: Tensor | None, spec: ModelSpec) -> Tensor:
+    if spec.norm == "layer":
+        return F.layer_norm(x_Rd, weight.shape, weight, bias, spec.norm_eps)
+    return _rms(x_Rd, weight, spec.norm_eps)
+
+
+def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm in float32, whatever the type of x (Zhang and Sennrich, 2019)."""
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return weight * F.rms_norm(x.float(), weight.shape, None, eps).to(x.dtype)
+
+
+def _attention(
+    i: int, h_Rd: Tensor, layer: Layer, spec: ModelSpec, cos_sin: tuple[Tensor, Tensor] | None, attend: Attend
+) -> Tensor:
+    heads, groups = spec.num_heads, spec.num_kv_heads
+    qkv = F.linear(h_Rd, layer.qkv, layer.qkv_bias).view(len(h_Rd), heads + 2 * groups, spec.head_size)
+    qk, v_RGD = qkv[:, : heads + groups], qkv[:, heads + groups :]
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q, k = qk[:, :heads], qk[:, heads:]
+        qk = torch.cat((_rms(q, layer.q_norm, spec.norm_eps), _rms(k, layer.k_norm, spec.norm_eps)), 1)
+    if cos_sin is not None:
+        qk = _rotate(qk, *cos_sin)
+    out_RHD = attend(i, qk[:, :heads], qk[:, heads:], v_RGD)
+    return F.linear(out_RHD.reshape(len(h_Rd), heads * spec.head_size), layer.out, layer.out_bias)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + D/2) of each head."""
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def _mlp(h_Rd: Tensor, layer: Layer, spec: ModelSpec) -> Tensor:
+    up = F.linear(h_Rd, layer.up, layer.up_bias)
+    return F.linear(_activate(up, spec), layer.down, layer.down_bias)
+
+
+def _activate(up: Tensor, spec: ModelSpec) -> Tensor:
+    act = ACTIVATIONS.get(spec.activation)
+    if act is None:
+        raise CheckpointError(
+            f"activation {spec.activation!r} is not supported", expected=", ".join(ACTIVATIONS)
+        )
+    if not spec.gated:
+        return act(up)
+    gate, value = up.chunk(2, -1)
+    return act(gate) * value
+
+
+def _moe(h_Rd: Tensor, layer: Layer, spec: ModelSpec) -> Tensor:
+    """Each row through its most probable experts, weighted by the router (Shazeer et al., 2017.
+
+    Jiang et al., 2024).
+    """
+    assert layer.router is not None
+    gates = F.softmax(F.linear(h_Rd, layer.router).float(), -1)
+    top, chosen = gates.topk(spec.experts_per_token, -1)
+    if spec.normalise_gates:
+        top = top / top.sum(-1, keepdim=True)
+    out_Rd = torch.zeros_like(h_Rd)
+    for e in torch.unique(chosen).tolist():
+        rows, rank = torch.nonzero(chosen == e, as_tuple=True)
+        y = F.linear(_activate(F.linear(h_Rd[rows], layer.up[e]), spec), layer.down[e])
+        out_Rd.index_add_(0, rows, y * top[rows, rank, None].to(y.dtype))
+    return out_Rd
