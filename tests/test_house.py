@@ -34,7 +34,7 @@ TEXTS = (".py", ".md", ".toml", ".json", ".yaml", ".svg", ".html", "")
 def sources(*folders: str) -> dict[Path, ast.Module]:
     """Every Python file under these folders, parsed."""
     found = sorted(f for folder in folders for f in (ROOT / folder).rglob("*.py"))
-    return {f.relative_to(ROOT): ast.parse(f.read_text(encoding="utf-8")) for f in found}
+    return {f.relative_to(ROOT): ast.parse(f.read_text(encoding="utf-8"), str(f)) for f in found}
 
 
 def ours() -> dict[Path, ast.Module]:

@@ -23,7 +23,7 @@ was taken. A missed claim stays listed as missed; loosening a tolerance needs a 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,29 +78,33 @@ class Claim:
         return {"at least": above, "at most": below, "near": above and below}[self.bound]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What one claim came to on this machine and version."""
 
-    system: str
-    title: str
-    paper: str
-    expect: float
-    within: float
-    bound: Bound
-    mode: Mode
-    unit: str
+    claim: Claim
     measured: float
-    note: str
-    state: State
+    note: str = ""
+
+    @property
+    def state(self) -> State:
+        return "reproduced" if self.claim.holds(self.measured) else "missed"
 
     def line(self) -> str:
         """The verdict in one line: title, published figure, measured figure, whether it holds."""
+        c = self.claim
         word = "holds" if self.state == "reproduced" else "MISSED"
-        here = f"here {self.measured:.3g}{self.unit} ({self.mode})"
-        bound = f"{self.bound} {self.expect:g}{self.unit}, within {self.within:.0%}"
+        here = f"here {self.measured:.3g}{c.unit} ({c.mode})"
+        bound = f"{c.bound} {c.expect:g}{c.unit}, within {c.within:.0%}"
         note = f"  {self.note}" if self.note else ""
-        return f"{self.title}   paper {self.paper}   {here}   {word} ({bound}){note}"
+        return f"{c.title}   paper {c.paper}   {here}   {word} ({bound}){note}"
+
+    def record(self) -> dict[str, str | float]:
+        """The verdict as plain values. Real figures vary between runs and keep two significant digits."""
+        digits = 2 if self.claim.mode == "real" else 4
+        named = {f.name: getattr(self.claim, f.name) for f in fields(Claim) if f.name != "run"}
+        measured = float(f"{self.measured:.{digits}g}")
+        return named | {"measured": measured, "note": self.note, "state": self.state}
 
 
 Figure = Callable[[Lab], "float | Measured"]
@@ -175,21 +179,7 @@ def measure(system: str, lab: Lab | None = None) -> list[Verdict]:
     for one in claims_of(system):
         found = one.run(lab or Lab())
         taken = found if isinstance(found, Measured) else Measured(float(found))
-        verdicts.append(
-            Verdict(
-                system=one.system,
-                title=one.title,
-                paper=one.paper,
-                expect=one.expect,
-                within=one.within,
-                bound=one.bound,
-                mode=one.mode,
-                unit=one.unit,
-                measured=taken.value,
-                note=taken.note,
-                state="reproduced" if one.holds(taken.value) else "missed",
-            )
-        )
+        verdicts.append(Verdict(one, taken.value, taken.note))
     return verdicts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,8 @@ def load(path: Path = RESULTS) -> list[Standing]:
 
 
 def save(verdicts: dict[str, list[Verdict]], provenance: dict[str, str], path: Path = RESULTS) -> None:
-    """Write the record, sorted and without dates, so that equal measurements give an equal file.
-
-    Real figures vary from run to run: they are kept to two significant digits.
-    """
-    systems = {name: [_record(v) for v in verdicts[name]] for name in sorted(verdicts) if verdicts[name]}
+    """Write the record, sorted and without dates, so that equal measurements give an equal file."""
+    systems = {name: [v.record() for v in verdicts[name]] for name in sorted(verdicts) if verdicts[name]}
     text = json.dumps({"provenance": provenance, "systems": systems}, indent=1, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
@@ -73,8 +70,3 @@ def provenance() -> dict[str, str]:
         commit = ""
     python = platform.python_version()
     return {"lightwork": __version__, "commit": commit, "python": python, "machine": platform.machine()}
-
-
-def _record(verdict: Verdict) -> dict[str, Any]:
-    digits = 2 if verdict.mode == "real" else 4
-    return asdict(verdict) | {"measured": float(f"{verdict.measured:.{digits}g}")}

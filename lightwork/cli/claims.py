@@ -38,7 +38,7 @@ def command(names: tuple[str, ...], everything: bool, record: bool, as_json: boo
     if record:
         save(measured, provenance())
     if as_json:
-        show_json(measured)
+        show_json({name: [v.record() for v in verdicts] for name, verdicts in measured.items()})
     else:
         _print(measured)
     states = [v.state for verdicts in measured.values() for v in verdicts]

@@ -63,7 +63,7 @@ def test_a_claim_holds_within_its_tolerance(toy, value, bound, state):
     toy(value, bound=bound)
     (verdict,) = measure("prosper")
     assert verdict.state == state
-    assert (verdict.title, verdict.mode) == ("bars recovered", "simulated")
+    assert (verdict.claim.title, verdict.claim.mode) == ("bars recovered", "simulated")
 
 
 def test_a_tolerance_of_everything_is_refused(toy):
