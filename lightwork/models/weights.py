@@ -60,12 +60,12 @@ class Weights:
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor once."""
         seen: set[int] = set()
-        for part in [self, *self.layers]:
-            for f in fields(part):
-                value = getattr(part, f.name)
-                if isinstance(value, Tensor) and id(value) not in seen:
-                    seen.add(id(value))
-                    yield value
+        values = [getattr(self, f.name) for f in fields(self)]
+        values += [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
+        for value in values:
+            if isinstance(value, Tensor) and id(value) not in seen:
+                seen.add(id(value))
+                yield value
 
     @property
     def nbytes(self) -> int:
@@ -197,4 +197,4 @@ def to_checkpoint(weights: Weights, spec: ModelSpec) -> dict[str, Tensor]:
 
 
 def _split(fused: Tensor, at: str, parts: str, sizes: list[int], kind: str) -> Mapping[str, Tensor]:
-    return {f"{at}{p}_proj.{kind}": t for p, t in zip(parts, fused.split(sizes), strict=True)}
+    return {f"{at}{p}_proj.{kind}": t for p, t in zip(parts, torch.split(fused, sizes), strict=True)}

@@ -1,4 +1,4 @@
-"""The only place that reads a clock or sleeps."""
+"""The only place that reads a clock."""
 
 from __future__ import annotations
 

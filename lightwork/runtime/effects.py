@@ -182,8 +182,9 @@ class Release(Effect):
 class Price:
     """What an effect costs: demands served side by side, and a latency that follows the last of them.
 
-    demands: (resource name, amount): seconds for a Fifo, bytes for a Fair.
+    demands: (path, amount). A path is the name of one Fifo, with seconds; or the names of Fair resources
+    that the bytes pass together.
     """
 
-    demands: tuple[tuple[str, float], ...] = ()
+    demands: tuple[tuple[tuple[str, ...], float], ...] = ()
     latency_s: float = 0.0

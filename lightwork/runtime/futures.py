@@ -24,7 +24,7 @@ class Future:
     name: what it stands for, shown when nothing else can run.
     """
 
-    __slots__ = ("_waiters", "done", "error", "kernel", "name", "observed", "value")
+    __slots__ = ("_waiters", "done", "error", "kernel", "name", "value")
 
     def __init__(self, kernel: Kernel, name: str = "") -> None:
         self.kernel = kernel
@@ -32,52 +32,64 @@ class Future:
         self.done = False
         self.value: Any = None
         self.error: BaseException | None = None
-        self.observed = False
         self._waiters: list[Task | Callable[[Future], Any]] = []
 
     def set(self, value: Any = None) -> None:
+        """Give the value. Raises InvariantError if there is a result; no-op if this was cancelled."""
         self.end(value, None)
 
     def fail(self, error: BaseException) -> None:
+        """Give an error instead of a value: it is raised in whoever waits."""
         self.end(None, error)
 
     def result(self) -> Any:
         """The value, or the error raised. Raises InvariantError while there is neither."""
         if not self.done:
             raise InvariantError(f"{self.name or 'a future'} has no result yet", expected="await it first")
-        self.observed = True
         if self.error is not None:
+            self.kernel.observed(self)
             raise self.error
         return self.value
 
     def add_callback(self, fn: Callable[[Future], Any]) -> None:
-        """Call fn(self) on the kernel's thread once this is done."""
+        """Call fn(self) on the kernel's thread once this is done; fn takes care of an error."""
         if self.done:
+            self.kernel.observed(self)
             self.kernel.call_soon(fn, self)
         else:
             self._waiters.append(fn)
 
+    def remove_callback(self, fn: Callable[[Future], Any]) -> None:
+        """Forget fn, if it has not been called."""
+        if fn in self._waiters:
+            self._waiters.remove(fn)
+
     def wake(self, task: Task) -> None:
         """Resume the task once this is done. Called by the kernel."""
-        self.observed = True
         if self.done:
+            self.kernel.observed(self)
             self.kernel.call_soon(self.kernel.step, task, self.value, self.error)
         else:
             self._waiters.append(task)
 
     def end(self, value: Any, error: BaseException | None) -> None:
         if self.done:
+            if isinstance(self.error, CancelledError):
+                return  # who sets it could not know that nobody wants it any more
             raise InvariantError(f"{self.name or 'a future'} was set twice", expected="one result")
         self.done = True
         self.value = value
         self.error = error
         kernel = self.kernel
-        for waiter in self._waiters:
-            if isinstance(waiter, Task):
-                kernel.call_soon(kernel.step, waiter, value, error)
-            else:
-                kernel.call_soon(waiter, self)
-        self._waiters.clear()
+        if self._waiters:
+            for waiter in self._waiters:
+                if isinstance(waiter, Task):
+                    kernel.call_soon(kernel.step, waiter, value, error)
+                else:
+                    kernel.call_soon(waiter, self)
+            self._waiters = []
+        elif error is not None:
+            kernel.unobserved(self)
 
     def __await__(self) -> Generator[Future, Any, Any]:
         if not self.done:
@@ -89,40 +101,55 @@ class Future:
 
 
 class Task(Future):
-    """A running coroutine; done when that returns. Children spawned by it end with it."""
+    """A running coroutine; done when that returns. Children spawned by it are cancelled when it ends."""
 
-    __slots__ = ("_children", "cancelled", "coro", "waits", "world")
+    __slots__ = ("_children", "cancelled", "coro", "parent", "waits", "world")
 
     def __init__(
-        self, kernel: Kernel, coro: Coroutine[Any, Any, Any], name: str, world: World | None
+        self,
+        kernel: Kernel,
+        coro: Coroutine[Any, Any, Any],
+        name: str,
+        world: World | None,
+        parent: Task | None = None,
     ) -> None:
         super().__init__(kernel, name)
         self.coro = coro
         self.world = world
         self.waits: Any = None
         self.cancelled = False
-        self._children: list[Task] = []
-
-    def adopt(self, child: Task) -> None:
-        self._children = [c for c in self._children if not c.done]
-        self._children.append(child)
+        self.parent = parent
+        self._children: dict[Task, None] | None = None
+        if parent is not None:
+            if parent._children is None:
+                parent._children = {}
+            parent._children[self] = None
 
     def cancel(self) -> None:
-        """Raise CancelledError where the task waits.
+        """Raise CancelledError where the task waits; from then on it cannot wait again. Its children follow.
 
-        From then on it cannot wait again. Its children follow.
+        While it ends it may still give back what it holds: Release and Signal are carried out.
         """
         if not self.done and not self.cancelled:
             self.cancelled = True
             self.kernel.call_soon(self.kernel.step, self, None, CancelledError(self.name))
 
     def end(self, value: Any, error: BaseException | None) -> None:
-        for child in self._children:
-            child.cancel()
+        if self.parent is not None:
+            if self.parent._children is not None:
+                self.parent._children.pop(self, None)
+            self.parent = None
+        if self._children:
+            for child in self._children:
+                child.cancel()
+            self._children = None
         super().end(value, error)
 
     def waiting_for(self) -> str:
         """What it waits for, in words."""
         if isinstance(self.waits, Future):
             return self.waits.name or "an unnamed future"
-        return repr(self.waits) if self.waits is not None else "its turn"
+        if self.waits is None:
+            return "its turn"
+        told = self.world.explain(self.waits) if self.world is not None else ""
+        return told or repr(self.waits)

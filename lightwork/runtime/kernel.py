@@ -5,39 +5,61 @@ A coroutine awaits futures and effects. The kernel performs the effects that are
 to the task's world.
 
 Everything runs on one thread, in the order (time, sequence): first what is ready, then the next timer. Only
-`post` may be called from another thread.
+`post` and `stop` may be called from another thread.
+
+Errors are never lost: an error that nobody waited for is logged when it happens on a wall clock, where
+run() may go on for hours, and on every clock run() raises the first of them when it returns, unless main's
+own error goes first.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from heapq import heappop, heappush
-from itertools import count
+from heapq import heapify, heappop, heappush
+from math import inf
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
 
-from lightwork.errors import DeadlockError, InvariantError, RangeError
+from lightwork.errors import DeadlockError, InvariantError
 from lightwork.runtime.clock import VirtualClock, WallClock
-from lightwork.runtime.effects import Acquire, Effect, Release, Signal, Sleep, Spawn, Use, Wait
+from lightwork.runtime.effects import Effect, Release, Signal, Sleep
 from lightwork.runtime.futures import CancelledError, Future, Task
+from lightwork.runtime.local import PERFORM, give_back
 from lightwork.runtime.trace import Trace
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
+Timer = tuple[float, int, Callable[..., Any], tuple[Any, ...]]
+
+_LONGEST_WAIT_S = (
+    3600.0  # a lock's timeout has a limit that depends on the system; waiting again costs nothing
+)
+_MAX_FAILED = 1000
+_log = logging.getLogger(__name__)
 
 
 class World(Protocol):
-    """Interprets the effects of a rank: perform() has the task resumed with the effect's result."""
+    """Interprets the effects of a rank."""
 
-    def perform(self, task: Task, effect: Effect) -> None: ...
+    scope: object
+    """Who shares counters (Signal, Wait): tasks whose worlds have the same scope."""
+
+    def perform(self, task: Task, effect: Effect) -> None:
+        """Arrange for the task to be resumed with the effect's result."""
+        ...
+
+    def explain(self, effect: Any) -> str:
+        """What a task that waits for this effect lacks, in words; "" if there is nothing to add to its repr."""
+        ...
 
 
 class Kernel:
-    """Runs tasks. clock: None is a virtual one. seed: of every random stream. trace: where spans go."""
+    """Runs tasks. clock: None is a virtual one. seed: of all random streams. trace: where spans go."""
 
     def __init__(
         self, clock: WallClock | VirtualClock | None = None, *, seed: int = 0, trace: Trace | None = None
@@ -46,37 +68,38 @@ class Kernel:
         self.now: Callable[[], float] = self.clock.now
         self.seed = seed
         self.trace = trace
+        self.counters: dict[tuple[object, str], int] = {}
+        self.counting: dict[tuple[object, str], list[tuple[int, Task]]] = {}
         self._ready: deque[Call] = deque()
-        self._timers: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
-        self._sequence = count()
+        self._timers: list[Timer] = []
+        self._dropped: set[int] = set()
+        self._sequence = 0
         self._inbox: SimpleQueue[Call] = SimpleQueue()
-        self._offloaded = 0
         self._pool: ThreadPoolExecutor | None = None
-        self._counters: dict[str, int] = {}
-        self._counting: dict[str, list[tuple[int, Task]]] = {}
+        self._rngs: dict[str, np.random.Generator] = {}
         self._tasks: dict[Task, None] = {}
-        self._failed: list[Task] = []
+        self._failed: dict[Future, None] = {}
         self._stopping = False
-        self._perform: dict[type, Callable[[Task, Any], None]] = {
-            Sleep: self._sleep,
-            Spawn: self._spawn_child,
-            Use: self._use,
-            Acquire: self._acquire,
-            Release: self._release,
-            Signal: self._signal,
-            Wait: self._wait,
-        }
 
     # -- what programs call
 
     def rng(self, name: str) -> np.random.Generator:
-        """A random stream of its own for each name, the same for the same seed."""
-        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-        return np.random.Generator(np.random.Philox(key=[self.seed % 2**64, key]))
+        """The random stream of this name: its own, the same for the same seed, going on where it was left."""
+        if name not in self._rngs:
+            key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+            self._rngs[name] = np.random.Generator(np.random.Philox(key=[self.seed % 2**64, key]))
+        return self._rngs[name]
 
-    def spawn(self, coro: Coroutine[Any, Any, Any], *, name: str = "", world: World | None = None) -> Task:
-        """Start a coroutine on the ready queue. If it fails and nobody awaits it, run() raises its error."""
-        task = Task(self, coro, name, world)
+    def spawn(
+        self,
+        coro: Coroutine[Any, Any, Any],
+        *,
+        name: str = "",
+        world: World | None = None,
+        parent: Task | None = None,
+    ) -> Task:
+        """Start a coroutine on the ready queue. parent: the task it is cancelled with; None for daemons."""
+        task = Task(self, coro, name, world, parent)
         self._tasks[task] = None
         self._ready.append((self.step, (task, None, None)))
         return task
@@ -85,56 +108,95 @@ class Kernel:
         """A future to be set by hand; name says what it stands for when nothing else can run."""
         return Future(self, name)
 
-    def at(self, when_s: float, fn: Callable[..., Any], *args: Any) -> None:
-        """Call fn(*args) at a time on this kernel's clock, at once if it has passed."""
-        heappush(self._timers, (when_s, next(self._sequence), fn, args))
+    def at(self, when_s: float, fn: Callable[..., Any], *args: Any) -> int:
+        """Call fn(*args) at a time on this kernel's clock, at once if it has passed.
+
+        Returns a number for `drop`.
+        """
+        self._sequence = sequence = self._sequence + 1
+        heappush(self._timers, (when_s, sequence, fn, args))
+        return sequence
+
+    def drop(self, timer: int) -> None:
+        """Forget a timer that has not rung. What has rung already must not be dropped."""
+        self._dropped.add(timer)
+        if len(self._dropped) > 64 and 2 * len(self._dropped) > len(self._timers):
+            self._timers[:] = [t for t in self._timers if t[1] not in self._dropped]
+            heapify(self._timers)
+            self._dropped.clear()
 
     def call_soon(self, fn: Callable[..., Any], *args: Any) -> None:
+        """Call fn(*args) after everything that is ready now."""
         self._ready.append((fn, args))
 
     def sleep(self, seconds: float) -> Sleep:
         return Sleep(seconds)
 
-    async def gather(self, futures: Iterable[Future]) -> list[Any]:
-        """The values of all, in order. If one fails the others are cancelled and its error is raised."""
-        waiting = list(futures)
+    async def gather(self, *futures: Future) -> list[Any]:
+        """The values of all, in order. If one fails, or the caller is cancelled, all others are cancelled."""
+        left = len(futures)
+        bell = self.future(f"{left} futures ({', '.join(f.name for f in futures[:3])}{', ...' * (left > 3)})")
+
+        def count(future: Future) -> None:
+            nonlocal left
+            left -= 1
+            if not bell.done and (left == 0 or future.error is not None):
+                bell.end(None, future.error)
+
+        for future in futures:
+            future.add_callback(count)
         try:
-            return [await future for future in waiting]
+            if futures:
+                await bell
         except BaseException:
-            for future in waiting:
+            for future in futures:
                 self.cancel(future)
             raise
+        return [future.value for future in futures]
 
-    async def first(self, futures: Iterable[Future]) -> Future:
+    async def first(self, *futures: Future) -> Future:
         """The first future that is done; the others go on."""
-        waiting = list(futures)
         bell = self.future("the first of several")
-        for future in waiting:
-            future.add_callback(lambda _: None if bell.done else bell.set(None))
-        await bell
-        return next(future for future in waiting if future.done)
+
+        def ring(future: Future) -> None:
+            if not bell.done:
+                bell.set(future)
+
+        for future in futures:
+            future.add_callback(ring)
+        try:
+            done: Future = await bell
+            return done
+        finally:
+            for future in futures:
+                future.remove_callback(ring)
 
     async def timeout(self, future: Future, seconds: float) -> Any:
-        """The future's value. Raises TimeoutError, and cancels it, if it is not done in time."""
-        bell = self.future("a timeout")
+        """The future's value. Raises TimeoutError, and cancels it, if it is not done in time.
 
-        def ring(_: object = None) -> None:
-            if not bell.done:
-                bell.set(None)
+        It is cancelled with the caller, too.
+        """
+        rang = False
 
-        self.at(self.now() + seconds, ring)
-        future.add_callback(ring)
-        await bell
-        if not future.done:
+        def ring() -> None:
+            nonlocal rang
+            rang = True
             self.cancel(future)
-            raise TimeoutError(f"{future.name or 'a future'} was not done in {seconds:g} s")
-        return await future
+
+        timer = self.at(self.now() + seconds, ring)
+        try:
+            return await future
+        except CancelledError:
+            self.cancel(future)
+            if rang:
+                raise TimeoutError(f"{future.name or 'a future'} was not done in {seconds:g} s") from None
+            raise
+        finally:
+            if not rang:
+                self.drop(timer)
 
     def cancel(self, future: Future) -> None:
-        """End a task.
-
-        CancelledError is raised where it waits, and its children are cancelled. No-op if done.
-        """
+        """End a task: CancelledError is raised where it waits, and in its children. No-op if done."""
         if isinstance(future, Task):
             future.cancel()
         elif not future.done:
@@ -151,17 +213,11 @@ class Kernel:
             return future
         if self._pool is None:
             self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="lightwork")
-        self._offloaded += 1
-
-        def work() -> None:
-            outcome = _outcome(fn, args)
-            self._inbox.put((self._returned, (future, *outcome)))
-
-        self._pool.submit(work)
+        self._pool.submit(lambda: self._inbox.put((_settle, (future, *_outcome(fn, args)))))
         return future
 
     def post(self, fn: Callable[..., Any], *args: Any) -> None:
-        """From any thread: call fn(*args) on the kernel's thread."""
+        """From any thread: call fn(*args) on the kernel's thread, at once if it waits."""
         self._inbox.put((fn, args))
 
     def stop(self) -> None:
@@ -169,91 +225,127 @@ class Kernel:
         self.post(self._stop)
 
     def run(self, main: Coroutine[Any, Any, Any] | None = None, *, until_s: float | None = None) -> Any:
-        """Run until main is done (its value is returned), until a time, or until nothing is left to do.
+        """Run until main is done (its value is returned), until a time, or until stop().
 
-        Raises DeadlockError when main can never be done, and the error of a task that nobody awaited.
+        On a virtual clock also until nothing is left to do: then a pending main raises DeadlockError. On a
+        wall clock a kernel with nothing to do waits for `post` and `offload`. Other tasks stay where they
+        are, for the next run(). Raises an error that nobody waited for, see above.
         """
-        task = self.spawn(main, name="main") if main is not None else None
+        task = self.spawn(main, name="main") if main is not None else Future(self, "main")
         self._stopping = False
         try:
-            while not (self._stopping or (task is not None and task.done)):
-                self._drain(task)
-                if (task is not None and task.done) or self._stopping or not self._advance(until_s):
-                    break
+            if isinstance(self.clock, VirtualClock):
+                self._run_virtual(self.clock, task, inf if until_s is None else until_s)
+            else:
+                self._run_wall(task, inf if until_s is None else until_s)
         finally:
             if self._pool is not None:
                 self._pool.shutdown(wait=False)
                 self._pool = None
-        return self._finish(task, until_s)
+        if main is not None and task.done:
+            self._raise_lost(but=task)
+            return task.result()
+        self._raise_lost()
+        if main is not None and until_s is None and not self._stopping:
+            raise self._deadlock()
+        return None
+
+    def close(self) -> None:
+        """End every task where it waits. The kernel is of no use afterwards."""
+        for task in [*self._tasks]:
+            task.coro.close()
+        self._tasks.clear()
+        self._ready.clear()
+        self._timers.clear()
 
     # -- the loop
 
-    def _drain(self, main: Task | None) -> None:
-        ready, inbox = self._ready, self._inbox
-        while True:
+    def _run_virtual(self, clock: VirtualClock, main: Future, until_s: float) -> None:
+        ready, timers, inbox, dropped = self._ready, self._timers, self._inbox, self._dropped
+        next_call = ready.popleft
+        while not self._stopping:
+            while ready:
+                fn, args = next_call()
+                fn(*args)
+                if main.done or self._stopping:
+                    return
+            if not inbox.empty():
+                ready.append(inbox.get_nowait())
+                continue
+            if not timers:
+                break
+            if timers[0][0] > until_s:
+                break
+            when_s, sequence, fn, args = heappop(timers)
+            if dropped and sequence in dropped:
+                dropped.discard(sequence)
+                continue
+            if when_s > clock.time_s:
+                clock.time_s = when_s
+            fn(*args)
+            if main.done:
+                return
+        if until_s != inf and not self._stopping:
+            clock.time_s = max(clock.time_s, until_s)
+
+    def _run_wall(self, main: Future, until_s: float) -> None:
+        ready, timers, inbox = self._ready, self._timers, self._inbox
+        while not (main.done or self._stopping):
             while not inbox.empty():
                 ready.append(inbox.get_nowait())
+            now_s = self.now()
+            while timers and timers[0][0] <= now_s:
+                _, sequence, fn, args = heappop(timers)
+                if sequence in self._dropped:
+                    self._dropped.discard(sequence)
+                else:
+                    ready.append((fn, args))
             if not ready:
-                return
+                if now_s >= until_s:
+                    return
+                next_s = min(timers[0][0] if timers else inf, until_s)
+                try:
+                    ready.append(inbox.get(timeout=min(next_s - now_s, _LONGEST_WAIT_S)))
+                except Empty:
+                    continue
             for _ in range(len(ready)):
                 fn, args = ready.popleft()
                 fn(*args)
-                if (main is not None and main.done) or self._stopping:
+                if main.done or self._stopping:
                     return
 
-    def _advance(self, until_s: float | None) -> bool:
-        """Let time pass until something can run; False if nothing ever will."""
-        timers = self._timers
-        next_s = timers[0][0] if timers else None
-        if until_s is not None and (next_s is None or next_s > until_s):
-            next_s = None if self.clock.virtual else until_s
-        if isinstance(self.clock, VirtualClock):
-            if next_s is None:
-                if until_s is not None:
-                    self.clock.time_s = max(self.clock.time_s, until_s)
-                return False
-            self.clock.time_s = max(self.clock.time_s, next_s)
-            _, _, fn, args = heappop(timers)
-            fn(*args)
-            return True
-        return self._wait_on_wall(next_s, until_s)
-
-    def _wait_on_wall(self, next_s: float | None, until_s: float | None) -> bool:
-        left_s = None if next_s is None else next_s - self.now()
-        if left_s is None or left_s > 0:
-            try:
-                self._ready.append(self._inbox.get(timeout=left_s))
-            except Empty:
-                pass
-            else:
-                return True
-        while self._timers and self._timers[0][0] <= self.now():
-            _, _, fn, args = heappop(self._timers)
-            self._ready.append((fn, args))
-        return until_s is None or self.now() < until_s or bool(self._ready)
-
-    def _finish(self, main: Task | None, until_s: float | None) -> Any:
-        lost = [t for t in self._failed if not t.observed and t is not main]
+    def _raise_lost(self, but: Future | None = None) -> None:
+        lost = [f for f in self._failed if f is not but]
         self._failed.clear()
-        if main is not None and not main.done and not self._stopping and until_s is None:
-            raise lost[0].error if lost and lost[0].error else self._deadlock()
-        if main is not None and main.error is not None:
-            raise main.error
         if lost and lost[0].error is not None:
-            raise lost[0].error
-        return main.value if main is not None else None
+            if but is None or but.error is None:
+                raise lost[0].error
+            but.error.add_note(f"{lost[0].name or 'a task'} had failed, too: {lost[0].error!r}")
 
     def _deadlock(self) -> DeadlockError:
-        waits = [f"{t.name or 'a task'} waits for {t.waiting_for()}" for t in self._tasks if not t.done]
-        shown = "; ".join(waits[:8]) + ("; ..." if len(waits) > 8 else "")
+        waits = dict.fromkeys(f"{t.name or 'a task'} waits for {t.waiting_for()}" for t in self._tasks)
+        shown = "; ".join([*waits][:8]) + (f"; and {len(waits) - 8} more" if len(waits) > 8 else "")
         return DeadlockError(f"nothing can run: {shown}", expected="somebody to set what is waited for")
 
     def _stop(self) -> None:
         self._stopping = True
 
-    def _returned(self, future: Future, value: Any, error: BaseException | None) -> None:
-        self._offloaded -= 1
-        _settle(future, value, error)
+    def observed(self, future: Future) -> None:
+        """Somebody has seen this error. Called by futures."""
+        self._failed.pop(future, None)
+
+    def unobserved(self, future: Future) -> None:
+        """Nobody waited when this error came. Called by futures."""
+        if isinstance(future.error, CancelledError) or not isinstance(future, Task):
+            return
+        if len(self._failed) < _MAX_FAILED:
+            self._failed[future] = None
+        if not self.clock.virtual:
+            self.call_soon(self._log_lost, future)
+
+    def _log_lost(self, future: Future) -> None:
+        if future in self._failed and future.name != "main":
+            _log.error("%s failed and nobody waits for it", future.name or "a task", exc_info=future.error)
 
     # -- tasks
 
@@ -264,30 +356,31 @@ class Kernel:
         """
         if task.done:
             return
-        task.waits = None
         try:
             yielded = task.coro.send(value) if error is None else task.coro.throw(error)
             while task.cancelled:
-                yielded = task.coro.throw(CancelledError(task.name))
-        except StopIteration as end:
-            del self._tasks[task]
-            task.end(end.value, None)
-            return
+                if isinstance(yielded, Release | Signal):
+                    give_back(self, task, yielded)
+                    yielded = task.coro.send(None)
+                else:
+                    yielded = task.coro.throw(CancelledError(task.name))
         except BaseException as raised:
             del self._tasks[task]
-            if not isinstance(raised, Exception | CancelledError):
+            task.waits = None
+            if isinstance(raised, StopIteration):
+                task.end(raised.value, None)
+            elif isinstance(raised, Exception | CancelledError):
+                task.end(None, raised)
+            else:
+                task.end(None, CancelledError(task.name))
                 raise
-            if not isinstance(raised, CancelledError):
-                self._failed.append(task)
-            task.end(None, raised)
             return
         task.waits = yielded
-        if isinstance(yielded, Future):
-            yielded.wake(task)
-            return
-        perform = self._perform.get(type(yielded))
+        perform = PERFORM.get(type(yielded))
         if perform is not None:
-            perform(task, yielded)
+            perform(self, task, yielded)
+        elif isinstance(yielded, Future):
+            yielded.wake(task)
         elif task.world is not None and isinstance(yielded, Effect):
             task.world.perform(task, yielded)
         else:
@@ -300,45 +393,14 @@ class Kernel:
         """Put a task that waits for an effect back on the ready queue."""
         self._ready.append((self.step, (task, value, None)))
 
+    def refuse(self, task: Task, error: Exception) -> None:
+        """Raise an error in a task that waits for an effect."""
+        self._ready.append((self.step, (task, None, error)))
+
     def resume_at(self, when_s: float, task: Task, value: Any = None) -> None:
-        heappush(self._timers, (when_s, next(self._sequence), self.step, (task, value, None)))
-
-    # -- effects of every world
-
-    def _sleep(self, task: Task, effect: Sleep) -> None:
-        self.resume_at(self.now() + max(0.0, effect.seconds), task)
-
-    def _spawn_child(self, task: Task, effect: Spawn) -> None:
-        child = self.spawn(effect.coro, name=effect.name or task.name, world=task.world)
-        task.adopt(child)
-        self.resume(task, child)
-
-    def _use(self, task: Task, effect: Use) -> None:
-        effect.resource.use(self, effect.amount, self.resume, task)
-
-    def _acquire(self, task: Task, effect: Acquire) -> None:
-        effect.store.acquire(self, effect.amount, task)
-
-    def _release(self, task: Task, effect: Release) -> None:
-        effect.store.release(self, effect.amount)
-        self.resume(task)
-
-    def _signal(self, task: Task, effect: Signal) -> None:
-        if effect.count < 0:
-            raise RangeError(f"Signal({effect.name!r}) counts down by {-effect.count}", expected="count >= 0")
-        reached = self._counters[effect.name] = self._counters.get(effect.name, 0) + effect.count
-        waiting = self._counting.get(effect.name, [])
-        self._counting[effect.name] = [(n, t) for n, t in waiting if n > reached]
-        for n, waiter in waiting:
-            if n <= reached:
-                self.resume(waiter)
-        self.resume(task)
-
-    def _wait(self, task: Task, effect: Wait) -> None:
-        if self._counters.get(effect.name, 0) >= effect.count:
-            self.resume(task)
-        else:
-            self._counting.setdefault(effect.name, []).append((effect.count, task))
+        """Resume a task at a time on this kernel's clock."""
+        self._sequence = sequence = self._sequence + 1
+        heappush(self._timers, (when_s, sequence, self.step, (task, value, None)))
 
 
 def _outcome(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
@@ -349,9 +411,5 @@ def _outcome(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseEx
 
 
 def _settle(future: Future, value: Any, error: BaseException | None) -> None:
-    if future.done:
-        return
-    if error is None:
-        future.set(value)
-    else:
-        future.fail(error)
+    if not future.done:
+        future.end(value, error)

@@ -17,7 +17,8 @@ from lightwork.decode.verifiers import Verdict, Verifier
 from lightwork.decode.verifiers.match import Match
 from lightwork.errors import InvariantError, LightworkError
 from lightwork.memory.kv import Copy, KVCache
-from lightwork.runtime.kernel import Future, Kernel
+from lightwork.runtime.futures import Future
+from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span
 from lightwork.serve.runner import Runner, Scores
 from lightwork.serve.schedulers import Chunk, Scheduler, Step, View

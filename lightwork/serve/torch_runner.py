@@ -9,7 +9,9 @@ import numpy as np
 from lightwork.decode.sampling import Floats, Pick, describe, pick
 from lightwork.memory.kv import KVCache
 from lightwork.models import Model
-from lightwork.runtime.kernel import Future, Kernel
+from lightwork.models.rows import Rows
+from lightwork.runtime.futures import Future
+from lightwork.runtime.kernel import Kernel
 from lightwork.serve.rows import build_rows
 from lightwork.serve.schedulers import Step
 
@@ -34,7 +36,7 @@ class TorchRunner:
         rows, first = build_rows(step, self.kv)
         return self.kernel.offload(self._forward, step, rows, first)
 
-    def _forward(self, step: Step, rows: object, first: list[int]) -> LogitScores:
+    def _forward(self, step: Step, rows: Rows, first: list[int]) -> LogitScores:
         for copy in step.copies:
             self.pool.copy(
                 range(copy.src, copy.src + copy.num_slots), range(copy.dst, copy.dst + copy.num_slots)
@@ -62,8 +64,9 @@ class LogitScores:
         return pick(self._logits_NV[row], seq.sampling, seq.known + len(emitted), prompt, output)
 
     def prompt(self, chunk: int, num_top: int) -> list[Pick]:
-        seq, start, count = self._step.chunks[chunk]
-        successors = seq.tokens[start + 1 : min(start + count, seq.prompt_len - 1) + 1]
+        part = self._step.chunks[chunk]
+        seq = part.seq
+        successors = seq.tokens[part.start + 1 : min(part.end, seq.prompt_len - 1) + 1]
         first = self._first[chunk]
         return [
             describe(np.asarray(self._logits_NV[first + i]), t, num_top) for i, t in enumerate(successors)

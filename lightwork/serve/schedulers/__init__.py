@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from lightwork.decode.proposers import Draft
 from lightwork.memory.kv import Copy
@@ -18,7 +18,8 @@ from lightwork.serve.sequence import Limits
 from lightwork.serve.sequence import Sequence as Seq
 
 
-class Chunk(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Chunk:
     """Run tokens [start, start + count) of a sequence; the next is chosen iff that reaches the last known."""
 
     seq: Seq

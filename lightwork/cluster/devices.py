@@ -1,0 +1,159 @@
+"""One frozen description for every machine: CPUs, GPU nodes, and later PULP, PIM and dataflow chips.
+
+Every constant has a source (measured, published, or assumed) under its field's name in `sources`; a test
+refuses a preset that lacks one. Rates are what well-made kernels reach at saturating sizes, not datasheet
+peaks; `curve` says what share of that smaller sizes reach.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from lightwork.errors import SpecError
+
+Curve = tuple[tuple[int, float], ...]
+"""(rows, share of the saturated rate), rows ascending; straight lines in between, flat outside."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Identical compute units, used together. rates: operations per second of all of them, by "kind/dtype".
+
+    launch_s: time to start one kernel. tile_rows: rows are computed in multiples of this; 1: no tiles.
+    """
+
+    name: str
+    count: int
+    rates: Mapping[str, float]
+    launch_s: float = 0.0
+    curve: Curve = ((1, 1.0),)
+    tile_rows: int = 1
+
+    def rate(self, kind: str, dtype: str) -> float:
+        """Saturated operations per second. Raises SpecError if this unit cannot do it."""
+        found = self.rates.get(f"{kind}/{dtype}") or self.rates.get(f"matmul/{dtype}")
+        if found is None:
+            raise SpecError(f"{self.name} has no rate for {kind}/{dtype}", expected=", ".join(self.rates))
+        return found
+
+    def share(self, rows: int) -> float:
+        """Share of the saturated rate that `rows` rows reach, tiles included; 0 rows means saturated."""
+        if rows <= 0:
+            return 1.0
+        full = interpolate(self.curve, rows)
+        if rows >= self.tile_rows > 1:
+            full *= rows / (-(-rows // self.tile_rows) * self.tile_rows)
+        return full
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """One level of memory. read_bytes_per_s: what streaming kernels reach. bytes: capacity."""
+
+    name: str
+    bytes: float
+    read_bytes_per_s: float
+    write_bytes_per_s: float
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A connection. bytes_per_s: per direction and device. a, b: what it joins ("device", "node", "host")."""
+
+    name: str
+    a: str
+    b: str
+    bytes_per_s: float
+    latency_s: float
+    duplex: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One accelerator or processor. memories: inner to outer; "memory" is its main one.
+
+    step_s: host time that every engine step costs on top of its kernels. sources: by field, e.g.
+    "unit.rates".
+    """
+
+    name: str
+    unit: Unit
+    memories: tuple[Memory, ...]
+    step_s: float = 0.0
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def memory(self, name: str = "memory") -> Memory:
+        """A level by name. Raises SpecError."""
+        for level in self.memories:
+            if level.name == name:
+                return level
+        raise SpecError(
+            f"{self.name} has no memory {name!r}", expected=", ".join(m.name for m in self.memories)
+        )
+
+    def constants(self) -> list[str]:
+        """The names that `sources` must hold."""
+        names = [f"unit.{n}" for n in ("count", "rates", "launch_s", "curve", "tile_rows")] + ["step_s"]
+        for level in self.memories:
+            names += [f"{level.name}.{f.name}" for f in fields(level) if f.name != "name"]
+        return names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """num_devices of one device, per_node to a node. inner joins those of a node, outer joins nodes."""
+
+    device: Device
+    num_devices: int = 1
+    per_node: int = 1
+    inner: Link | None = None
+    outer: Link | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def link(self, a: int, b: int) -> Link:
+        """The slowest link between two devices. Raises SpecError if they are not connected."""
+        link = self.inner if a // self.per_node == b // self.per_node else self.outer
+        if link is None:
+            raise SpecError(f"devices {a} and {b} of {self.device.name} are not connected", expected="a link")
+        return link
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Cluster:
+        """The inverse of to_dict, also of what JSON made of it. Raises SpecError."""
+        try:
+            device = dict(data["device"])
+            unit = dict(device["unit"])
+            unit["curve"] = tuple((int(r), float(s)) for r, s in unit["curve"])
+            device["unit"] = Unit(**unit)
+            device["memories"] = tuple(Memory(**m) for m in device["memories"])
+            inner, outer = (Link(**data[k]) if data.get(k) else None for k in ("inner", "outer"))
+            return cls(
+                device=Device(**device),
+                num_devices=int(data["num_devices"]),
+                per_node=int(data["per_node"]),
+                inner=inner,
+                outer=outer,
+                sources=dict(data["sources"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise SpecError(
+                f"this is not a machine description: {error!r}", expected="what to_dict gives"
+            ) from error
+
+
+def interpolate(curve: Curve, x: float) -> float:
+    """Value of a piecewise linear curve, flat outside its ends."""
+    i = bisect_left(curve, (x,))
+    if i == 0:
+        return curve[0][1]
+    if i == len(curve):
+        return curve[-1][1]
+    (x0, y0), (x1, y1) = curve[i - 1], curve[i]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)

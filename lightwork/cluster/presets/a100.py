@@ -1,0 +1,61 @@
+"""NVIDIA A100 SXM4 80 GB in HGX nodes."""
+
+from __future__ import annotations
+
+from lightwork.cluster.devices import Cluster, Device, Link, Memory, Unit
+
+RATES = {
+    "matmul/bfloat16": 232e12,
+    "attention/bfloat16": 139.2e12,  # assumed: 60 % of the matrix rate, as flash kernels
+    "matmul/float16": 232e12,
+    "matmul/float32": 110e12,
+    "matmul/int8": 460e12,
+    "vector/float32": 17e12,
+    "vector/bfloat16": 17e12,
+    "vector/float16": 17e12,
+}
+CURVE = ((1, 0.35), (128, 0.80), (256, 0.89), (512, 0.96), (1024, 1.0))
+SOURCES = {
+    "unit.count": "published: NVIDIA A100 white paper, 108 SMs",
+    "unit.rates": (
+        "published: layer profiles of Llama-2-7B shipped with Vidur: 206 TFLOP/s at 256 "
+        "rows, 217-238 from 512 up"
+    ),
+    "unit.launch_s": (
+        "assumed: kernels are queued ahead; a graph launch or an idle gap of about 2 microseconds"
+    ),
+    "unit.curve": ("published: the same layer profiles; below 128 rows assumed, memory is the bound there"),
+    "unit.tile_rows": "published: 128-row tiles of the vendor libraries",
+    "step_s": "assumed: scheduling, sampling and detokenising on the host, as 2023 Python engines",
+    "memory.bytes": "published: 80 GB",
+    "memory.read_bytes_per_s": "published: the same profiles: 1.46-1.56 TB/s at up to 64 rows",
+    "memory.write_bytes_per_s": "assumed: as reading",
+    "memory.latency_s": (
+        "published: pointer chase in 'Benchmarking and Dissecting the Nvidia Hopper GPU Architecture'"
+    ),
+    "host.bytes": "assumed: 128 GB of host memory per device",
+    "host.read_bytes_per_s": "published: PCIe, x16, of the generation; 80 % reached",
+    "host.write_bytes_per_s": "assumed: as reading",
+    "host.latency_s": "assumed: one PCIe round trip and a driver call",
+}
+LINK_SOURCES = {
+    "inner": ("published: NVLink 3, 300 GB/s per direction; 78 % reached by collectives"),
+    "outer": ("published: 200 Gbit/s HDR per device in reference nodes; 88 % reached"),
+}
+
+
+def cluster(num_devices: int) -> Cluster:
+    """Nodes of 8 devices."""
+    unit = Unit(name="a100", count=108, rates=RATES, launch_s=2e-6, curve=CURVE, tile_rows=128)
+    main = Memory(
+        name="memory", bytes=80e9, read_bytes_per_s=1.56e12, write_bytes_per_s=1.56e12, latency_s=398e-9
+    )
+    host = Memory(name="host", bytes=128e9, read_bytes_per_s=25e9, write_bytes_per_s=25e9, latency_s=10e-6)
+    return Cluster(
+        device=Device(name="a100", unit=unit, memories=(main, host), step_s=3e-3, sources=SOURCES),
+        num_devices=num_devices,
+        per_node=8,
+        inner=Link(name="inner", a="device", b="device", bytes_per_s=235e9, latency_s=8e-6),
+        outer=Link(name="outer", a="node", b="node", bytes_per_s=22e9, latency_s=15e-6),
+        sources=LINK_SOURCES,
+    )

@@ -1,0 +1,83 @@
+"""Shapes of well-known models, for simulations without their weights.
+
+Source: their published config.json files.
+"""
+
+from __future__ import annotations
+
+from lightwork.errors import SpecError
+from lightwork.models.spec import ModelSpec
+
+
+def _llama(
+    vocab: int,
+    hidden: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    ffn: int,
+    max_len: int,
+    window: int | None = None,
+) -> ModelSpec:
+    return ModelSpec(
+        family="mistral" if window else "llama",
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_size=hidden // heads,
+        ffn_size=ffn,
+        max_len=max_len,
+        sliding_window=window,
+        windowed=frozenset(range(layers)) if window else frozenset(),
+    )
+
+
+PRESETS = {
+    "mistral-7b": _llama(32_000, 4096, 32, 32, 8, 14_336, 32_768, window=4096),
+    "llama-2-7b": _llama(32_000, 4096, 32, 32, 32, 11_008, 4096),
+    "llama-2-13b": _llama(32_000, 5120, 40, 40, 40, 13_824, 4096),
+    "llama-2-70b": _llama(32_000, 8192, 80, 64, 8, 28_672, 4096),
+    "llama-3-8b": _llama(128_256, 4096, 32, 32, 8, 14_336, 8192),
+    "llama-3-70b": _llama(128_256, 8192, 80, 64, 8, 28_672, 8192),
+    "llama-3.1-405b": _llama(128_256, 16_384, 126, 128, 8, 53_248, 131_072),
+    "yi-34b": _llama(64_000, 7168, 60, 56, 8, 20_480, 200_000),
+    # Falcon's MLP is not gated: two matrices of hidden x 4 hidden.
+    "falcon-180b": ModelSpec(
+        family="llama",
+        vocab_size=65_024,
+        hidden_size=14_848,
+        num_layers=80,
+        num_heads=232,
+        num_kv_heads=8,
+        head_size=64,
+        ffn_size=59_392,
+        max_len=2048,
+        gated=False,
+        activation="gelu",
+    ),
+    "mixtral-8x7b": ModelSpec(
+        family="mixtral",
+        vocab_size=32_000,
+        hidden_size=4096,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_size=128,
+        ffn_size=14_336,
+        max_len=32_768,
+        num_experts=8,
+        experts_per_token=2,
+        moe=frozenset(range(32)),
+    ),
+}
+
+
+def preset(name: str) -> ModelSpec:
+    """The shape of a well-known model by name. Raises SpecError."""
+    if name not in PRESETS:
+        raise SpecError(
+            f"no model shape is called {name!r}", expected=", ".join(PRESETS), fix="shape:llama-3-8b"
+        )
+    return PRESETS[name]

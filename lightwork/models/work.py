@@ -1,0 +1,99 @@
+"""Counted work of one forward pass over ragged chunks: operations and bytes, never seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+
+from lightwork.models.spec import ModelSpec
+from lightwork.runtime.effects import DTYPE_BYTES, Work
+
+FEW_ROWS = 32
+"""Chunks of fewer rows read more KV bytes per operation than any machine balances; they are counted apart."""
+
+
+def forward_work(
+    spec: ModelSpec, chunks: Iterable[tuple[int, int]], num_scored: int, *, dtype: str, tp: int = 1
+) -> tuple[Work, ...]:
+    """Work of one of tp tensor-parallel ranks, all layers, for chunks (start, count) of different sequences.
+
+    Linear layers, attention over (start + count) keys, the head for scored rows, and the elementwise rest.
+    """
+    kv_bytes = spec.kv_bytes_per_token(dtype)
+    heads_ops = 4 * spec.num_heads * spec.head_size
+    rows = 0
+    ops = [0.0, 0.0]
+    keys_read = [0.0, 0.0]
+    window = spec.sliding_window
+    full = spec.num_layers - len(spec.windowed)
+    for start, count in chunks:
+        rows += count
+        long = count >= FEW_ROWS
+        seen = start + (count + 1) / 2
+        read = start + count
+        ops[long] += count * (full * seen + len(spec.windowed) * min(seen, window or seen))
+        keys_read[long] += full * read + len(spec.windowed) * min(read, (window or read) + count)
+    size = DTYPE_BYTES[dtype]
+    linear, moved = _linear(spec, rows)
+    attention = tuple(
+        Work(
+            kind="attention",
+            dtype=dtype,
+            ops=ops[long] * heads_ops / tp,
+            bytes=keys_read[long] * kv_bytes / spec.num_layers / tp,
+            launches=spec.num_layers,
+        )
+        for long in (False, True)
+        if ops[long]
+    )
+    return (
+        Work(
+            kind="matmul",
+            dtype=dtype,
+            ops=2.0 * rows * linear / tp,
+            bytes=moved * size / tp,
+            rows=rows,
+            launches=4 * spec.num_layers,
+        ),
+        *attention,
+        _elementwise(spec, rows, dtype, tp),
+        _head(spec, num_scored, dtype, tp),
+    )
+
+
+@cache
+def _linear(spec: ModelSpec, rows: int) -> tuple[float, float]:
+    """Parameters that one row meets, and parameters that `rows` rows together read: an expert is read if
+    any row
+    takes it, with routes taken as independent and uniform."""
+    attention = spec.num_layers * spec.attention_params
+    if not spec.moe:
+        every = attention + spec.mlp_params()
+        return every, every
+    touched = spec.num_experts * (1 - (1 - spec.experts_per_token / spec.num_experts) ** rows)
+    return attention + spec.mlp_params(spec.experts_per_token), attention + spec.mlp_params(touched)
+
+
+def _elementwise(spec: ModelSpec, rows: int, dtype: str, tp: int) -> Work:
+    """Norms and residuals (read and write, twice), rotation, activation, and storing keys and values."""
+    per_row = 10 * spec.hidden_size + 3 * spec.ffn_size * max(1, spec.experts_per_token) / tp
+    per_row += 2 * (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_size / tp
+    return Work(
+        kind="vector",
+        dtype=dtype,
+        ops=per_row * rows * spec.num_layers,
+        bytes=per_row * rows * spec.num_layers * DTYPE_BYTES[dtype],
+        launches=5 * spec.num_layers,
+    )
+
+
+def _head(spec: ModelSpec, num_scored: int, dtype: str, tp: int) -> Work:
+    table = spec.vocab_size * spec.hidden_size / tp
+    scored = 2.0 * num_scored * table
+    return Work(
+        kind="matmul",
+        dtype=dtype,
+        ops=scored,
+        bytes=table * DTYPE_BYTES[dtype] if num_scored else 0,
+        rows=num_scored,
+    )

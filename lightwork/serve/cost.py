@@ -1,0 +1,69 @@
+"""How long a step takes on a cluster: the model's counted work, priced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightwork.cluster.pricing import CostModel
+from lightwork.errors import CapacityError
+from lightwork.models.spec import ModelSpec
+from lightwork.models.work import forward_work
+from lightwork.runtime.effects import DTYPE_BYTES
+from lightwork.serve.schedulers import Step
+
+KV_SHARE = 0.9
+"""Share of a device's memory that weights and KV may fill; the rest is for activations and the runtime."""
+
+
+class ClusterCost:
+    """Steps of one model on tp x pp devices: tensor parallel within a stage, pipeline stages in a row.
+
+    step_s: host time per step and stage; None takes the device's.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        costs: CostModel,
+        *,
+        dtype: str,
+        tp: int = 1,
+        pp: int = 1,
+        step_s: float | None = None,
+    ) -> None:
+        self.spec = spec
+        self.costs = costs
+        self.dtype = dtype
+        self.tp = tp
+        self.pp = pp
+        self.step_s = costs.cluster.device.step_s if step_s is None else step_s
+
+    def stages(self, step: Step) -> Sequence[float]:
+        """Seconds in each of the pp stages; layers are split evenly and so is the time."""
+        chunks = [(chunk.start, chunk.count + len(step.draft(i))) for i, chunk in enumerate(step.chunks)]
+        scored = sum(
+            1 + len(step.draft(i)) for i, chunk in enumerate(step.chunks) if chunk.end == chunk.seq.known
+        )
+        work = forward_work(self.spec, chunks, scored, dtype=self.dtype, tp=self.tp)
+        hidden_bytes = step.num_rows * self.spec.hidden_size * DTYPE_BYTES[self.dtype]
+        seconds = self.costs.seconds(work)
+        if self.tp > 1:
+            exchange_s = self.costs.collective_seconds("all_reduce", range(self.tp), hidden_bytes)
+            seconds += 2 * self.spec.num_layers * exchange_s
+        stage_s = seconds / self.pp + self.step_s
+        if self.pp > 1:
+            link = self.costs.cluster.link(0, self.tp)
+            stage_s += hidden_bytes / link.bytes_per_s + link.latency_s
+        return [stage_s] * self.pp
+
+    def kv_tokens(self) -> int:
+        """Tokens whose KV fits beside the weights. Raises CapacityError if the weights alone do not fit."""
+        memory = self.costs.cluster.device.memory().bytes * KV_SHARE * self.tp * self.pp
+        left = memory - self.spec.num_params * DTYPE_BYTES[self.dtype]
+        if left <= 0:
+            raise CapacityError(
+                f"the weights take {self.spec.num_params * DTYPE_BYTES[self.dtype] / 1e9:.0f} GB",
+                expected=f"less than {memory / 1e9:.0f} GB on {self.tp * self.pp} devices",
+                fix="more devices",
+            )
+        return int(left / self.spec.kv_bytes_per_token(self.dtype))
