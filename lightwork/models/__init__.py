@@ -21,8 +21,9 @@ from lightwork.errors import CheckpointError, MissingExtraError, SpecError
 if TYPE_CHECKING:
     from lightwork.models.checkpoint import Progress
     from lightwork.models.model import Model
+    from lightwork.models.spec import ModelSpec
 
-__all__ = ["Model", "load", "resolve"]
+__all__ = ["Model", "load", "read_shape", "resolve"]
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -50,6 +51,18 @@ def resolve(uri: str) -> Path:
             fix="check the path",
         )
     return folder
+
+
+def read_shape(uri: str) -> ModelSpec:
+    """The shape of a model without its weights: of any model URI, or `shape:llama-3-70b`.
+
+    Raises SpecError, CheckpointError.
+    """
+    from lightwork.models.presets import preset
+    from lightwork.models.spec import read_spec
+
+    scheme, _, name = uri.partition(":")
+    return preset(name) if scheme == "shape" else read_spec(resolve(uri))
 
 
 def load(uri: str, *, dtype: str = "float32", device: str = "cpu", progress: Progress | None = None) -> Model:

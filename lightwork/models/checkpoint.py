@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,41 +10,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightwork.errors import CheckpointError
-from lightwork.models.spec import ModelSpec
+from lightwork.models.spec import read_json
 
 Progress = Callable[[str, int, int], None]
 """(phase, bytes done, bytes in all)"""
-
-
-def read_json(folder: Path, name: str, *, optional: bool = False) -> dict[str, Any]:
-    """A JSON object of the folder; {} if it is optional and absent. Raises CheckpointError."""
-    path = folder / name
-    if not path.is_file():
-        if optional:
-            return {}
-        raise CheckpointError(
-            f"{folder} has no {name}", expected="a Hugging Face model folder", fix="check the path"
-        )
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not JSON: {error}", expected="a JSON object", fix="copy it again"
-        ) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(value).__name__}", expected="a JSON object", fix="copy it again"
-        )
-    return value
-
-
-def read_spec(folder: Path) -> ModelSpec:
-    """The model's shape. Raises CheckpointError."""
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"there is no folder {folder}", expected="a Hugging Face model folder", fix="check the path"
-        )
-    return ModelSpec.from_config(read_json(folder, "config.json"), folder.name)
 
 
 class Checkpoint:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightwork.errors import RangeError
 from lightwork.kernels.attention import paged_attention, plan_groups
-from lightwork.models.checkpoint import Checkpoint, Progress, read_json, read_spec
+from lightwork.models.checkpoint import Checkpoint, Progress
 from lightwork.models.rows import Rows
-from lightwork.models.spec import ModelSpec
+from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.models.transformer import forward, logits
 from lightwork.models.weights import Weights, from_checkpoint

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from lightwork.errors import CheckpointError
@@ -227,3 +229,34 @@ def _window(c: Mapping[str, Any], family: str, layers: int) -> tuple[int | None,
 def _moe_layers(c: Mapping[str, Any], layers: int) -> frozenset[int]:
     step, dense = int(c.get("decoder_sparse_step", 1)), set(c.get("mlp_only_layers") or ())
     return frozenset(i for i in range(layers) if i not in dense and (i + 1) % step == 0)
+
+
+def read_json(folder: Path, name: str, *, optional: bool = False) -> dict[str, Any]:
+    """A JSON object of the folder; {} if it is optional and absent. Raises CheckpointError."""
+    path = folder / name
+    if not path.is_file():
+        if optional:
+            return {}
+        raise CheckpointError(
+            f"{folder} has no {name}", expected="a Hugging Face model folder", fix="check the path"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not JSON: {error}", expected="a JSON object", fix="copy it again"
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(value).__name__}", expected="a JSON object", fix="copy it again"
+        )
+    return value
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The model's shape. Raises CheckpointError."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no folder {folder}", expected="a Hugging Face model folder", fix="check the path"
+        )
+    return ModelSpec.from_config(read_json(folder, "config.json"), folder.name)

@@ -54,6 +54,7 @@ class Plan:
     kv_bytes: int | None = None
     max_seqs: int = 128
     max_waiting: int = 4096
+    prefix_cache: bool = True
 
     def techniques(self) -> dict[str, Any]:
         """The techniques by kind.
@@ -163,7 +164,7 @@ def open_engine(
     model = models.load(plan.model, dtype=dtype, device=plan.on, progress=progress)
     longest = context(plan, model.spec)
     blocks = kv_blocks(plan, model.spec, dtype, int(longest.value), free_bytes(plan.on))
-    kv = KVCache(int(blocks.value), BLOCK_SIZE)
+    kv = KVCache(int(blocks.value), BLOCK_SIZE, prefix_cache=plan.prefix_cache)
     engine = make_engine(
         plan, kernel, kv, lambda kv: TorchRunner(kernel, model, kv), int(longest.value), model.spec.vocab_size
     )
@@ -179,6 +180,44 @@ def open_engine(
         ),
     ]
     return engine, model, settings
+
+
+def open_simulated(plan: Plan, kernel: Kernel) -> tuple[Engine, list[Setting]]:
+    """Build the same engine on the virtual clock, priced for a place like sim:h100x8.
+
+    Raises SpecError for an unknown place or model, CapacityError if the model does not fit there.
+    """
+    from lightwork.cluster import CostModel, parse_place
+    from lightwork.models import read_shape
+    from lightwork.serve.cost import ClusterCost
+    from lightwork.serve.simulated_runner import SimulatedRunner
+
+    spec, cluster = read_shape(plan.model), parse_place(plan.on)
+    rates = cluster.device.unit.rates
+    dtype = next((d for d in ("bfloat16", "float16") if f"matmul/{d}" in rates), "float32")
+    dtype = "float32" if cluster.device.name == "cpu" else dtype
+    tp = next(
+        n for n in range(min(cluster.per_node, cluster.num_devices), 0, -1) if spec.num_kv_heads % n == 0
+    )
+    pp = min(spec.num_layers, max(1, cluster.num_devices // tp))
+    cost = ClusterCost(spec, CostModel(cluster), dtype=dtype, tp=tp, pp=pp)
+    longest = context(plan, spec)
+    if plan.kv_bytes is None:
+        blocks = cost.kv_tokens() // BLOCK_SIZE
+        held = Setting("kv_blocks", str(blocks), "what the weights leave of 90 % of the memory")
+    else:
+        held = kv_blocks(plan, spec, dtype, int(longest.value), 0)
+    kv = KVCache(min(int(held.value), 1 << 22), BLOCK_SIZE, prefix_cache=plan.prefix_cache)
+    runner = SimulatedRunner(cost, depth=pp)
+    engine = make_engine(plan, kernel, kv, lambda kv: runner, int(longest.value), spec.vocab_size)
+    settings = [
+        Setting("dtype", dtype, "the widest type with fast matrix units"),
+        Setting("tp", str(tp), f"devices of a node that divide {spec.num_kv_heads} key-value heads"),
+        Setting("pp", str(pp), "stages over the remaining devices"),
+        longest,
+        held,
+    ]
+    return engine, settings
 
 
 def free_bytes(place: str) -> int:

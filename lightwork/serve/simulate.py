@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from lightwork.memory.kv import KVCache
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.engine import Engine
-from lightwork.serve.loads import Arrival
+from lightwork.serve.loads import Arrival, Load
+from lightwork.serve.metrics import Summary, summarise
+from lightwork.serve.plan import Plan, Setting, open_simulated
 from lightwork.serve.schedulers import Step
 from lightwork.serve.sequence import Request, Sink
 from lightwork.serve.sequence import Sequence as Seq
@@ -65,6 +68,27 @@ def run_load(
     finally:
         serving.cancel()
     return seqs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One simulated run: what happened when, in numbers, and what was derived for it."""
+
+    trace: Trace
+    summary: Summary
+    settings: list[Setting]
+
+
+def simulate(plan: Plan, load: Load, *, seed: int = 0) -> Outcome:
+    """Serve a load on a simulated place. Raises SpecError, CapacityError."""
+    kernel = Kernel(seed=seed, trace=Trace(f"simulated: {plan.on}"))
+    engine, settings = open_simulated(plan, kernel)
+    arrivals = load.arrivals(kernel.rng("load"))
+    requests = synthetic_requests(arrivals, engine.vocab_size, kernel.rng("prompts"))
+    run_load(engine, [a.at_s for a in arrivals], requests)
+    assert kernel.trace is not None
+    summary = summarise(kernel.trace, simulated=True)
+    return Outcome(trace=kernel.trace, summary=summary, settings=settings)
 
 
 def decisions(trace: Trace) -> list[Decision]:
