@@ -1,0 +1,11 @@
+"""Training of models from nothing: a next-token trainer, the tokenizer it reads with, and the folder it
+writes.
+
+pretrain.py    `pretrain(weights, spec, batches, settings)`: AdamW with warm-up and cosine, over any source of
+batches
+initial.py     fresh weights for a ModelSpec
+vocabulary.py  a tokenizer over given words, with bytes for everything else
+export.py      a folder in Hugging Face layout
+
+To add a way of training: one file here, over `models.transformer.forward`.
+"""

@@ -1,0 +1,59 @@
+"""A trained model as a folder in Hugging Face layout, which transformers loads unchanged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from lightwork.models.spec import ModelSpec
+from lightwork.models.weights import Weights, to_checkpoint
+from lightwork.train.vocabulary import BOS, END, save_tokenizer
+
+
+def save_model(
+    folder: Path, weights: Weights, spec: ModelSpec, tokenizer: Tokenizer, dtype: torch.dtype = torch.float16
+) -> None:
+    """Write config.json, generation_config.json, model.safetensors and the tokenizer's files.
+
+    dtype: of the stored weights. Raises CheckpointError for families that cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = {"bos_token_id": tokenizer.token_to_id(BOS), "eos_token_id": tokenizer.token_to_id(END)}
+    ends["pad_token_id"] = ends["eos_token_id"]
+    _write(folder / "config.json", llama_config(spec, dtype) | ends)
+    _write(folder / "generation_config.json", {"do_sample": False, **ends})
+    state = {k: v.detach().to(dtype).contiguous().clone() for k, v in to_checkpoint(weights, spec).items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tokenizer(tokenizer, folder, spec.max_len)
+
+
+def llama_config(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
+    """config.json of a dense Llama."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.ffn_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads,
+        "head_dim": spec.head_size,
+        "max_position_embeddings": spec.max_len,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_theta": spec.rope.theta,
+        "hidden_act": spec.activation,
+        "attention_bias": spec.qkv_bias,
+        "mlp_bias": spec.mlp_bias,
+        "tie_word_embeddings": spec.tied,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,176 @@
+"""Train the built-in models, tiny:llama and tiny:draft, from nothing: tokenizer, weights, recipe and held-out
+score.
+
+    python scripts/train_tiny.py                    # both, into lightwork/models/builtin
+    python scripts/train_tiny.py --only draft       # one; two processes can train both at once
+
+Same seed, same torch version and one thread: same weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import click
+import torch
+from tokenizers import Tokenizer
+
+from lightwork.agents.worlds.lessons import WORDS, Lessons
+from lightwork.agents.worlds.plan_world import SYLLABLES, PlanWorld
+from lightwork.agents.worlds.score import Score, exact_share, score, wilson
+from lightwork.models.checkpoint import Checkpoint
+from lightwork.models.spec import ModelSpec, Rope
+from lightwork.models.weights import Weights, from_checkpoint
+from lightwork.train.export import save_model
+from lightwork.train.initial import initial_weights
+from lightwork.train.pretrain import Batch, Settings, pretrain
+from lightwork.train.vocabulary import build_tokenizer
+
+BUILTIN = Path(__file__).parent.parent / "lightwork" / "models" / "builtin"
+LEVELS = (1, 2, 3)
+BEYOND = 4  # scored, never trained
+WATCH_EVERY, WATCH_QUESTIONS, RAISE_AT = 100, 40, 0.85
+SAVE_EVERY = 500
+SCORE_QUESTIONS = 400
+SCORE_SEED = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """All that the weights depend on besides the code."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    ffn_size: int
+    steps: int
+    learning_rate: float
+    batch_size: int = 8
+    seq_len: int = 256
+    seed: int = 0
+
+    def spec(self, vocab_size: int, name: str) -> ModelSpec:
+        return ModelSpec(
+            name=name,
+            family="llama",
+            vocab_size=vocab_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads,
+            head_size=self.hidden_size // self.num_heads,
+            ffn_size=self.ffn_size,
+            max_len=2048,
+            rope=Rope(theta=500_000.0),
+            qkv_bias=True,
+            out_bias=True,
+            tied=True,
+        )
+
+
+RECIPES = {
+    "llama": Recipe(hidden_size=128, num_layers=4, num_heads=4, ffn_size=512, steps=3200, learning_rate=2e-3),
+    "draft": Recipe(hidden_size=96, num_layers=2, num_heads=3, ffn_size=256, steps=3200, learning_rate=3e-3),
+}
+
+
+@click.command()
+@click.option("--only", type=click.Choice(sorted(RECIPES)), help="Train one model.")
+@click.option("--out", type=click.Path(path_type=Path), default=BUILTIN, help="Folder of the model folders.")
+@click.option("--steps", type=int, help="Steps instead of the recipe's, to try things out.")
+def main(only: str | None, out: Path, steps: int | None) -> None:
+    """Train the built-in models and write them with their recipes."""
+    torch.set_num_threads(1)
+    tokenizer = build_tokenizer(WORDS, SYLLABLES)
+    for name, recipe in RECIPES.items():
+        if only in (None, name):
+            make(name, recipe, steps or recipe.steps, tokenizer, out / name)
+
+
+def make(name: str, recipe: Recipe, steps: int, tokenizer: Tokenizer, folder: Path) -> None:
+    """Train one model, write its folder, and score what was written."""
+    spec = recipe.spec(tokenizer.get_vocab_size(), name)
+    weights = initial_weights(spec, recipe.seed)
+    lessons = Lessons(
+        tokenizer=tokenizer,
+        rng=Random(f"train {recipe.seed}"),
+        world=PlanWorld(split="train"),
+        batch_size=recipe.batch_size,
+        seq_len=recipe.seq_len,
+        max_len=spec.max_len,
+    )
+    digest = hashlib.sha256()
+    settings = Settings(steps=steps, learning_rate=recipe.learning_rate)
+    raised = {}
+    tokens = 0
+    for progress in pretrain(weights, spec, hashed(lessons, digest), settings):
+        tokens = progress.tokens
+        if (progress.step + 1) % WATCH_EVERY == 0:
+            raised |= watch(name, weights, spec, lessons, progress.step + 1, progress.loss)
+        if (progress.step + 1) % SAVE_EVERY == 0:
+            save_model(folder, weights, spec, tokenizer)
+    save_model(folder, weights, spec, tokenizer)
+    written = Checkpoint(folder)
+    rounded = from_checkpoint(spec, lambda key, shape: written.get(key, shape).float())
+    scores = [
+        score(rounded, spec, tokenizer, level, SCORE_QUESTIONS, SCORE_SEED) for level in (*LEVELS, BEYOND)
+    ]
+    report = {
+        "command": f"python scripts/train_tiny.py --only {name}",
+        **asdict(recipe),
+        "steps": steps,
+        "settings": asdict(settings),
+        "parameters": sum(t.numel() for t in weights.tensors()),
+        "tokens": tokens,
+        "data": "PlanWorld, training split; sequences are one catalogue and its questions",
+        "data_sha256": digest.hexdigest(),
+        "levels_raised_at_step": raised,
+        "torch": torch.__version__,
+        "stored_as": "float16",
+        "score": "PlanWorld, held-out tool names, greedy, from the stored weights computed in float32",
+        "scores": [row(s) for s in scores],
+    }
+    (folder / "recipe.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    click.echo(json.dumps(report["scores"], indent=2))
+
+
+def hashed(lessons: Lessons, digest: hashlib._Hash) -> Iterator[Batch]:
+    """The batches, and their tokens into a digest."""
+    for batch in lessons:
+        digest.update(batch.tokens_BT.numpy().tobytes())
+        yield batch
+
+
+def watch(
+    name: str, weights: Weights, spec: ModelSpec, lessons: Lessons, step: int, loss: float
+) -> dict[str, int]:
+    """Print the score so far; raise the hardest level when it is learnt well enough."""
+    seen = [exact_share(weights, spec, lessons.tokenizer, level, WATCH_QUESTIONS, seed=1) for level in LEVELS]
+    exact = " ".join(f"{share:.2f}" for share in seen)
+    click.echo(f"{name} step {step} loss {loss:.4f} top level {lessons.top} exact by level {exact}")
+    if lessons.top < max(LEVELS) and seen[lessons.top - 1] >= RAISE_AT:
+        lessons.top += 1
+        return {str(lessons.top): step}
+    return {}
+
+
+def row(s: Score) -> dict[str, Any]:
+    """A score with its intervals, for the recipe."""
+    low, high = wilson(s.exact, s.questions)
+    return asdict(s) | {
+        "exact_share": round(s.exact / s.questions, 4),
+        "exact_wilson_95": [round(low, 4), round(high, 4)],
+        "answered_share": round(s.answered / s.questions, 4),
+        "token_share": round(s.token_hits / s.tokens, 4),
+        "trained": s.level in LEVELS,
+    }
+
+
+if __name__ == "__main__":
+    main()
