@@ -113,6 +113,7 @@ class Engine:
 
     async def _serve(self) -> None:
         while True:
+            planned_s = self.kernel.now()
             step = self._plan() if self._in_flight < self.runner.depth else None
             if step is None:
                 self._bell = self.kernel.future("a request")
@@ -120,7 +121,7 @@ class Engine:
                 continue
             self._in_flight += 1
             self.steps += 1
-            self.kernel.spawn(self._run_step(step, self.steps), name=f"step {self.steps}")
+            self.kernel.spawn(self._run_step(step, self.steps, planned_s), name=f"step {self.steps}")
 
     def _plan(self) -> Step | None:
         if not self.waiting and not self.running:
@@ -182,8 +183,7 @@ class Engine:
                 step.drafts[i] = draft
                 step.copies.extend(copies)
 
-    async def _run_step(self, step: Step, number: int) -> None:
-        start_s = self.kernel.now()
+    async def _run_step(self, step: Step, number: int, start_s: float) -> None:
         try:
             scores = await self.runner.run(step)
         except Exception as error:

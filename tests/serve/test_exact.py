@@ -1,0 +1,133 @@
+"""Real checkpoints, real torch: however tokens are scheduled, the text is the one of plain decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightwork.decode.proposers.ngram import Ngram
+from lightwork.decode.sampling import Sampling
+from lightwork.memory.kv import KVCache
+from lightwork.runtime.clock import WallClock
+from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.trace import Trace
+from lightwork.serve.engine import Engine
+from lightwork.serve.plan import Plan, make_engine, open_engine
+from lightwork.serve.schedulers.prefill_first import PrefillFirst
+from lightwork.serve.schedulers.sarathi import Sarathi
+from lightwork.serve.sequence import Request
+from lightwork.serve.simulate import decisions, replay, run_load
+from lightwork.testing import FAMILIES
+
+Make = Callable[..., Path]
+
+
+def engine_for(folder: Path, **plan: object) -> Engine:
+    kernel = Kernel(WallClock(), trace=Trace("real: cpu"))
+    return open_engine(Plan(model=str(folder), max_len=200, **plan), kernel)[0]  # type: ignore[arg-type]
+
+
+def prompts(num: int, seed: int = 0) -> list[tuple[int, ...]]:
+    """Prompts of 3 to 40 tokens; half of them share a beginning."""
+    rng = np.random.default_rng(seed)
+    shared = rng.integers(0, 256, 21).tolist()
+    return [
+        tuple((shared if i % 2 else []) + rng.integers(0, 256, int(rng.integers(3, 20))).tolist())
+        for i in range(num)
+    ]
+
+
+def requests(num: int, max_tokens: int, **sampling: float) -> list[Request]:
+    how = Sampling(**{"temperature": 0.0, **sampling})  # type: ignore[arg-type]
+    return [Request(prompt=p, max_tokens=max_tokens, sampling=how) for p in prompts(num)]
+
+
+def texts(engine: Engine, load: list[Request], *, one_by_one: bool = False) -> list[list[int]]:
+    if one_by_one:
+        return [texts(engine, [request])[0] for request in load]
+    seqs = run_load(engine, [0.0] * len(load), load)
+    engine.kv.check()
+    assert engine.kv.free == engine.kv.total
+    return [seq.tokens[seq.prompt_len :] for seq in seqs]
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint: Make) -> list[list[int]]:
+    """64 texts of 64 tokens, one request at a time, nothing shared."""
+    engine = engine_for(checkpoint("llama"), prefix_cache=False, use=(PrefillFirst(),))
+    return texts(engine, requests(64, 64), one_by_one=True)
+
+
+WAYS: dict[str, dict[str, object]] = {
+    "batched": {"use": (PrefillFirst(),), "prefix_cache": False},
+    "chunked": {"use": (Sarathi(chunk=31),), "prefix_cache": False},
+    "prefix hits": {"use": (Sarathi(),)},
+    "preempted": {"use": (Sarathi(chunk=64),), "kv_bytes": 600 * 384},
+    "drafted": {"use": (Sarathi(chunk=256), Ngram(k=4))},
+    "drafted and preempted": {"use": (Sarathi(chunk=128), Ngram(k=6)), "kv_bytes": 900 * 384},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_greedy_text_does_not_depend_on_the_schedule(
+    checkpoint: Make, plain: list[list[int]], way: str
+) -> None:
+    engine = engine_for(checkpoint("llama"), **WAYS[way])
+    load = requests(64, 64)
+    if way == "prefix hits":
+        assert texts(engine, load[:3]) == plain[:3]
+    assert texts(engine, load) == plain
+    assert engine.kernel.trace is not None
+    preempted = sum(span.kind == "preempt" for span in engine.kernel.trace.spans)
+    assert (preempted > 0) == ("preempted" in way)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_family_greedy_and_sampled(checkpoint: Make, family: str, temperature: float) -> None:
+    load = requests(6, 24, temperature=temperature, seed=5, top_p=0.95)
+    alone = engine_for(checkpoint(family), prefix_cache=False)
+    together = engine_for(checkpoint(family), use=(Sarathi(chunk=24), Ngram(k=5)), kv_bytes=40 * 16 * 1200)
+    assert texts(together, load) == texts(alone, load, one_by_one=True)
+
+
+@pytest.mark.peer
+def test_greedy_text_is_that_of_transformers(checkpoint: Make, plain: list[list[int]]) -> None:
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint("llama")).eval()
+    for request, text in list(zip(requests(64, 64), plain, strict=True))[:8]:
+        ids = torch.tensor([request.prompt])
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=64,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert out[0, len(request.prompt) :].tolist() == text
+
+
+def test_the_simulated_engine_decides_like_the_real_one(checkpoint: Make) -> None:
+    plan = Plan(
+        model=str(checkpoint("llama")), max_len=200, use=(Sarathi(chunk=40), Ngram(k=3)), kv_bytes=700 * 384
+    )
+    kernel = Kernel(WallClock(), trace=Trace("real: cpu"))
+    engine, model, _ = open_engine(plan, kernel)
+    load = requests(24, 40)
+    at_s = np.cumsum(np.random.default_rng(3).exponential(0.004, len(load))).tolist()
+    seqs = run_load(engine, at_s, load)
+    assert kernel.trace is not None
+    again = replay(
+        kernel.trace,
+        seqs,
+        lambda k, runner, kv: make_engine(plan, k, kv, lambda _: runner, 200, model.spec.vocab_size),
+        KVCache(engine.kv.total, engine.kv.block_size),
+    )
+    assert decisions(again) == decisions(kernel.trace)
+    assert any(kind == "preempt" for kind, _ in decisions(again))
