@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightwork.cluster.calibration import Calibration
 from lightwork.cluster.pricing import CostModel
 from lightwork.errors import CapacityError
 from lightwork.models.spec import ModelSpec
@@ -67,3 +68,29 @@ class ClusterCost:
                 fix="more devices",
             )
         return int(left / self.spec.kv_bytes_per_token(self.dtype))
+
+
+def step_features(step: Step) -> dict[str, float]:
+    """What a calibration is fitted on.
+
+    keys: rows times keys seen; read: keys read; groups: distinct chunk lengths.
+    """
+    chunks = [(chunk.start, chunk.count + len(step.draft(i))) for i, chunk in enumerate(step.chunks)]
+    return {
+        "constant": 1.0,
+        "rows": float(sum(count for _, count in chunks)),
+        "sequences": float(len(chunks)),
+        "keys": float(sum(count * (start + count / 2) for start, count in chunks)),
+        "read": float(sum(start + count for start, count in chunks)),
+        "groups": float(len({count for _, count in chunks})),
+    }
+
+
+class CalibratedCost:
+    """Steps as long as a calibration of this machine predicts."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
+
+    def stages(self, step: Step) -> Sequence[float]:
+        return [self.calibration.predict(step_features(step))]
