@@ -1,13 +1,80 @@
-"""The kernel, its clocks and resources, and the one trace. Free of torch.
+"""Effects, the kernel that runs them, and the one trace of what happened or would have. Free of torch.
 
-effects.py    what a strategy may ask for, and counted `Work`
-kernel.py     `Kernel`: steps coroutines on a wall clock or a virtual one
-futures.py    `Future`, `Task`
+effects.py    what a strategy asks for, with its counted `Work`
+kernel.py     `Kernel`: steps coroutines on a wall clock or a virtual one; its parts: futures.py, local.py
 clock.py      the only place that reads a clock
-resources.py  `Fifo`, `Fair`, `Store`
+resources.py  who can do work: `Fifo`, `Fair`, `Store`
 trace.py      `Span`, `Trace`, `Observer`; perfetto.py writes and reads Chrome traces
 simulated.py  `SimWorld`: ranks whose effects take as long as a price says
-record.py     an effect graph known beforehand, in arrays; replay.py re-times it, compiled
+record.py     an effect graph known beforehand, in arrays; replay.py times it again, compiled
+drive.py      the loop of a real backend whose effects block
 
-A program awaits futures and effects only. To add an effect: a class in effects.py, and what it does in each world.
+The one interface is `World.perform(task, effect)`. To add a world, write a class with that method and give it
+to `Kernel.spawn(coro, world=...)`; a backend whose effects block needs one function, for `drive`. To add an
+effect: a class in effects.py, and what it does in each world. Importing this package loads numpy, nothing
+heavier.
 """
+
+from lightwork.runtime.clock import VirtualClock, WallClock, cpu_s
+from lightwork.runtime.drive import drive
+from lightwork.runtime.effects import (
+    DTYPE_BYTES,
+    Acquire,
+    Collective,
+    Compute,
+    Effect,
+    Meta,
+    Move,
+    Price,
+    Recv,
+    Release,
+    Send,
+    Signal,
+    Sleep,
+    Spawn,
+    Use,
+    Wait,
+    Work,
+)
+from lightwork.runtime.futures import CancelledError, Future, Task
+from lightwork.runtime.kernel import Kernel, World
+from lightwork.runtime.resources import Fair, Fifo, Store, max_min_rates
+from lightwork.runtime.simulated import SimWorld
+from lightwork.runtime.trace import Observer, Span, Trace
+
+__all__ = [
+    "DTYPE_BYTES",
+    "Acquire",
+    "CancelledError",
+    "Collective",
+    "Compute",
+    "Effect",
+    "Fair",
+    "Fifo",
+    "Future",
+    "Kernel",
+    "Meta",
+    "Move",
+    "Observer",
+    "Price",
+    "Recv",
+    "Release",
+    "Send",
+    "Signal",
+    "SimWorld",
+    "Sleep",
+    "Span",
+    "Spawn",
+    "Store",
+    "Task",
+    "Trace",
+    "Use",
+    "VirtualClock",
+    "Wait",
+    "WallClock",
+    "Work",
+    "World",
+    "cpu_s",
+    "drive",
+    "max_min_rates",
+]

@@ -9,9 +9,9 @@ T = TypeVar("T")
 
 
 def drive(coro: Coroutine[Any, Any, T], perform: Callable[[Any], Any]) -> T:
-    """Run a strategy to its end, each effect carried out by perform(effect), which returns the effect's result.
+    """Run a strategy to its end; perform(effect) carries each effect out and returns its result.
 
-    An error that perform raises is raised in the strategy, where it waits; what the strategy raises is raised here.
+    An error of perform is raised in the strategy, where it waits; what the strategy raises is raised here.
     """
     send = coro.send
     try:

@@ -78,7 +78,10 @@ class Effect:
 
 @dataclass(slots=True, eq=False)
 class Compute(Effect):
-    """Do counted work. For real: call fn(*args) and return its value."""
+    """Do counted work. For real: call fn(*args) and return its value.
+
+    Simulated, fn is not called and the first of args stands for its value: shapes, not values, matter there.
+    """
 
     work: Sequence[Work]
     fn: Callable[..., Any] | None = None
@@ -116,7 +119,11 @@ class Recv(Effect):
 
 @dataclass(slots=True, eq=False)
 class Collective(Effect):
-    """A collective operation over group (a tuple of ranks), entered by all of its members."""
+    """A collective operation over group (a tuple of ranks), entered by all its members. x is left as it is.
+
+    all_reduce returns the sum; broadcast what group[0] gave; all_gather a list in the order of the group.
+    reduce_scatter and all_to_all take a list, one element for each member.
+    """
 
     kind: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "barrier"]
     group: tuple[int, ...]

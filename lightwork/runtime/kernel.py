@@ -54,7 +54,7 @@ class World(Protocol):
         ...
 
     def explain(self, effect: Any) -> str:
-        """What a task that waits for this effect lacks, in words; "" if there is nothing to add to its repr."""
+        """What a task that waits for this effect lacks, in words; "" if its repr says it all."""
         ...
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
+from heapq import heapreplace
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -34,20 +34,22 @@ class Fifo:
         self.busy_s = 0.0
         self._free_at_s = [0.0] * servers
 
-    def use(self, kernel: Kernel, amount: float, done: Callable[..., Any], *args: Any) -> None:
-        """Call done(*args) when `amount` seconds of service have been given."""
-        _positive(self.name, amount)
+    def reserve(self, now_s: float, amount: float) -> float:
+        """Join the queue for `amount` seconds of service; returns when they will have been given."""
+        if not 0.0 <= amount < inf:
+            _positive(self.name, amount)
         free = self._free_at_s
-        now_s = kernel.now()
-        start_s = free[0] if free[0] > now_s else now_s
-        end_s = start_s + amount
+        end_s = (free[0] if free[0] > now_s else now_s) + amount
         if len(free) == 1:
             free[0] = end_s
         else:
-            heappop(free)
-            heappush(free, end_s)
+            heapreplace(free, end_s)
         self.busy_s += amount
-        kernel.at(end_s, done, *args)
+        return end_s
+
+    def use(self, kernel: Kernel, amount: float, done: Callable[..., Any], *args: Any) -> None:
+        """Call done(*args) when `amount` seconds of service have been given."""
+        kernel.at(self.reserve(kernel.now(), amount), done, *args)
 
     def __repr__(self) -> str:
         return f"Fifo({self.name!r})"
