@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,6 +63,25 @@ class Model:
 
     def new_kv(self, num_blocks: int, block_size: int) -> KVPool:
         return KVPool(self.spec, num_blocks, block_size, self.dtype, self.device)
+
+    def warm_up(self) -> None:
+        """One forward of a few rows, so that the first request does not pay for lazy set-up."""
+        rows, pool = 4, self.new_kv(1, 4)
+        at = np.arange(rows)
+        self.forward(
+            Rows(
+                tokens=np.zeros(rows, np.int64),
+                positions=at,
+                slots=at,
+                seqs=np.zeros(rows, np.int32),
+                index=at,
+                ancestors=np.zeros(rows, np.uint64),
+                known=np.array([rows]),
+                tables=np.zeros((1, 1), np.int32),
+                scored=at,
+            ),
+            pool,
+        )
 
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: KVPool) -> Tensor:

@@ -32,3 +32,8 @@ class VirtualClock:
 def cpu_s() -> float:
     """CPU seconds this process has used, all threads, user and system."""
     return time.process_time()
+
+
+def unix_s() -> int:
+    """Seconds since 1970, for records that people read."""
+    return int(time.time())

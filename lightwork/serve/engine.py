@@ -282,6 +282,7 @@ class Engine:
         if seq.started_s is None:
             seq.started_s = self.kernel.now()
             seq.cached = seq.computed
+        self._note("admit", seq, known=seq.known, cached=seq.computed)
 
     def _preempt(self, seq: Seq) -> None:
         if seq.busy:

@@ -1,0 +1,10 @@
+"""The HTTP edge: an OpenAI-compatible server over a `Service`.
+
+schemas.py      request bodies, as pydantic reads them, once per request
+translate.py    a body to engine requests: defaults, limits, fields that are refused by name
+replies.py      deltas to OpenAI's reply objects, whole or streamed
+errors.py       every error in OpenAI's shape
+guard.py        body size, request ids, api key: before anything is parsed
+metrics.py      Prometheus, an observer of the trace
+app.py          the routes; main.py starts a server
+"""

@@ -1,0 +1,105 @@
+"""Every error in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from lightwork.errors import BusyError, CapacityError, InvariantError, LightworkError, UsageError
+
+log = logging.getLogger(__name__)
+
+
+class HttpError(LightworkError):
+    """An error with a status, and the request field it is about."""
+
+    def __init__(
+        self,
+        status: int,
+        wrong: str,
+        *,
+        expected: str = "",
+        fix: str = "",
+        param: str | None = None,
+        code: str = "",
+    ) -> None:
+        super().__init__(wrong, expected=expected, fix=fix)
+        self.status = status
+        self.param = param
+        self.code = code
+
+
+class NotReadyError(LightworkError):
+    """The server does not take requests now."""
+
+
+def refused(field: str, why: str, *, expected: str = "", fix: str = "") -> HttpError:
+    """A request field that cannot be honoured."""
+    return HttpError(400, f"{field} {why}", expected=expected, fix=fix or f"leave {field} out", param=field)
+
+
+def error_body(error: Exception) -> tuple[int, dict[str, Any]]:
+    """Status and body of an error."""
+    if isinstance(error, HttpError):
+        status, param, code = error.status, error.param, error.code or None
+    else:
+        status, param, code = _status(error), None, None
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    message = str(error) if isinstance(error, LightworkError) else "the server failed; its log says why"
+    return status, {
+        "error": {"message": message, "type": kind, "param": param, "code": code or type(error).__name__}
+    }
+
+
+def _status(error: Exception) -> int:
+    if isinstance(error, BusyError):
+        return 429
+    if isinstance(error, NotReadyError):
+        return 503
+    if isinstance(error, UsageError | CapacityError):
+        return 400
+    return 500
+
+
+def error_response(error: Exception) -> JSONResponse:
+    status, body = error_body(error)
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, BusyError) else {}
+    if status >= 500 and not isinstance(error, NotReadyError):
+        log.error("request failed", exc_info=error)
+    return JSONResponse(body, status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of the app in this shape."""
+
+    async def ours(_: Request, error: Exception) -> JSONResponse:
+        return error_response(error)
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        where = ".".join(
+            str(p) for p in first["loc"][1:] if not str(p).startswith(("str", "list[", "function-"))
+        )
+        return error_response(
+            HttpError(
+                400, f"{where or 'the body'}: {first['msg']}"[:500], expected="see /docs", param=where or None
+            )
+        )
+
+    async def plain(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return error_response(
+            HttpError(error.status_code, str(error.detail), expected="a path and method of /docs")
+        )
+
+    app.add_exception_handler(LightworkError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, plain)
+    app.add_exception_handler(InvariantError, ours)

@@ -1,0 +1,80 @@
+"""What happens to every request before it is parsed: its id, the api key, the size of its body."""
+
+from __future__ import annotations
+
+import secrets
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lightwork.serve.http.errors import HttpError, error_response
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+
+
+class Guard:
+    """ASGI middleware. max_body_bytes holds for chunked bodies too: reading stops where it is passed."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, api_key: str | None) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+        self.api_key = api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"")[:128] or secrets.token_hex(12).encode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        problem = self._unauthorised(scope["path"], headers) or self._too_long(headers)
+        if problem is None:
+            body = _Body(receive, self.max_body_bytes)
+            try:
+                await self.app(scope, body.receive, send_with_id)
+                return
+            except _TooLongError:
+                problem = self._over()
+        await error_response(problem)(scope, receive, send_with_id)
+
+    def _unauthorised(self, path: str, headers: dict[bytes, bytes]) -> HttpError | None:
+        if self.api_key is None or path in OPEN_PATHS:
+            return None
+        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        if secrets.compare_digest(given, self.api_key.encode()):
+            return None
+        return HttpError(401, "the api key is missing or wrong", expected="Authorization: Bearer KEY")
+
+    def _too_long(self, headers: dict[bytes, bytes]) -> HttpError | None:
+        length = headers.get(b"content-length", b"0")
+        return self._over() if not length.isdigit() or int(length) > self.max_body_bytes else None
+
+    def _over(self) -> HttpError:
+        return HttpError(
+            413,
+            "the request's body is too long",
+            expected=f"at most {self.max_body_bytes} bytes",
+            fix="send less",
+        )
+
+
+class _TooLongError(Exception):
+    """The body went on past the limit."""
+
+
+class _Body:
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive = receive
+        self._left = limit
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._left -= len(message.get("body", b""))
+            if self._left < 0:
+                raise _TooLongError
+        return message

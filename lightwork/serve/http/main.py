@@ -1,0 +1,237 @@
+"""Start a server: load, report, listen, drain."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from lightwork.errors import UsageError
+from lightwork.runtime.clock import WallClock, unix_s
+from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.perfetto import write_chrome_trace
+from lightwork.runtime.trace import Trace
+from lightwork.serve.http.app import create_app
+from lightwork.serve.http.metrics import Metrics
+from lightwork.serve.http.translate import Served
+from lightwork.serve.plan import Plan, Setting, open_engine
+from lightwork.serve.service import Service
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+Progress = Callable[[str, int, int], None]
+KEPT_SPANS = 100_000
+
+
+@dataclass(slots=True, kw_only=True)
+class Loaded:
+    """A running service and the app over it. phases: (name, seconds) of its start."""
+
+    service: Service
+    app: FastAPI
+    name: str
+    trace: Trace
+    settings: list[Setting]
+    phases: list[tuple[str, float]]
+    nbytes: int
+
+    def started(self) -> str:
+        """The start in one line: total, phases, the slowest first."""
+        total = sum(seconds for _, seconds in self.phases)
+        parts = ", ".join(f"{name} {s:.1f}" for name, s in sorted(self.phases, key=lambda p: -p[1]))
+        return f"ready in {total:.1f} s ({parts}; {self.nbytes / 1e6:.1f} MB)"
+
+
+def load(
+    plan: Plan,
+    *,
+    name: str | None = None,
+    api_key: str | None = None,
+    progress: Progress | None = None,
+    keep_spans: int | None = KEPT_SPANS,
+) -> Loaded:
+    """Load a plan's model, start its engine, and make the app. Raises CheckpointError, SpecError."""
+    clock = WallClock()
+    metrics = Metrics()
+    trace = Trace(f"real: {plan.on}", keep=keep_spans, observers=[metrics])
+    kernel = Kernel(WallClock(), trace=trace)
+    engine, model, settings = open_engine(plan, kernel, progress)
+    loaded_s = clock.now()
+    model.warm_up()
+    warm_s = clock.now() - loaded_s
+    served = Served(
+        name=name or plan.model,
+        tokenizer=model.tokenizer,
+        limits=engine.limits,
+        vocab_size=model.spec.vocab_size,
+        kv_tokens=engine.kv.capacity(),
+        defaults=model.generation,
+    )
+    service = Service(kernel, engine, model.tokenizer)
+    app = create_app(service, served, metrics, created=unix_s(), api_key=api_key)
+    return Loaded(
+        service=service,
+        app=app,
+        name=served.name,
+        trace=trace,
+        settings=settings,
+        phases=[("read", loaded_s), ("warm up", warm_s)],
+        nbytes=model.weights.nbytes,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises UsageError if the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"{host}:{port} cannot be listened on: {error.strerror or error}",
+            expected="a free port of this machine",
+            fix="--port 0 takes any free one",
+        ) from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Tells when it is up, and says on Ctrl-C what it is waiting for."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.up = threading.Event()
+        self._service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            left = self._service.engine.num_unfinished
+            print(f"draining {left} requests; Ctrl-C again stops them", file=sys.stderr)
+        super().handle_exit(sig, frame)
+
+
+def _server(app: FastAPI, service: Service) -> _Server:
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=30, lifespan="off")
+    return _Server(config, service)
+
+
+def serve(
+    model: str,
+    *,
+    use: Sequence[str] = (),
+    on: str = "cpu",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    name: str | None = None,
+    max_len: int | None = None,
+    kv_bytes: int | None = None,
+    api_key: str | None = None,
+    trace: str | None = None,
+) -> None:
+    """Serve until Ctrl-C, then finish what was accepted. trace: write the run there as a Chrome trace."""
+    plan = Plan(model=model, on=on, use=tuple(use), max_len=max_len, kv_bytes=kv_bytes)
+    plan.techniques()
+    listener = listen(host, port)
+    try:
+        loaded = load(
+            plan, name=name, api_key=api_key, progress=_Bar(), keep_spans=None if trace else KEPT_SPANS
+        )
+    except BaseException:
+        listener.close()
+        raise
+    _announce(loaded, listener, host)
+    try:
+        with suppress(KeyboardInterrupt):
+            _server(loaded.app, loaded.service).run(sockets=[listener])
+    finally:
+        loaded.service.close()
+        listener.close()
+        if trace:
+            write_chrome_trace(trace, [loaded.trace])
+
+
+def _announce(loaded: Loaded, listener: socket.socket, host: str) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{listener.getsockname()[1]}"
+    say = sys.stderr
+    for setting in loaded.settings:
+        print(f"  {setting.name:<10} {setting.value:<24} {setting.reason}", file=say)
+    print(f"  {url}/v1   docs {url}/docs   {loaded.started()}", file=say)
+    message = '{"model": "' + loaded.name + '", "messages": [{"role": "user", "content": "Hello"}]}'
+    print(
+        f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{message}'",
+        file=say,
+        flush=True,
+    )
+
+
+class _Bar:
+    """Progress of loading, on a terminal only."""
+
+    def __init__(self) -> None:
+        self._progress: Any = None
+        self._task: Any = None
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            return
+        if self._progress is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(phase, total=total)
+        self._progress.update(self._task, completed=done)
+        if done >= total:
+            self._progress.stop()
+
+
+class BackgroundServer:
+    """A server on a thread of this process: `with BackgroundServer(load(plan)) as url`.
+
+    Ends with the block.
+    """
+
+    def __init__(self, loaded: Loaded, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.loaded = loaded
+        self._listener = listen(host, port)
+        self._server = _server(loaded.app, loaded.service)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._listener]}, name="lightwork-http", daemon=True
+        )
+        self.url = f"http://{host}:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        self._server.up.wait()
+        return self.url
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._listener.close()
+        self.loaded.service.close()
