@@ -16,6 +16,10 @@ Progress = Callable[[str, int, int], None]
 """(phase, bytes done, bytes in all)"""
 
 
+UNUSED = ("lm_head.weight", "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+"""Tensors that checkpoints hold beside the weights: the copy of a tied head, tables that we compute."""
+
+
 class Checkpoint:
     """The tensors of a folder, read when asked for. Shards are opened once and stay memory-mapped."""
 
@@ -26,9 +30,22 @@ class Checkpoint:
         self._open: dict[str, Any] = {}
         self.total_bytes = sum((folder / f).stat().st_size for f in set(self._where.values()))
         self._done_bytes = 0
+        self._read: set[str] = set()
+
+    def check_all_read(self) -> None:
+        """Raises CheckpointError if the files hold weights that the model has no place for."""
+        left = sorted(n for n in self._where if n not in self._read and not n.endswith(UNUSED))
+        if left:
+            raise CheckpointError(
+                f"{self.folder} holds {len(left)} tensors that config.json has no place for: {left[0]}",
+                expected="the tensors of config.json's model and no others",
+                fix="use the config.json that belongs to these weights",
+            )
 
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A tensor by name. Raises CheckpointError if it is missing, misshapen or cut off."""
+        if name not in self._where:  # the published GPT-2 names its tensors without the prefix
+            name = name.removeprefix("transformer.")
         shard = self._where.get(name)
         if shard is None:
             raise CheckpointError(
@@ -46,6 +63,7 @@ class Checkpoint:
                 expected=f"{shape}, from config.json",
                 fix="match the two",
             )
+        self._read.add(name)
         self._done_bytes += tensor.nbytes
         if self._progress is not None:
             self._progress("read", min(self._done_bytes, self.total_bytes), self.total_bytes)

@@ -114,5 +114,6 @@ def open_model(folder: Path, *, dtype: str, device: str, progress: Progress | No
         return checkpoint.get(name, shape).to(device=device, dtype=DTYPES[dtype])
 
     weights = from_checkpoint(spec, get)
+    checkpoint.check_all_read()
     generation = read_json(folder, "generation_config.json", optional=True)
     return Model(spec, weights, Tokenizer(folder), generation, device)

@@ -113,6 +113,12 @@ class ModelSpec:
                 expected=", ".join(ARCHITECTURES),
                 fix="another checkpoint",
             )
+        if config.get("quantization_config"):
+            raise CheckpointError(
+                "this checkpoint is quantized",
+                expected="weights in float32, bfloat16 or float16",
+                fix="the checkpoint it was made from",
+            )
         try:
             return _gpt2(config, name) if family == "gpt2" else _llama_like(config, family, name)
         except (KeyError, TypeError, ValueError) as error:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import tokenizers
-from jinja2.ext import loopcontrols
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lightwork.errors import CheckpointError, UsageError
@@ -85,7 +88,7 @@ class Tokenizer:
         if not source:
             return None
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
@@ -102,9 +105,15 @@ class Tokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        now: datetime | None = None,
         **variables: Any,
     ) -> str:
-        """A conversation as the model was trained to see it. Raises UsageError if the template refuses it."""
+        """A conversation as the model was trained to see it. Raises UsageError if the template refuses it.
+
+        now: the date for templates that write one; without it they write their own default.
+        """
+        if now is not None:
+            variables["strftime_now"] = now.strftime
         if self._template is None:
             raise UsageError(
                 "this model has no chat template",
@@ -138,8 +147,8 @@ class Detokenizer:
         """The text that became certain with this token: never half a character."""
         self._pending.append(token)
         text = self._new_text()
-        if text.endswith(REPLACEMENT) and len(self._pending) < _MAX_PENDING:
-            return ""
+        if text.endswith(REPLACEMENT):
+            return self._give_up() if len(self._pending) >= _MAX_PENDING else ""
         if text:
             self._context, self._pending = self._pending, []
         return text
@@ -149,6 +158,17 @@ class Detokenizer:
         text = self._new_text() if self._pending else ""
         self._context, self._pending = [], []
         return text
+
+    def _give_up(self) -> str:
+        """Show bytes that make no character, but keep the last 3 tokens: one may still be completed."""
+        whole, before = self._tokenizer.decode(self._context + self._pending), len(self._context)
+        start = len(self._tokenizer.decode(self._context))
+        for cut in range(len(self._pending) - 3, 0, -1):
+            text = self._tokenizer.decode((self._context + self._pending)[: before + cut])
+            if whole.startswith(text):
+                self._context, self._pending = self._pending[:cut], self._pending[cut:]
+                return text[start:]
+        return ""
 
     def _new_text(self) -> str:
         """Decoded behind the tokens before it: decoders treat the first token of a text differently."""
@@ -168,8 +188,27 @@ def _read(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+class _Generation(Extension):
+    """`{% generation %}` marks an assistant's words for training; here it only shows what it encloses."""
+
+    tags = {"generation"}  # noqa: RUF012 - the library's own form
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Unlike Jinja's own, without HTML escapes; the signature is the one that templates are written for."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _refuse(message: str) -> None:
