@@ -29,9 +29,6 @@ load = click.option(
     show_default=True,
     help="How requests arrive, as an expression.",
 )
-requests = click.option(
-    "--requests", type=click.IntRange(1, 1_000_000), default=32, show_default=True, help="How many requests."
-)
 
 
 def on(default: str, words: str) -> Decorator:

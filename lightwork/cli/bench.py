@@ -21,7 +21,6 @@ from lightwork.cli._verbs import verb
 @click.option("--model", default="tiny:llama", show_default=True, help="What is served.")
 @_options.on("cpu", "Where it runs: cpu, cuda:0, or sim:... to compare in prediction.")
 @_options.load
-@_options.requests
 @click.option(
     "--rounds", type=click.IntRange(1, 1000), default=5, show_default=True, help="Rounds of A and B."
 )
@@ -33,7 +32,6 @@ def command(
     model: str,
     on: str | None,
     load: str,
-    requests: int,
     rounds: int,
     seed: int,
     as_json: bool,
@@ -46,7 +44,6 @@ def command(
         model=model,
         on=on or "cpu",
         load=load,
-        requests=requests,
         rounds=rounds,
         seed=seed,
         as_json=as_json,

@@ -1,22 +1,29 @@
 """Measure this machine: the rates that prices are made of, each with its source.
 
-The result is a device that `--on` and the simulator understand.
+With --save, the description is written as JSON, as the simulator reads it.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lightwork.cli import _options
 from lightwork.cli._output import StatusLine, show_json, show_table
 from lightwork.cli._verbs import verb
+from lightwork.errors import UsageError
+
+if TYPE_CHECKING:
+    from lightwork.cluster import Cluster
 
 
 @verb("lightwork probe", "lightwork probe --save machine.json")
 @click.option(
-    "--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the device to this file."
+    "--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the machine to this file."
 )
 @_options.as_json
 def command(save: Path | None, as_json: bool) -> None:
@@ -24,4 +31,62 @@ def command(save: Path | None, as_json: bool) -> None:
 
     with StatusLine() as status:
         status("probing this machine")
-        device = probe()
+        machine = probe()
+    if save:
+        try:
+            save.write_text(json.dumps(machine.to_dict(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(
+                f"{save} cannot be written: {error.strerror}", fix="--save elsewhere.json"
+            ) from error
+    if as_json:
+        show_json(machine.to_dict())
+    else:
+        print(f"{machine.device.name}: {machine.num_devices} of it, {machine.device.unit.count} units each")
+        show_table(("constant", "value", "source"), list(constants(machine)))
+
+
+def constants(machine: Cluster) -> Iterator[tuple[str, str, str]]:
+    """Each constant of a machine: name, value in a readable unit, source."""
+    device = machine.device
+    for name, rate in device.unit.rates.items():
+        yield f"unit.rates {name}", readable(rate, "op/s"), device.sources.get("unit.rates", "")
+    parts = {"unit": device.unit, "": device} | {level.name: level for level in device.memories}
+    for constant in device.constants():
+        part, _, field = constant.rpartition(".")
+        value = getattr(parts[part], field)
+        if isinstance(value, int | float):
+            yield constant, readable(value, unit_of(field)), device.sources.get(constant, "")
+    for link in (machine.inner, machine.outer):
+        if link:
+            source = machine.sources.get(link.name, "")
+            yield f"{link.name}.bytes_per_s", readable(link.bytes_per_s, "B/s"), source
+            yield f"{link.name}.latency_s", readable(link.latency_s, "s"), source
+
+
+def unit_of(field: str) -> str:
+    """The unit that a field's name ends with."""
+    for ending, unit in (("bytes_per_s", "B/s"), ("bytes", "B"), ("_s", "s")):
+        if field.endswith(ending):
+            return unit
+    return ""
+
+
+def readable(value: float, unit: str) -> str:
+    """A number with its unit and an SI prefix."""
+    if not unit:
+        return f"{value:g}"
+    scales = (
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
+        (1.0, ""),
+        (1e-3, "m"),
+        (1e-6, "µ"),
+        (1e-9, "n"),
+    )
+    for scale, prefix in scales:
+        if abs(value) >= scale * 0.9995:
+            return f"{value / scale:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}"

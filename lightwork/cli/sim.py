@@ -1,7 +1,7 @@
 """Predict how a model would be served on machines you may not have.
 
-The techniques are the files that `serve` runs; time is virtual, and every figure is labelled simulated. The
-table names the bottleneck.
+MODEL is what `serve` takes, or `shape:llama-3-70b` for a well-known model without its weights. The
+techniques are the files that `serve` runs; time is virtual, and every figure is labelled simulated.
 """
 
 from __future__ import annotations
@@ -15,36 +15,32 @@ from lightwork.cli._verbs import verb
 
 @verb(
     "lightwork sim tiny:llama --on sim:a100x8",
-    "lightwork sim hf:./model --on sim:h100x8 --use Sarathi --load 'Poisson(rate=4)' --trace out.json",
+    "lightwork sim shape:llama-3-70b --on sim:h100x8 --load 'Poisson(rate=4)' --trace out.json",
 )
 @click.argument("model")
 @_options.use
 @_options.on("sim:a100x8", "The simulated place: sim: and a preset, times how many.")
 @_options.load
-@_options.requests
 @_options.seed
 @_options.trace
 @_options.as_json
 def command(
-    model: str,
-    use: tuple[str, ...],
-    on: str | None,
-    load: str,
-    requests: int,
-    seed: int,
-    trace: str | None,
-    as_json: bool,
+    model: str, use: tuple[str, ...], on: str | None, load: str, seed: int, trace: str | None, as_json: bool
 ) -> None:
-    from lightwork.serve.simulate import main
+    from lightwork.cli._output import show_json, show_table
+    from lightwork.runtime.perfetto import write_chrome_trace
+    from lightwork.serve.loads import parse_load
+    from lightwork.serve.plan import Plan
+    from lightwork.serve.simulate import simulate
 
     chosen = choose(model, on, use, "sim:a100x8")
-    main(
-        chosen.model,
-        use=chosen.use,
-        on=chosen.on,
-        load=load,
-        requests=requests,
-        seed=seed,
-        trace=trace,
-        as_json=as_json,
-    )
+    run = simulate(Plan(model=chosen.model, on=chosen.on, use=chosen.use), parse_load(load), seed=seed)
+    if trace:
+        write_chrome_trace(trace, [run.trace])
+    figures = run.summary.to_dict()
+    if as_json:
+        show_json({"place": chosen.on, "settings": [s._asdict() for s in run.settings], **figures})
+        return
+    show_table(("setting", "value", "reason"), run.settings)
+    print(f"\nsimulated on {chosen.on}")
+    show_table(("figure", "value"), [(k, v) for k, v in figures.items() if k != "simulated"])

@@ -78,7 +78,8 @@ class KVCache:
     def needs(self, seq_id: int, upto: int) -> int:
         """Free blocks that reserve(seq_id, upto) would take."""
         table = self._tables[seq_id]
-        return max(0, self._blocks_for(upto) - len(table.blocks)) + (self._shared_tail(table) is not None)
+        missing = self._blocks_for(upto) - len(table.blocks)
+        return (missing if missing > 0 else 0) + (self._shared_tail(table) is not None)
 
     def needs_new(self, hit: Hit, upto: int) -> int:
         """Free blocks that attaching `hit` and reserving `upto` tokens would take, revived ones included."""
@@ -114,11 +115,14 @@ class KVCache:
         Returns the copies to carry out before the slots are written (a shared last block is copied on
         write), or None when blocks are short.
         """
-        if self.needs(seq_id, upto) > self.free:
-            return None
         table = self._tables[seq_id]
-        copies = []
         tail = self._shared_tail(table)
+        missing = self._blocks_for(upto) - len(table.blocks)
+        if missing <= 0 and tail is None:
+            return []
+        if max(0, missing) + (tail is not None) > self.free:
+            return None
+        copies = []
         if tail is not None:
             old, new = table.blocks[tail], self._pool.take()
             table.blocks[tail] = new
@@ -184,7 +188,7 @@ class KVCache:
     def _shared_tail(self, table: Table) -> int | None:
         """Index of the partly committed block if somebody else may read it."""
         tail = table.committed // self.block_size
-        if table.committed % self.block_size == 0 or tail >= len(table.blocks):
+        if not self.prefix_cache or table.committed % self.block_size == 0 or tail >= len(table.blocks):
             return None
         block = table.blocks[tail]
         return tail if self._pool.references(block) > 1 or block in self._tree else None

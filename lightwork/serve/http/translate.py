@@ -107,13 +107,13 @@ def _request(
 
 
 def _sampling(body: Body, logprobs: int | None, served: Served) -> Sampling:
-    defaults = served.defaults if served.defaults.get("do_sample") else {}
+    """What the request leaves open comes from the model's generation config: greedy where that says so."""
+    defaults = served.defaults
+    usual = 0.0 if defaults.get("do_sample") is False else float(defaults.get("temperature") or 1.0)
     top_k = body.top_k if body.top_k is not None else int(defaults.get("top_k") or 0)
     return Sampling(
-        temperature=body.temperature
-        if body.temperature is not None
-        else float(defaults.get("temperature") or 1.0),
-        top_p=body.top_p if body.top_p is not None else float(defaults.get("top_p") or 1.0),
+        temperature=usual if body.temperature is None else body.temperature,
+        top_p=float(defaults.get("top_p") or 1.0) if body.top_p is None else body.top_p,
         top_k=max(0, top_k),
         min_p=body.min_p,
         seed=body.seed if body.seed is not None else secrets.randbits(53),

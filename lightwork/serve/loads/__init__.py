@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from lightwork.errors import SpecError
+
 
 class Arrival(NamedTuple):
     """One request to come: when, in seconds from the start, and its lengths in tokens."""
@@ -28,3 +30,14 @@ def lengths(rng: np.random.Generator, median: int, sigma: float, num: int, most:
     """
     drawn = median * np.exp(sigma * rng.standard_normal(num))
     return [int(n) for n in np.clip(np.rint(drawn), 1, most)]
+
+
+def parse_load(text: str) -> Load:
+    """The load that a text like 'Poisson(rate=4)' names. Raises SpecError."""
+    from lightwork.techniques import kind_of, parse
+
+    load = parse(text)
+    if kind_of(load) != "load":
+        raise SpecError(f"{text} is a {kind_of(load)}", expected="a load", fix="Poisson(rate=4)")
+    found: Load = load
+    return found

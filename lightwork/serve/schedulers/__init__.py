@@ -51,7 +51,10 @@ class Step:
         return sum(chunk.count for chunk in self.chunks) + sum(map(len, self.drafts))
 
     def draft(self, chunk: int) -> Draft:
-        return self.drafts[chunk] if self.drafts else Draft()
+        return self.drafts[chunk] if self.drafts else NO_DRAFT
+
+
+NO_DRAFT = Draft()
 
 
 class Blocks(Protocol):
