@@ -53,16 +53,29 @@ def _ratio(a: Techniques, b: Techniques, tbt_s: float, seed: int) -> Measured:
     return Measured(ours / max(theirs, 0.1), note)
 
 
+# Accepted between 0.7 and 1.5 times the published ratio: two bounds on one figure.
 @claim(
     "sarathi",
-    title="capacity over prefill-first, strict objective, Mistral-7B on one A100",
+    title="capacity over prefill-first, strict objective, Mistral-7B on one A100: high enough",
+    paper="up to 2.6x",
+    expect=2.6,
+    within=0.3,
+    bound="at least",
+)
+def capacity_over_prefill_first(lab: Lab) -> Measured:
+    return _ratio(Sarathi(chunk=512), PrefillFirst(), STRICT_S, lab.seed)
+
+
+@claim(
+    "sarathi",
+    title="the same: not too high to be believed",
     paper="up to 2.6x",
     expect=2.6,
     within=0.5,
+    bound="at most",
 )
-def capacity_over_prefill_first(lab: Lab) -> Measured:
-    # Accepted between 0.7 and 1.5 of the published ratio, so 0.5 above; prefill-first has no slack below 0.7.
-    return _ratio(Sarathi(chunk=512), PrefillFirst(), STRICT_S, lab.seed)
+def capacity_is_believable(lab: Lab) -> Measured:
+    return capacity_over_prefill_first(lab)  # type: ignore[return-value]
 
 
 @claim(

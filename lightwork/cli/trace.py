@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from lightwork.cli._output import paint, show_json, show_table
 from lightwork.cli._timeline import Lane, coloured, draw, in_units, lanes, letters, ruler
 from lightwork.cli._verbs import verb
 from lightwork.errors import SpecError
+
+if TYPE_CHECKING:
+    from lightwork.runtime.trace import Trace
 
 MAX_FILE_BYTES = 1 << 30
 
@@ -31,18 +35,17 @@ def command(file: Path, most: int, width: int | None, as_json: bool) -> None:
 
     if file.stat().st_size > MAX_FILE_BYTES:
         raise SpecError(f"{file.name} has {file.stat().st_size} bytes", expected=f"at most {MAX_FILE_BYTES}")
-    try:
-        trace = read_chrome_trace(file)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SpecError(
-            f"{file.name} is not a trace: {error}",
-            expected="Chrome trace JSON",
-            fix="lightwork demo --trace out.json",
-        ) from error
-    found = lanes(trace.spans)
+    runs = read_chrome_trace(file)
     if as_json:
-        show_json({"label": trace.label, "lanes": [_summary(lane) for lane in found]})
+        show_json([{"label": t.label, "lanes": [_summary(lane) for lane in lanes(t.spans)]} for t in runs])
         return
+    for trace in runs:
+        _show(trace, most, width)
+
+
+def _show(trace: Trace, most: int, width: int | None) -> None:
+    """Print one run: a table of its lanes, and their picture."""
+    found = lanes(trace.spans)
     print(f"{trace.label}: {len(trace.spans)} spans")
     if not found:
         return
@@ -57,6 +60,7 @@ def command(file: Path, most: int, width: int | None, as_json: bool) -> None:
     picture(found[:most], start_s, end_s, width)
     if len(found) > most:
         print(f"{len(found) - most} more ranks: --lanes {len(found)}")
+    print()
 
 
 def picture(shown: list[Lane], start_s: float, end_s: float, width: int | None) -> None:
