@@ -51,6 +51,7 @@ class Recipe:
     ffn_size: int
     steps: int
     learning_rate: float
+    warmup_steps: int = 100
     batch_size: int = 8
     seq_len: int = 256
     seed: int = 0
@@ -75,8 +76,8 @@ class Recipe:
 
 
 RECIPES = {
-    "llama": Recipe(hidden_size=128, num_layers=4, num_heads=4, ffn_size=512, steps=3200, learning_rate=2e-3),
-    "draft": Recipe(hidden_size=96, num_layers=2, num_heads=3, ffn_size=256, steps=3200, learning_rate=3e-3),
+    "llama": Recipe(hidden_size=96, num_layers=9, num_heads=3, ffn_size=256, steps=3200, learning_rate=2e-3),
+    "draft": Recipe(hidden_size=96, num_layers=2, num_heads=3, ffn_size=192, steps=3200, learning_rate=2e-3),
 }
 
 
@@ -106,7 +107,7 @@ def make(name: str, recipe: Recipe, steps: int, tokenizer: Tokenizer, folder: Pa
         max_len=spec.max_len,
     )
     digest = hashlib.sha256()
-    settings = Settings(steps=steps, learning_rate=recipe.learning_rate)
+    settings = Settings(steps=steps, learning_rate=recipe.learning_rate, warmup_steps=recipe.warmup_steps)
     raised = {}
     tokens = 0
     for progress in pretrain(weights, spec, hashed(lessons, digest), settings):

@@ -30,6 +30,7 @@ STD = 0.05
 SHARPNESS = 20.0  # of attention to the previous token: logits per unit of 1 - cos of a pair's angle
 MATCH = 12.0  # logits of an equal token over a different one
 WRITE = 0.5  # length of what the first head writes; embeddings have STD sqrt(d), about 0.6
+COPY = 2.0  # length of what the second head copies
 SLOW = 0.01  # radians per position below which a rotary pair compares content
 
 
@@ -86,7 +87,7 @@ def _induction(layers: list[Layer], spec: ModelSpec, rng: Generator) -> None:
     gain = sqrt(WRITE / sqrt(size))
     first.qkv[value_row : value_row + size] = gain * read_Dd
     first.out[:, :size] = gain * write_Dd.T
-    copy_gain = sqrt(WRITE / sqrt(size))
+    copy_gain = sqrt(COPY / sqrt(size))
     slow = torch.cat((angles, angles)) < SLOW
     share = WRITE / sqrt(STD * STD * d + WRITE * WRITE)  # of the normalised stream that the first head wrote
     gain = sqrt(MATCH * sqrt(size) / (share * sqrt(1 - share**2) * float(slow.sum())))
