@@ -182,7 +182,8 @@ class GlooWorld:
             timeout=max(start, self._timeout),
         )
         dist.barrier()
-        self._dist.distributed_c10d._set_pg_timeout(self._timeout)
+        # new processes start at different times, later effects are waited for no longer than asked
+        self._groups[tuple(range(n))] = dist.new_group(list(range(n)), timeout=self._timeout)
         self._clock = WallClock()
         self._do: dict[type, Callable[[Any], Any]] = {
             Compute: self._compute,
@@ -214,7 +215,7 @@ class GlooWorld:
         """Wait until all messages have been taken."""
         while self._in_flight:
             work, _ = self._in_flight.popleft()
-            self._blocking("a message to be taken", work.wait)
+            self._finish("a message to be taken", work)
 
     def _compute(self, effect: Compute) -> Any:
         return effect.fn(*effect.args) if effect.fn is not None else None
@@ -227,7 +228,8 @@ class GlooWorld:
         while self._in_flight and self._in_flight[0][0].is_completed():
             self._in_flight.popleft()
         if len(self._in_flight) >= _MAX_IN_FLIGHT:
-            self._blocking("a message to be taken", self._in_flight.popleft()[0].wait)
+            work, _ = self._in_flight.popleft()
+            self._finish("a message to be taken", work)
         self._in_flight.append((self._dist.isend(x, effect.to, tag=effect.tag), x))
 
     def _recv(self, effect: Recv) -> Any:
@@ -241,18 +243,15 @@ class GlooWorld:
             raise SpecError(f"{effect!r} does not say what comes", expected="like: a tensor of its shape")
         x = self._torch.empty_like(effect.like)
         work = self._dist.irecv(x, effect.source, tag=effect.tag)
-        self._blocking(f"a message of rank {effect.source}, tag {effect.tag}", work.wait)
+        self._blocking(
+            f"a message of rank {effect.source}, tag {effect.tag}", lambda: work.wait(self._timeout)
+        )
         return x
 
     def _collective(self, effect: Collective) -> Any:
         if effect.group not in self._groups:
-            whole = effect.group == tuple(range(self.n))
-            self._groups[effect.group] = (
-                None
-                if whole
-                else self._dist.new_group(
-                    list(effect.group), timeout=self._timeout, use_local_synchronization=True
-                )
+            self._groups[effect.group] = self._dist.new_group(
+                list(effect.group), timeout=self._timeout, use_local_synchronization=True
             )
         what = f"{effect.kind} of ranks {', '.join(map(str, effect.group))}"
         return self._blocking(what, lambda: self._collect(effect, self._groups[effect.group]))
@@ -289,6 +288,9 @@ class GlooWorld:
             raise DeadlockError(
                 f"rank {self.rank} waits for its own signal {effect.name!r}", expected="Signal first"
             )
+
+    def _finish(self, what: str, work: Any) -> None:
+        self._blocking(what, lambda: work.wait(self._timeout))
 
     def _blocking(self, what: str, call: Callable[[], Any]) -> Any:
         try:

@@ -78,7 +78,7 @@ class Fair:
 class Flow:
     """Bytes on their way through a path of Fair resources, at one rate that changes as flows come and go."""
 
-    __slots__ = ("args", "done", "left", "path", "rate", "since_s", "version")
+    __slots__ = ("args", "done", "left", "path", "rate", "since_s", "timer")
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Flow:
         self.left = amount
         self.since_s = now_s
         self.rate = 0.0
-        self.version = 0
+        self.timer = 0
         self.done = done
         self.args = args
 
@@ -152,14 +152,12 @@ def _share(kernel: Kernel, changed: Sequence[Fair]) -> None:
         flow.left -= flow.rate * (now_s - flow.since_s)
         flow.since_s = now_s
         flow.rate = rate
-        flow.version += 1
-        kernel.at(now_s + max(0.0, flow.left) / rate, _arrived, kernel, flow, flow.version)
+        if flow.timer:
+            kernel.drop(flow.timer)
+        flow.timer = kernel.at(now_s + max(0.0, flow.left) / rate, _arrived, kernel, flow)
 
 
-def _arrived(kernel: Kernel, flow: Flow, version: int) -> None:
-    if version != flow.version:
-        return
-    flow.version += 1
+def _arrived(kernel: Kernel, flow: Flow) -> None:
     for fair in flow.path:
         fair.flows.pop(flow, None)
     _share(kernel, flow.path)
