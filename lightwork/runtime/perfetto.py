@@ -2,8 +2,8 @@
 
 A process is a trace (so a real run and a simulated one stand side by side), a thread is a rank. A message is
 an arrow from its send to the end of its receive; a span of kind "counter" is a counter. Viewers want the
-slices of a thread nested, so spans of one rank that overlap otherwise get threads of their own ("0 (2)"). Times
-are microseconds there, seconds here.
+slices of a thread nested, so spans of one rank that overlap otherwise get threads of their own ("0 (2)").
+Times are microseconds there, seconds here.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from lightwork.runtime.trace import Span
 
 Pricer = Callable[[Effect, int], Price]
 Then = Callable[[float], None]
+Doing = tuple[str, str, float, Any, object]
+"""Of a span that has not ended: kind, name, start, data and peer."""
 
 
 class SimWorld:
@@ -59,9 +61,20 @@ class SimWorld:
             found = self._ranks[rank] = _Rank(self, rank)
         return found
 
-    def serve(self, effect: Effect, rank: int, then: Then) -> None:
-        """Serve an effect's demands side by side; then(latency_s) when the last has been served."""
-        price = self.price(effect, rank)
+    def reserve(self, price: Price, now_s: float) -> float:
+        """When a price of at most one Fifo will have been served, known at once; else -1."""
+        demands = price.demands
+        if not demands:
+            return now_s
+        if len(demands) == 1:
+            path, amount = demands[0]
+            fifo = self.resources.get(path[0])
+            if isinstance(fifo, Fifo):
+                return fifo.reserve(now_s, amount)
+        return -1.0
+
+    def serve(self, price: Price, then: Then) -> None:
+        """Serve demands side by side; then(latency_s) when the last has been served."""
         end_s = now_s = self.kernel.now()
         paths: list[tuple[tuple[Fair, ...], float]] = []
         for path, amount in price.demands:
@@ -108,9 +121,9 @@ class SimWorld:
         meeting.came[rank.id] = (task, effect, self.kernel.now())
         if len(meeting.came) == len(effect.group):
             del self._meetings[key]
-            self.serve(
-                effect, effect.group[0], lambda latency_s: self._part(meeting, effect.group, latency_s)
-            )
+            lead = effect.group[0]
+            price = self.price(meeting.came[lead][1], lead)
+            self.serve(price, lambda latency_s: self._part(meeting, effect.group, latency_s))
 
     def missing(self, effect: Collective) -> list[int]:
         """The ranks that have not entered a collective that others wait in."""
@@ -119,19 +132,13 @@ class SimWorld:
                 return [r for r in group if r not in meeting.came]
         return []
 
-    def span(
-        self, rank: str, kind: str, name: str, start_s: float, end_s: float, x: Any, peer: str = ""
-    ) -> None:
-        if self.kernel.trace is not None:
-            self.kernel.trace.add(Span(rank, kind, name, start_s, end_s, nbytes(x), peer))
-
     def _part(self, meeting: _Meeting, group: tuple[int, ...], latency_s: float) -> None:
         end_s = self.kernel.now() + latency_s
         given = [meeting.came[r][1].x for r in group]
         for i, r in enumerate(group):
             task, effect, start_s = meeting.came[r]
-            self.span(str(r), "collective", effect.kind, start_s, end_s, effect.x)
-            self.kernel.resume_at(end_s, task, _result(effect.kind, given, i))
+            span: Doing = ("collective", effect.kind, start_s, effect.x, "")
+            self.rank(r).ends(task, _result(effect.kind, given, i), end_s, span)
 
     def _resource(self, name: str) -> Fifo | Fair:
         try:
@@ -172,22 +179,12 @@ class _Rank:
         self._mail: dict[tuple[int, int], deque[tuple[float, Any]]] = {}
         self._readers: dict[tuple[int, int], deque[tuple[Task, Recv, float]]] = {}
 
-    def perform(self, task: Task, effect: Any) -> None:
+    def perform(self, task: Task, effect: Effect) -> None:
+        do = _PERFORM.get(type(effect))
+        if do is None:
+            raise InvariantError(f"{effect!r} is of no simulated world", expected="see effects.py")
         try:
-            if isinstance(effect, Send):
-                self._send(task, effect)
-            elif isinstance(effect, Recv):
-                self._recv(task, effect)
-            elif isinstance(effect, Compute):
-                self._take(task, effect, effect.name, None)
-            elif isinstance(effect, Move):
-                self._take(task, effect, f"{effect.src} to {effect.dst}", effect.x)
-            elif isinstance(effect, Collective):
-                self._world.meet(self, task, effect)
-            else:
-                raise InvariantError(
-                    f"{effect!r} is no effect of a simulated world", expected="see effects.py"
-                )
+            do(self, task, effect)
         except LightworkError as error:
             self._world.kernel.refuse(task, error)
 
@@ -198,45 +195,69 @@ class _Rank:
             return f"{effect.kind} of {_ranks(effect.group)}: missing {_ranks(self._world.missing(effect))}"
         return ""
 
-    def _take(self, task: Task, effect: Compute | Move, name: str, x: Any) -> None:
-        world, kernel = self._world, self._world.kernel
-        start_s = kernel.now()
-
-        def then(latency_s: float) -> None:
-            end_s = kernel.now() + latency_s
-            if kernel.trace is not None:
-                world.span(self.name, type(effect).__name__.lower(), name, start_s, end_s, x)
-            kernel.resume_at(end_s, task, value)
-
-        if isinstance(effect, Move):
-            value = effect.x
-        elif world.execute and effect.fn is not None:
+    def _compute(self, task: Task, effect: Compute) -> None:
+        value = effect.args[0] if effect.args else None
+        if self._world.execute and effect.fn is not None:
             value = effect.fn(*effect.args)
+        self._take(task, effect, ("compute", effect.name, self._world.kernel.now(), None, ""), value)
+
+    def _move(self, task: Task, effect: Move) -> None:
+        span = ("move", f"{effect.src} to {effect.dst}", self._world.kernel.now(), effect.x, "")
+        self._take(task, effect, span, effect.x)
+
+    def _take(self, task: Task, effect: Compute | Move, span: Doing, value: Any) -> None:
+        """Let the time of an effect pass, then resume the task with a value."""
+        world = self._world
+        price = world.price(effect, self.id)
+        left_s = world.reserve(price, span[2])
+        if left_s >= 0.0:
+            self.ends(task, value, left_s + price.latency_s, span)
         else:
-            value = effect.args[0] if effect.args else None
-        world.serve(effect, self.id, then)
+            now = world.kernel.now
+            world.serve(price, lambda latency_s: self.ends(task, value, now() + latency_s, span))
 
     def _send(self, task: Task, effect: Send) -> None:
-        world, kernel = self._world, self._world.kernel
-        start_s = kernel.now()
+        world = self._world
+        now_s = world.kernel.now()
+        price = world.price(effect, self.id)
         x = effect.x if isinstance(effect.x, Meta) else _copy(effect.x)
+        left_s = world.reserve(price, now_s)
+        if left_s >= 0.0:
+            self._leave(task, effect, x, now_s, left_s, price.latency_s)
+        else:
+            now = world.kernel.now
+            world.serve(price, lambda latency_s: self._leave(task, effect, x, now_s, now(), latency_s))
 
-        def left(latency_s: float) -> None:
-            now_s = kernel.now()
-            if kernel.trace is not None:
-                world.span(self.name, "send", f"to {effect.to}", start_s, now_s, x, str(effect.to))
-            kernel.resume(task)
-            world.rank(effect.to).deliver((self.id, effect.tag), now_s + latency_s, x)
-
-        world.serve(effect, self.id, left)
+    def _leave(
+        self, task: Task, effect: Send, x: Any, start_s: float, left_s: float, latency_s: float
+    ) -> None:
+        """A message leaves the sender's link, now or at a time that is known."""
+        to = effect.to
+        self.ends(task, None, left_s, ("send", "to", start_s, x, to))
+        self._world.rank(to).deliver((self.id, effect.tag), left_s + latency_s, x)
 
     def _recv(self, task: Task, effect: Recv) -> None:
         key = (effect.source, effect.tag)
         mail = self._mail.get(key)
         if mail:
-            self._hand_over(task, effect, self._world.kernel.now(), *mail.popleft())
+            arrives_s, x = mail.popleft()
+            self._hand_over(task, effect, self._world.kernel.now(), arrives_s, x)
         else:
             self._readers.setdefault(key, deque()).append((task, effect, self._world.kernel.now()))
+
+    def ends(self, task: Task, value: Any, end_s: float, span: Doing) -> None:
+        """Resume a task, and record what it did, at a time from now on."""
+        kernel = self._world.kernel
+        if kernel.trace is not None:
+            kind, name, start_s, x, peer = span
+            full = f"{name} {peer}" if kind in ("send", "recv") else name
+            done = Span(self.name, kind, full, start_s, end_s, nbytes(x), str(peer))
+            kernel.at(end_s, kernel.trace.add, done)
+            kernel.resume_at(end_s, task, value)
+        elif end_s <= kernel.now():
+            kernel.resume(task, value)
+        else:
+            kernel.resume_at(end_s, task, value)
 
     def deliver(self, key: tuple[int, int], arrives_s: float, x: Any) -> None:
         """A message that has left its sender: to the first who waits for it, else into the mail."""
@@ -250,18 +271,26 @@ class _Rank:
 
     def _hand_over(self, task: Task, effect: Recv, start_s: float, arrives_s: float, x: Any) -> None:
         kernel = self._world.kernel
-        if effect.like is not None and nbytes(effect.like) != nbytes(x):
+        like, source = effect.like, effect.source
+        if like is not None and like is not x and nbytes(like) != nbytes(x):
             problem = RangeError(
-                f"rank {self.id} received {nbytes(x)} bytes from rank {effect.source}",
-                expected=f"{nbytes(effect.like)} bytes, as Recv says",
+                f"rank {self.id} received {nbytes(x)} bytes from rank {source}",
+                expected=f"{nbytes(like)} bytes, as Recv says",
             )
             kernel.refuse(task, problem)
             return
-        end_s = max(arrives_s, kernel.now())
-        if kernel.trace is not None:
-            world, peer = self._world, str(effect.source)
-            world.span(self.name, "recv", f"from {peer}", start_s, end_s, x, peer)
-        kernel.resume_at(end_s, task, x)
+        now_s = kernel.now()
+        end_s = arrives_s if arrives_s > now_s else now_s
+        self.ends(task, x, end_s, ("recv", "from", start_s, x, source))
+
+
+_PERFORM: dict[type, Callable[[_Rank, Task, Any], None]] = {
+    Send: _Rank._send,
+    Recv: _Rank._recv,
+    Compute: _Rank._compute,
+    Move: _Rank._move,
+    Collective: lambda rank, task, effect: rank._world.meet(rank, task, effect),
+}
 
 
 def nbytes(x: Any) -> int:

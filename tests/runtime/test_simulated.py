@@ -42,7 +42,7 @@ def ring_world(n: int, *, execute: bool = False, trace: Trace | None = None) -> 
     return SimWorld(Kernel(trace=trace), links, resources, execute=execute)
 
 
-@pytest.mark.parametrize("n", [2, 4, 8, 64, 512])
+@pytest.mark.parametrize("n", [2, 4, 8, 64, pytest.param(512, marks=pytest.mark.slow)])
 def test_a_ring_all_reduce_takes_the_time_of_its_closed_form(n):
     world = ring_world(n)
     chunk = Meta((1000,), "float32")
