@@ -36,7 +36,6 @@ BUILTIN = Path(__file__).parent.parent / "lightwork" / "models" / "builtin"
 LEVELS = (1, 2, 3)
 BEYOND = 4  # scored, never trained
 WATCH_EVERY, WATCH_QUESTIONS, RAISE_AT = 100, 40, 0.85
-SAVE_EVERY = 500
 SCORE_QUESTIONS = 400
 SCORE_SEED = 8
 
@@ -49,9 +48,7 @@ class Recipe:
     num_layers: int
     num_heads: int
     ffn_size: int
-    steps: int
-    learning_rate: float
-    warmup_steps: int = 100
+    phases: tuple[Settings, ...]
     batch_size: int = 8
     seq_len: int = 256
     seed: int = 0
@@ -76,69 +73,106 @@ class Recipe:
 
 
 RECIPES = {
-    "llama": Recipe(hidden_size=96, num_layers=9, num_heads=3, ffn_size=256, steps=3200, learning_rate=2e-3),
-    "draft": Recipe(hidden_size=96, num_layers=2, num_heads=3, ffn_size=192, steps=3200, learning_rate=2e-3),
+    "llama": Recipe(
+        hidden_size=96,
+        num_layers=9,
+        num_heads=3,
+        ffn_size=256,
+        phases=(Settings(steps=3200, stop=1000), Settings(steps=900, learning_rate=1.5e-3, warmup_steps=20)),
+    ),
+    "draft": Recipe(
+        hidden_size=96,
+        num_layers=2,
+        num_heads=3,
+        ffn_size=192,
+        phases=(Settings(steps=3200, stop=1500), Settings(steps=500, learning_rate=1.5e-3, warmup_steps=20)),
+    ),
 }
 
 
 @click.command()
 @click.option("--only", type=click.Choice(sorted(RECIPES)), help="Train one model.")
 @click.option("--out", type=click.Path(path_type=Path), default=BUILTIN, help="Folder of the model folders.")
-@click.option("--steps", type=int, help="Steps instead of the recipe's, to try things out.")
-def main(only: str | None, out: Path, steps: int | None) -> None:
+@click.option("--resume", is_flag=True, help="Go on after the phases that the folder's recipe.json lists.")
+def main(only: str | None, out: Path, resume: bool) -> None:
     """Train the built-in models and write them with their recipes."""
     torch.set_num_threads(1)
     tokenizer = build_tokenizer(WORDS, SYLLABLES)
     for name, recipe in RECIPES.items():
         if only in (None, name):
-            make(name, recipe, steps or recipe.steps, tokenizer, out / name)
+            make(name, recipe, tokenizer, out / name, resume)
 
 
-def make(name: str, recipe: Recipe, steps: int, tokenizer: Tokenizer, folder: Path) -> None:
-    """Train one model, write its folder, and score what was written."""
+def make(name: str, recipe: Recipe, tokenizer: Tokenizer, folder: Path, resume: bool) -> None:
+    """Train one model phase by phase, each from the weights that the one before wrote, and score it."""
     spec = recipe.spec(tokenizer.get_vocab_size(), name)
-    weights = initial_weights(spec, recipe.seed)
+    report = json.loads((folder / "recipe.json").read_text()) if resume else {"phases": []}
+    for phase in range(len(report["phases"]), len(recipe.phases)):
+        weights = read(folder, spec) if phase else initial_weights(spec, recipe.seed)
+        for tensor in weights.tensors():
+            tensor.requires_grad_(True)
+        done = train(name, weights, recipe, spec, tokenizer, report["phases"])
+        save_model(folder, weights, spec, tokenizer)
+        report = describe(name, recipe, spec, [*report["phases"], done])
+        write(folder, report)
+    weights = read(folder, spec)
+    levels = (*LEVELS, BEYOND)
+    scores = [score(weights, spec, tokenizer, level, SCORE_QUESTIONS, SCORE_SEED) for level in levels]
+    write(folder, report | {"scores": [row(s) for s in scores]})
+    click.echo("\n".join(f"{name} {s}" for s in scores))
+
+
+def train(
+    name: str, weights: Weights, recipe: Recipe, spec: ModelSpec, tokenizer: Tokenizer, before: list[Any]
+) -> dict[str, Any]:
+    """One phase of training, in place. Returns what is to be remembered of it."""
     lessons = Lessons(
         tokenizer=tokenizer,
-        rng=Random(f"train {recipe.seed}"),
+        rng=Random(f"train {recipe.seed}" + (f" phase {len(before)}" if before else "")),
         world=PlanWorld(split="train"),
         batch_size=recipe.batch_size,
         seq_len=recipe.seq_len,
         max_len=spec.max_len,
+        top=before[-1]["top_level"] if before else 1,
     )
-    digest = hashlib.sha256()
-    settings = Settings(steps=steps, learning_rate=recipe.learning_rate, warmup_steps=recipe.warmup_steps)
-    raised = {}
-    tokens = 0
-    for progress in pretrain(weights, spec, hashed(lessons, digest), settings):
+    digest, raised, tokens = hashlib.sha256(), {}, 0
+    for progress in pretrain(weights, spec, hashed(lessons, digest), recipe.phases[len(before)]):
         tokens = progress.tokens
         if (progress.step + 1) % WATCH_EVERY == 0:
             raised |= watch(name, weights, spec, lessons, progress.step + 1, progress.loss)
-        if (progress.step + 1) % SAVE_EVERY == 0:
-            save_model(folder, weights, spec, tokenizer)
-    save_model(folder, weights, spec, tokenizer)
+    return {
+        "tokens": tokens,
+        "data_sha256": digest.hexdigest(),
+        "level_raised_at_step": raised,
+        "top_level": lessons.top,
+    }
+
+
+def read(folder: Path, spec: ModelSpec) -> Weights:
+    """The stored weights, in float32."""
     written = Checkpoint(folder)
-    rounded = from_checkpoint(spec, lambda key, shape: written.get(key, shape).float())
-    scores = [
-        score(rounded, spec, tokenizer, level, SCORE_QUESTIONS, SCORE_SEED) for level in (*LEVELS, BEYOND)
-    ]
-    report = {
+    return from_checkpoint(spec, lambda key, shape: written.get(key, shape).float())
+
+
+def describe(name: str, recipe: Recipe, spec: ModelSpec, phases: list[Any]) -> dict[str, Any]:
+    """recipe.json without its scores."""
+    return {
         "command": f"python scripts/train_tiny.py --only {name}",
         **asdict(recipe),
-        "steps": steps,
-        "settings": asdict(settings),
-        "parameters": sum(t.numel() for t in weights.tensors()),
-        "tokens": tokens,
-        "data": "PlanWorld, training split; sequences are one catalogue and its questions",
-        "data_sha256": digest.hexdigest(),
-        "levels_raised_at_step": raised,
+        "settings": [asdict(s) for s in recipe.phases],
+        "phases": phases,
+        "parameters": spec.num_params,
+        "tokens": sum(p["tokens"] for p in phases),
+        "data": "PlanWorld, training split; a sequence is one catalogue and questions about it",
+        "longest_sequence_tokens": recipe.seq_len,
         "torch": torch.__version__,
         "stored_as": "float16",
         "score": "PlanWorld, held-out tool names, greedy, from the stored weights computed in float32",
-        "scores": [row(s) for s in scores],
     }
+
+
+def write(folder: Path, report: dict[str, Any]) -> None:
     (folder / "recipe.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    click.echo(json.dumps(report["scores"], indent=2))
 
 
 def hashed(lessons: Lessons, digest: hashlib._Hash) -> Iterator[Batch]:

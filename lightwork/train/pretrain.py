@@ -35,9 +35,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """steps: of the whole run. learning_rate: after warm-up; it ends at floor times that."""
+    """steps: of the whole schedule. stop: end after so many, or None.
+
+    learning_rate: after warm-up; at the end of the schedule it is floor times that.
+    """
 
     steps: int
+    stop: int | None = None
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     floor: float = 0.05
@@ -79,7 +83,7 @@ def pretrain(
         betas=(settings.beta1, settings.beta2),
     )
     tokens = 0
-    for step, batch in zip(range(settings.steps), batches, strict=False):
+    for step, batch in zip(range(settings.stop or settings.steps), batches, strict=False):
         rate = settings.rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
