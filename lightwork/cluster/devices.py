@@ -8,7 +8,7 @@ peaks; `curve` says what share of that smaller sizes reach.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -23,6 +23,7 @@ class Unit:
     """Identical compute units, used together. rates: operations per second of all of them, by "kind/dtype".
 
     launch_s: time to start one kernel. tile_rows: rows are computed in multiples of this; 1: no tiles.
+    curves: by "kind/dtype", where a measured one differs from `curve`.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Unit:
     launch_s: float = 0.0
     curve: Curve = ((1, 1.0),)
     tile_rows: int = 1
+    curves: Mapping[str, Curve] = field(default_factory=dict)
 
     def rate(self, kind: str, dtype: str) -> float:
         """Saturated operations per second. Raises SpecError if this unit cannot do it."""
@@ -39,14 +41,12 @@ class Unit:
             raise SpecError(f"{self.name} has no rate for {kind}/{dtype}", expected=", ".join(self.rates))
         return found
 
-    def share(self, rows: int) -> float:
+    def share(self, rows: int, kind: str = "matmul", dtype: str = "") -> float:
         """Share of the saturated rate that `rows` rows reach, tiles included; 0 rows means saturated."""
         if rows <= 0:
             return 1.0
-        full = interpolate(self.curve, rows)
-        if rows >= self.tile_rows > 1:
-            full *= rows / (-(-rows // self.tile_rows) * self.tile_rows)
-        return full
+        computed = -(-rows // self.tile_rows) * self.tile_rows if rows >= self.tile_rows else rows
+        return interpolate(self.curves.get(f"{kind}/{dtype}", self.curve), computed) * rows / computed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +86,11 @@ class Device:
     step_s: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict)
 
+    def level(self, footprint_bytes: float) -> str:
+        """The innermost memory that holds this many bytes; the main one if none does."""
+        fits = (m.name for m in self.memories if m.bytes >= footprint_bytes)
+        return next(fits, "memory")
+
     def memory(self, name: str = "memory") -> Memory:
         """A level by name. Raises SpecError."""
         for level in self.memories:
@@ -98,6 +103,7 @@ class Device:
     def constants(self) -> list[str]:
         """The names that `sources` must hold."""
         names = [f"unit.{n}" for n in ("count", "rates", "launch_s", "curve", "tile_rows")] + ["step_s"]
+        names += ["unit.curves"] if self.unit.curves else []
         for level in self.memories:
             names += [f"{level.name}.{f.name}" for f in fields(level) if f.name != "name"]
         return names
@@ -130,7 +136,8 @@ class Cluster:
         try:
             device = dict(data["device"])
             unit = dict(device["unit"])
-            unit["curve"] = tuple((int(r), float(s)) for r, s in unit["curve"])
+            unit["curve"] = _curve(unit["curve"])
+            unit["curves"] = {name: _curve(points) for name, points in unit.get("curves", {}).items()}
             device["unit"] = Unit(**unit)
             device["memories"] = tuple(Memory(**m) for m in device["memories"])
             inner, outer = (Link(**data[k]) if data.get(k) else None for k in ("inner", "outer"))
@@ -146,6 +153,10 @@ class Cluster:
             raise SpecError(
                 f"this is not a machine description: {error!r}", expected="what to_dict gives"
             ) from error
+
+
+def _curve(points: Sequence[Sequence[float]]) -> Curve:
+    return tuple((int(rows), float(share)) for rows, share in points)
 
 
 def interpolate(curve: Curve, x: float) -> float:

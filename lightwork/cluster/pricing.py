@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from math import ceil, log2
 
 from lightwork.cluster.devices import Cluster, Link
 from lightwork.errors import SpecError
 from lightwork.runtime.effects import Collective, Compute, Effect, Move, Price, Send, Work
 from lightwork.runtime.resources import Fair, Fifo
+from lightwork.runtime.simulated import nbytes
 
 FREE = Price()
 
@@ -22,8 +24,7 @@ class CostModel:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self._rates: dict[tuple[str, str], float] = {}
-        self._shares: dict[int, float] = {}
+        self._speeds: dict[tuple[str, str, int], float] = {}
         self._bandwidths: dict[str, float] = {}
 
     def seconds(self, work: Sequence[Work]) -> float:
@@ -31,7 +32,7 @@ class CostModel:
         total = 0.0
         launch_s = self.cluster.device.unit.launch_s
         for w in work:
-            arithmetic = w.ops / (self._rate(w.kind, w.dtype) * self._share(w.rows)) if w.ops else 0.0
+            arithmetic = w.ops / self._speed(w.kind, w.dtype, w.rows) if w.ops else 0.0
             traffic = w.bytes / self._bandwidth(w.level) if w.bytes else 0.0
             total += (arithmetic if arithmetic > traffic else traffic) + w.launches * launch_s
         return total
@@ -41,26 +42,40 @@ class CostModel:
         if isinstance(effect, Compute):
             return Price((((f"compute:{rank}",), self.seconds(effect.work)),))
         if isinstance(effect, Send):
-            link = self.cluster.link(rank, effect.to)
-            nbytes = getattr(effect.x, "nbytes", 0)
-            return Price((((f"out:{rank}", f"in:{effect.to}"), nbytes),), link.latency_s)
+            same = rank // self.cluster.per_node == effect.to // self.cluster.per_node
+            out, into = ("out", "in") if same else ("nic_out", "nic_in")
+            latency_s = self.cluster.link(rank, effect.to).latency_s
+            return Price((((f"{out}:{rank}", f"{into}:{effect.to}"), nbytes(effect.x)),), latency_s)
         if isinstance(effect, Move):
             return self._move(effect, rank)
         if isinstance(effect, Collective):
-            nbytes = getattr(effect.x, "nbytes", 0)
-            return Price((), self.collective_seconds(effect.kind, effect.group, nbytes))
+            given = nbytes(effect.x) * (len(effect.group) if effect.kind == "all_gather" else 1)
+            return Price((), self.collective_seconds(effect.kind, effect.group, given))
         return FREE
 
     def collective_seconds(self, kind: str, group: Sequence[int], nbytes: float) -> float:
         """Closed forms (Thakur, Rabenseifner and Gropp, 2005). nbytes: of the whole result, of all_to_all's
         input.
 
-        n ranks, link bandwidth B, latency a. All-reduce takes the faster of ring and tree.
+        n ranks, link bandwidth B, latency a. All-reduce takes the faster of ring and tree; over whole nodes
+        also of both levels: reduce-scatter in each node, all-reduce of the parts between them, all-gather.
         """
         n = len(group)
         if n <= 1:
             return 0.0
         link = self.slowest_link(group)
+        flat_s = self._flat_seconds(kind, n, nbytes, link)
+        per_node = Counter(rank // self.cluster.per_node for rank in group)
+        members = min(per_node.values())
+        if kind != "all_reduce" or len(per_node) == 1 or members == 1 or max(per_node.values()) != members:
+            return flat_s
+        if self.cluster.inner is None:
+            return flat_s
+        inside_s = 2 * self._flat_seconds("all_gather", members, nbytes, self.cluster.inner)
+        return min(flat_s, inside_s + self._flat_seconds(kind, len(per_node), nbytes / members, link))
+
+    def _flat_seconds(self, kind: str, n: int, nbytes: float, link: Link) -> float:
+        """One level: n ranks, each with one link."""
         a, b = link.latency_s, link.bytes_per_s
         hops = ceil(log2(n))
         ring = (n - 1) * (nbytes / n / b + a)
@@ -86,8 +101,8 @@ class CostModel:
         kind = name.partition(":")[0]
         if kind == "compute":
             return Fifo(name)
-        if kind in ("out", "in"):
-            link = self.cluster.inner or self.cluster.outer
+        if kind in ("out", "in", "nic_out", "nic_in"):
+            link = self.cluster.outer if kind.startswith("nic") else self.cluster.inner
             if link is None:
                 raise SpecError(
                     f"{self.cluster.device.name} has no links", expected="a cluster of several devices"
@@ -95,30 +110,41 @@ class CostModel:
             return Fair(name, link.bytes_per_s)
         return Fair(name, self._bandwidth(kind))
 
+    def resources(self) -> Mapping[str, Fifo | Fair]:
+        """Resources for a SimWorld, each made when a price first names it."""
+        return _Resources(self)
+
     def _move(self, effect: Move, rank: int) -> Price:
         """Through the slower of the two memories; adding to the target reads it as well."""
-        nbytes = getattr(effect.x, "nbytes", 0) * (2 if effect.op == "add" else 1)
+        amount = nbytes(effect.x) * (2 if effect.op == "add" else 1)
         device = self.cluster.device
         slow = min((effect.src, effect.dst), key=lambda name: device.memory(name).read_bytes_per_s)
-        return Price((((f"{slow}:{rank}",), nbytes),), device.memory(slow).latency_s)
+        return Price((((f"{slow}:{rank}",), amount),), device.memory(slow).latency_s)
 
     def _elsewhere(self, group: Sequence[int]) -> int:
         node = group[0] // self.cluster.per_node
         return next(rank for rank in group if rank // self.cluster.per_node != node)
 
-    def _rate(self, kind: str, dtype: str) -> float:
-        key = (kind, dtype)
-        if key not in self._rates:
-            self._rates[key] = self.cluster.device.unit.rate(kind, dtype)
-        return self._rates[key]
-
-    def _share(self, rows: int) -> float:
-        share = self._shares.get(rows)
-        if share is None:
-            share = self._shares[rows] = self.cluster.device.unit.share(rows)
-        return share
+    def _speed(self, kind: str, dtype: str, rows: int) -> float:
+        """Operations per second that this many rows reach."""
+        key = (kind, dtype, rows)
+        speed = self._speeds.get(key)
+        if speed is None:
+            unit = self.cluster.device.unit
+            speed = self._speeds[key] = unit.rate(kind, dtype) * unit.share(rows, kind, dtype)
+        return speed
 
     def _bandwidth(self, level: str) -> float:
         if level not in self._bandwidths:
             self._bandwidths[level] = self.cluster.device.memory(level).read_bytes_per_s
         return self._bandwidths[level]
+
+
+class _Resources(dict[str, Fifo | Fair]):
+    def __init__(self, costs: CostModel) -> None:
+        super().__init__()
+        self._costs = costs
+
+    def __missing__(self, name: str) -> Fifo | Fair:
+        made = self[name] = self._costs.resource(name)
+        return made

@@ -6,6 +6,7 @@ To add a machine: one file, every constant with its source. `parse_place("sim:h1
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from importlib import import_module
@@ -21,12 +22,27 @@ def names() -> list[str]:
     return sorted(p.stem for p in Path(__file__).parent.glob("[!_]*.py"))
 
 
-@cache
 def parse_place(place: str) -> Cluster:
-    """The cluster of a place like `sim:h100x8`.
+    """The cluster of a place like `sim:h100x8`: a preset, times how many devices.
 
-    A preset, times how many devices. Raises SpecError, RangeError.
+    `sim:machine.json` is a description that `lightwork probe` wrote. Raises SpecError, RangeError.
     """
+    return _read(place.removeprefix("sim:")) if place.endswith(".json") else _preset(place)
+
+
+def _read(file: str) -> Cluster:
+    try:
+        return Cluster.from_dict(json.loads(Path(file).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise SpecError(
+            f"{file[:200]} is not a readable machine description: {error}",
+            expected="a file that lightwork probe wrote",
+            fix=f"lightwork probe --save {file[:200]}",
+        ) from error
+
+
+@cache
+def _preset(place: str) -> Cluster:
     match = re.fullmatch(r"sim:([a-z][a-z0-9_]*?)(?:x(\d{1,9}))?", place)
     name = match.group(1) if match else ""
     if match is None or name not in names():

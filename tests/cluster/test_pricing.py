@@ -1,0 +1,147 @@
+"""Prices are the closed forms: roofline, tiles, links, collectives; and a simulated world pays them."""
+
+from __future__ import annotations
+
+from math import ceil, log2
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightwork.cluster import CostModel, parse_place
+from lightwork.errors import SpecError
+from lightwork.runtime import (
+    Collective,
+    Compute,
+    Kernel,
+    Meta,
+    Move,
+    Recv,
+    Send,
+    SimWorld,
+    VirtualClock,
+    Wait,
+    Work,
+)
+
+COSTS = CostModel(parse_place("sim:h100x64"))
+LAUNCH_S = COSTS.cluster.device.unit.launch_s
+INNER, OUTER = COSTS.cluster.inner, COSTS.cluster.outer
+assert INNER is not None
+assert OUTER is not None
+
+
+def matmul(rows: int, size: int = 4096) -> Work:
+    return Work(dtype="bfloat16", ops=2.0 * rows * size * size, bytes=2.0 * size * size, rows=rows)
+
+
+def test_an_operation_takes_the_longer_of_arithmetic_and_traffic():
+    device = COSTS.cluster.device
+    few, many = matmul(1), matmul(8192)
+    assert COSTS.seconds([few]) == pytest.approx(few.bytes / device.memory().read_bytes_per_s + LAUNCH_S)
+    assert COSTS.seconds([many]) == pytest.approx(many.ops / device.unit.rates["matmul/bfloat16"] + LAUNCH_S)
+    assert COSTS.seconds([few, many]) == pytest.approx(COSTS.seconds([few]) + COSTS.seconds([many]))
+    assert COSTS.seconds([]) == 0.0
+    assert COSTS.seconds([Work(launches=7)]) == pytest.approx(7 * LAUNCH_S)
+
+
+@given(rows=st.integers(1, 4096), more=st.integers(0, 512))
+def test_more_rows_never_take_less_time(rows: int, more: int):
+    """Tile quantisation: a full tile costs what a started one does."""
+    assert COSTS.seconds([matmul(rows + more)]) >= COSTS.seconds([matmul(rows)]) * (1 - 1e-9)
+
+
+def test_a_started_tile_costs_as_much_as_a_full_one():
+    assert COSTS.seconds([matmul(2049)]) == pytest.approx(COSTS.seconds([matmul(2176)]), rel=1e-3)
+    assert COSTS.seconds([matmul(2049)]) > COSTS.seconds([matmul(2048)]) * 1.05
+
+
+def test_what_the_machine_cannot_do_is_refused():
+    with pytest.raises(SpecError, match="float64"):
+        COSTS.seconds([Work(dtype="float64", ops=1.0)])
+    with pytest.raises(SpecError, match="l9"):
+        COSTS.seconds([Work(bytes=1.0, level="l9")])
+    with pytest.raises(SpecError, match="gossip"):
+        COSTS.collective_seconds("gossip", (0, 1), 1.0)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_a_large_all_reduce_is_a_ring(n: int):
+    nbytes = 1e9
+    expected = 2 * (n - 1) * (nbytes / n / INNER.bytes_per_s + INNER.latency_s)
+    assert COSTS.collective_seconds("all_reduce", range(n), nbytes) == pytest.approx(expected)
+    half = COSTS.collective_seconds("all_gather", range(n), nbytes)
+    assert half == COSTS.collective_seconds("reduce_scatter", range(n), nbytes) == pytest.approx(expected / 2)
+
+
+def test_a_small_all_reduce_is_a_tree():
+    expected = 2 * ceil(log2(8)) * (8 / INNER.bytes_per_s + INNER.latency_s)
+    assert COSTS.collective_seconds("all_reduce", range(8), 8) == pytest.approx(expected)
+    assert COSTS.collective_seconds("barrier", range(8), 0) == pytest.approx(6 * INNER.latency_s)
+    assert COSTS.collective_seconds("all_reduce", (3,), 1e9) == 0.0
+
+
+def test_whole_nodes_reduce_inside_first():
+    """Each device of a node carries an eighth of the sum between nodes: all eight NICs work."""
+    nbytes, nodes = 1e9, 4
+    inside = 2 * 7 * (nbytes / 8 / INNER.bytes_per_s + INNER.latency_s)
+    between = 2 * (nodes - 1) * (nbytes / 8 / nodes / OUTER.bytes_per_s + OUTER.latency_s)
+    assert COSTS.collective_seconds("all_reduce", range(32), nbytes) == pytest.approx(inside + between)
+    flat = 2 * (nodes - 1) * (nbytes / nodes / OUTER.bytes_per_s + OUTER.latency_s)
+    assert COSTS.collective_seconds("all_reduce", range(0, 32, 8), nbytes) == pytest.approx(flat)
+
+
+def test_sends_take_the_link_between_their_ends():
+    x = Meta((1 << 20,), "bfloat16")
+    near, far = COSTS.price(Send(7, x), 0), COSTS.price(Send(8, x), 0)
+    assert near.latency_s == INNER.latency_s
+    assert far.latency_s == OUTER.latency_s
+    rates = [COSTS.resource(price.demands[0][0][0]).bytes_per_s for price in (near, far)]
+    assert rates == [INNER.bytes_per_s, OUTER.bytes_per_s]
+    with pytest.raises(SpecError, match="no links"):
+        CostModel(parse_place("sim:cpu")).resource("out:0")
+
+
+def test_moves_take_the_slower_memory_and_waiting_is_free():
+    x = Meta((1 << 20,), "float32")
+    into = COSTS.price(Move(x, "host", "memory"), 3)
+    assert into.demands == ((("host:3",), x.nbytes),)
+    added = COSTS.price(Move(x, "memory", "host", op="add"), 3)
+    assert added.demands == ((("host:3",), 2 * x.nbytes),)
+    for effect in (Recv(0), Wait("ready")):
+        assert COSTS.price(effect, 0).demands == ()
+    assert COSTS.price(Compute([matmul(4)]), 5).demands == ((("compute:5",), COSTS.seconds([matmul(4)])),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "x", "whole"),
+    [
+        ("all_reduce", Meta((1000,)), 4000),
+        ("all_gather", Meta((1000,)), 16000),
+        ("reduce_scatter", [Meta((1000,))] * 4, 16000),
+        ("all_to_all", [Meta((1000,))] * 4, 16000),
+        ("broadcast", Meta((1000,)), 4000),
+    ],
+)
+def test_a_collective_counts_the_bytes_of_its_whole_result(kind, x, whole):
+    price = COSTS.price(Collective(kind, (0, 1, 2, 3), x), 0)
+    assert price.latency_s == pytest.approx(COSTS.collective_seconds(kind, range(4), whole))
+
+
+def test_a_simulated_world_pays_these_prices():
+    x = Meta((1 << 20,), "bfloat16")
+
+    async def sender():
+        await Compute([matmul(64)])
+        await Send(8, x)
+
+    async def receiver():
+        await Recv(0, like=x)
+
+    kernel = Kernel(VirtualClock())
+    world = SimWorld(kernel, COSTS.price, COSTS.resources())
+    world.launch(0, sender())
+    world.launch(8, receiver())
+    world.run()
+    expected = COSTS.seconds([matmul(64)]) + x.nbytes / OUTER.bytes_per_s + OUTER.latency_s
+    assert kernel.now() == pytest.approx(expected)
