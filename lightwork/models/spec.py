@@ -198,6 +198,8 @@ def _gpt2(c: Mapping[str, Any], name: str) -> ModelSpec:
 def _rope(c: Mapping[str, Any]) -> Rope:
     """Rotary settings as transformers 5 (rope_parameters) and 4 (rope_theta, rope_scaling) write them."""
     p: Mapping[str, Any] = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    if (p.get("partial_rotary_factor") or c.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise CheckpointError("only a part of each head is rotated", expected="partial_rotary_factor 1")
     theta = float(p.get("rope_theta") or c.get("rope_theta") or 10_000.0)
     kind = str(p.get("rope_type") or p.get("type") or "default")
     if kind == "default":

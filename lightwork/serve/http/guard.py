@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import secrets
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lightwork.serve.http.errors import HttpError, error_response
 
+TOO_LONG = "the request's body is too long"
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 
@@ -34,11 +36,8 @@ class Guard:
         problem = self._unauthorised(scope["path"], headers) or self._too_long(headers)
         if problem is None:
             body = _Body(receive, self.max_body_bytes)
-            try:
-                await self.app(scope, body.receive, send_with_id)
-                return
-            except _TooLongError:
-                problem = self._over()
+            await self.app(scope, body.receive, send_with_id)
+            return
         await error_response(problem)(scope, receive, send_with_id)
 
     def _unauthorised(self, path: str, headers: dict[bytes, bytes]) -> HttpError | None:
@@ -62,10 +61,6 @@ class Guard:
         )
 
 
-class _TooLongError(Exception):
-    """The body went on past the limit."""
-
-
 class _Body:
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive = receive
@@ -76,5 +71,5 @@ class _Body:
         if message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
             if self._left < 0:
-                raise _TooLongError
+                raise HTTPException(413, TOO_LONG)
         return message
