@@ -36,7 +36,7 @@ BUILTIN = Path(__file__).parent.parent / "lightwork" / "models" / "builtin"
 LEVELS = (1, 2, 3)
 BEYOND = 4  # scored, never trained
 WATCH_EVERY, WATCH_QUESTIONS, RAISE_AT = 100, 40, 0.85
-SCORE_QUESTIONS = 400
+SCORE_QUESTIONS = {1: 400, 2: 400, 3: 400, BEYOND: 100}
 SCORE_SEED = 8
 
 
@@ -116,8 +116,7 @@ def make(name: str, recipe: Recipe, tokenizer: Tokenizer, folder: Path, resume: 
         report = describe(name, recipe, spec, [*report["phases"], done])
         write(folder, report)
     weights = read(folder, spec)
-    levels = (*LEVELS, BEYOND)
-    scores = [score(weights, spec, tokenizer, level, SCORE_QUESTIONS, SCORE_SEED) for level in levels]
+    scores = [score(weights, spec, tokenizer, level, n, SCORE_SEED) for level, n in SCORE_QUESTIONS.items()]
     write(folder, report | {"scores": [row(s) for s in scores]})
     click.echo("\n".join(f"{name} {s}" for s in scores))
 
