@@ -113,7 +113,12 @@ class Task(Future):
         world: World | None,
         parent: Task | None = None,
     ) -> None:
-        super().__init__(kernel, name)
+        self.kernel = kernel  # as Future does; a call less for each of millions of tasks
+        self.name = name
+        self.done = False
+        self.value = None
+        self.error = None
+        self._waiters = []
         self.coro = coro
         self.world = world
         self.waits: Any = None

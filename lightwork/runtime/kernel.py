@@ -80,6 +80,7 @@ class Kernel:
         self._tasks: dict[Task, None] = {}
         self._failed: dict[Future, None] = {}
         self._stopping = False
+        self._step = self.step  # bound once, not once per event
 
     # -- what programs call
 
@@ -101,7 +102,7 @@ class Kernel:
         """Start a coroutine on the ready queue. parent: the task it is cancelled with; None for daemons."""
         task = Task(self, coro, name, world, parent)
         self._tasks[task] = None
-        self._ready.append((self.step, (task, None, None)))
+        self._ready.append((self._step, (task, None, None)))
         return task
 
     def future(self, name: str = "") -> Future:
@@ -376,7 +377,11 @@ class Kernel:
                 raise
             return
         task.waits = yielded
-        perform = PERFORM.get(type(yielded))
+        kind = type(yielded)
+        if kind is Sleep:  # the most frequent by far in simulations
+            self.resume_at(self.now() + yielded.seconds, task)
+            return
+        perform = PERFORM.get(kind)
         if perform is not None:
             perform(self, task, yielded)
         elif isinstance(yielded, Future):
@@ -391,7 +396,7 @@ class Kernel:
 
     def resume(self, task: Task, value: Any = None) -> None:
         """Put a task that waits for an effect back on the ready queue."""
-        self._ready.append((self.step, (task, value, None)))
+        self._ready.append((self._step, (task, value, None)))
 
     def refuse(self, task: Task, error: Exception) -> None:
         """Raise an error in a task that waits for an effect."""
@@ -400,7 +405,7 @@ class Kernel:
     def resume_at(self, when_s: float, task: Task, value: Any = None) -> None:
         """Resume a task at a time on this kernel's clock."""
         self._sequence = sequence = self._sequence + 1
-        heappush(self._timers, (when_s, sequence, self.step, (task, value, None)))
+        heappush(self._timers, (when_s, sequence, self._step, (task, value, None)))
 
 
 def _outcome(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseException | None]:

@@ -1,4 +1,4 @@
-"""The effects that are the same in every world: how the kernel performs them."""
+"""The effects that are the same in every world: how the kernel performs them (Sleep: in `Kernel.step`)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lightwork.errors import LightworkError, RangeError
-from lightwork.runtime.effects import Acquire, Release, Signal, Sleep, Spawn, Use, Wait
+from lightwork.runtime.effects import Acquire, Release, Signal, Spawn, Use, Wait
 from lightwork.runtime.futures import Task
 
 if TYPE_CHECKING:
     from lightwork.runtime.kernel import Kernel
-
-
-def _sleep(kernel: Kernel, task: Task, effect: Sleep) -> None:
-    kernel.resume_at(kernel.now() + max(0.0, effect.seconds), task)
 
 
 def _spawn(kernel: Kernel, task: Task, effect: Spawn) -> None:
@@ -93,7 +89,6 @@ def _key(task: Task, name: str) -> tuple[object, str]:
 
 
 PERFORM: dict[type, Callable[[Kernel, Any, Any], None]] = {
-    Sleep: _sleep,
     Spawn: _spawn,
     Use: _use,
     Acquire: _acquire,
