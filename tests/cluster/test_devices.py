@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -199,3 +201,9 @@ def test_dense_layers_reach_the_profiled_rates(name: str, rows: int, low: float,
     """Profiles of Llama-2-7B layers published with Vidur."""
     unit = parse_place(f"sim:{name}").device.unit
     assert low <= unit.rate("matmul", "bfloat16") * unit.share(rows) <= high
+
+
+def test_importing_machines_and_the_probe_loads_no_heavy_library():
+    code = "import sys, lightwork.cluster.probe; print({'torch', 'numba'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

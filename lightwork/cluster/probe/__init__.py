@@ -1,0 +1,116 @@
+"""Measures this machine and writes its description: every value with method, repeats and spread.
+
+samples.py     a `Bench`, timed in rounds among the others; `Sample`, what was seen
+levels.py      levels of memory from a latency curve
+memory.py      pointer chases, streams over each level, a file
+rates.py       matrix, attention and vector rates by type and number of rows; what a call costs
+pipe.py        two processes
+describe.py    from samples to a `Cluster`
+validate.py    held-out kernels: predicted against measured
+
+The one interface is `probe()`. To add a quantity, give a file that has `benches()` one more `Bench`, and
+describe.py the field it fills. Needs neither torch nor numba: what they would measure is then absent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightwork.cluster.devices import Cluster
+from lightwork.cluster.probe import memory, pipe, rates
+from lightwork.cluster.probe.describe import describe
+from lightwork.cluster.probe.levels import Level, detect_levels
+from lightwork.cluster.probe.samples import Sample, measure
+from lightwork.cluster.probe.validate import Prediction, compare, held_out, validate
+from lightwork.errors import LightworkError, UsageError
+from lightwork.runtime import WallClock, cpu_s
+
+MAX_SPREAD = 0.3
+MIN_SHARE = 0.9
+
+Progress = Callable[[str], None]
+
+__all__ = ["Level", "Prediction", "Report", "Sample", "detect_levels", "probe", "survey", "validate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """machine: the description. samples: what it was made of. declared: cache sizes the system reports.
+
+    share: of a core that one busy thread got; less than 1 when other processes want it too. predictions:
+    kernels the description was not made from, timed among those that it was.
+    """
+
+    machine: Cluster
+    samples: tuple[Sample, ...]
+    declared: dict[str, int]
+    share: float
+    predictions: tuple[Prediction, ...]
+
+    def check(self) -> None:
+        """Raises LightworkError if others used the machine, or a value swung too much."""
+        if self.share < MIN_SHARE:
+            raise LightworkError(
+                f"one busy thread got {self.share:.0%} of a core: other processes run here",
+                expected=f"at least {MIN_SHARE:.0%}",
+                fix="stop them, or force it",
+            )
+        worst = max(self.samples, key=lambda s: s.spread)
+        if worst.spread > MAX_SPREAD:
+            raise LightworkError(
+                f"{worst.name} swings by {worst.spread:.0%} between repeats",
+                expected=f"at most {MAX_SPREAD:.0%}",
+                fix="stop what else runs here, or force it",
+            )
+
+
+def probe(
+    out: Path | None = None, *, quick: bool = False, force: bool = False, progress: Progress | None = None
+) -> Cluster:
+    """Measure this machine; with out, write its description there as JSON.
+
+    Raises LightworkError, and writes nothing, if a value swings by more than MAX_SPREAD or
+    others use the machine, unless forced.
+    """
+    report = survey(quick=quick, progress=progress)
+    if out is not None:
+        if not force:
+            report.check()
+        try:
+            out.write_text(json.dumps(report.machine.to_dict(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{out} cannot be written: {error.strerror}", fix="another file") from error
+    return report.machine
+
+
+def survey(*, quick: bool = False, progress: Progress | None = None) -> Report:
+    """Measure this machine in less than a minute; quick: in seconds, with fewer sizes and repeats."""
+    tell = progress or (lambda text: None)
+    rounds = 3 if quick else 15
+    tell("latency of each level of memory")
+    clock, busy_s = WallClock(), cpu_s()
+    chases = measure(memory.chases(quick), rounds)
+    share = (cpu_s() - busy_s) / clock.now() if chases else 1.0
+    found = detect_levels([(size, min(sample.values)) for size, sample in memory.footprints(chases)])
+    tell("bandwidth of each level of memory")
+    streams = measure(memory.streams(found, quick), rounds)
+    tell("rates of matrix, attention and vector kernels")
+    kernels = [] if quick else held_out()
+    speeds = measure([*rates.benches(quick), *(k.bench() for k in kernels)], rounds)
+    fitted, unseen = speeds[: len(speeds) - len(kernels)], speeds[len(speeds) - len(kernels) :]
+    tell("files and processes")
+    with memory.file_benches(quick) as files, pipe.benches(quick) as pipes:
+        others = measure([*files, *pipes], rounds)
+    samples = (*chases, *streams, *fitted, *others)
+    declared = memory.declared()
+    machine = describe(samples, found, declared)
+    return Report(
+        machine=machine,
+        samples=samples,
+        declared=declared,
+        share=share,
+        predictions=tuple(compare(machine, kernels, unseen)),
+    )
