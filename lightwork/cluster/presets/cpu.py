@@ -1,4 +1,4 @@
-"""A two-core x86 server CPU with AVX-512, as this project's own probe saw it."""
+"""A two-core x86 server CPU with AVX-512, as assumed; `lightwork probe` measures the one you have."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from lightwork.cluster.devices import Cluster, Device, Link, Memory, Unit
 
 RATES = {"matmul/float32": 180e9, "matmul/bfloat16": 700e9, "matmul/int8": 1500e9, "vector/float32": 20e9}
 CURVE = ((1, 0.05), (16, 0.4), (64, 0.8), (256, 1.0))
-PROBED = "measured: `lightwork probe` on two cores of a shared AVX-512 server"
+ASSUMED = "assumed: of the order of kernel timings on a two-core AVX-512 server, not a run of the probe"
 SOURCES = {
     "unit.count": "measured: cores seen by the operating system",
-    "unit.rates": PROBED,
+    "unit.rates": ASSUMED,
     "unit.launch_s": "measured: one small torch operation from Python",
-    "unit.curve": PROBED,
+    "unit.curve": ASSUMED,
     "unit.tile_rows": "assumed: no visible tiles",
     "step_s": "measured: an engine step with an empty model",
     "memory.bytes": "measured: what the operating system reports",
-    "memory.read_bytes_per_s": PROBED,
+    "memory.read_bytes_per_s": ASSUMED,
     "memory.write_bytes_per_s": "assumed: half of reading",
-    "memory.latency_s": PROBED,
+    "memory.latency_s": ASSUMED,
 }
 
 

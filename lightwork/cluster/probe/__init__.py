@@ -30,6 +30,8 @@ from lightwork.runtime import WallClock, cpu_s
 
 MAX_SPREAD = 0.3
 MIN_SHARE = 0.9
+MAX_REGION_S = 5e-4
+"""A parallel region takes microseconds; milliseconds are time slices, waiting for a core."""
 
 Progress = Callable[[str], None]
 
@@ -57,6 +59,13 @@ class Report:
                 f"one busy thread got {self.share:.0%} of a core: other processes run here",
                 expected=f"at least {MIN_SHARE:.0%}",
                 fix="stop them, or force it",
+            )
+        region_s = next((s.median for s in self.samples if s.name == "call/region"), 0.0)
+        if region_s > MAX_REGION_S:
+            raise LightworkError(
+                f"a parallel region takes {region_s * 1e3:.1f} ms: the cores are not free together",
+                expected=f"at most {MAX_REGION_S * 1e3} ms",
+                fix="stop what else runs here, or force it",
             )
         worst = max(self.samples, key=lambda s: s.spread)
         if worst.spread > MAX_SPREAD:

@@ -29,7 +29,7 @@ def describe(samples: Sequence[Sample], levels: Sequence[Level], declared: Mappi
         memories.append(_memory("memory", Level(bytes=None, latency_s=0.0), named, declared, sources))
         sources["memory.latency_s"] = ABSENT
     memories.append(_disk(named, sources))
-    sources["step_s"] = "assumed: as the preset cpu, whose engine step was timed with an empty model"
+    sources["step_s"] = "assumed: as the preset cpu"
     pipe = Link(
         name="inner",
         a="process",
@@ -40,7 +40,9 @@ def describe(samples: Sequence[Sample], levels: Sequence[Level], declared: Mappi
     return Cluster(
         device=Device(name="cpu", unit=unit, memories=tuple(memories), step_s=STEP_S, sources=sources),
         inner=pipe,
-        sources={"inner": named["read/pipe/1"].source},
+        sources={
+            "inner": f"{named['read/pipe/1'].source}; latency with spread {named['latency/pipe'].spread:.0%}"
+        },
     )
 
 

@@ -98,14 +98,21 @@ def test_a_chase_visits_every_line_once():
     assert all(place % 8 == 0 for place in seen)
 
 
-def report(spread: float = 0.0, share: float = 1.0) -> Report:
+def report(spread: float = 0.0, share: float = 1.0, region_s: float = 2e-6) -> Report:
     values = (1.0 - spread, 1.0 - spread, 1.0, 1.0 + spread, 1.0 + spread)
     sample = Sample(name="read/l1/2", method="m", values=values)
-    return Report(machine=parse_place("sim:cpu"), samples=(sample,), declared={}, share=share, predictions=())
+    region = Sample(name="call/region", method="m", values=(region_s,))
+    machine, samples = parse_place("sim:cpu"), (sample, region)
+    return Report(machine=machine, samples=samples, declared={}, share=share, predictions=())
 
 
 @pytest.mark.parametrize(
-    ("unsteady", "words"), [(report(spread=0.3), "read/l1/2"), (report(share=0.5), "50% of a core")]
+    ("unsteady", "words"),
+    [
+        (report(spread=0.3), "read/l1/2"),
+        (report(share=0.5), "50% of a core"),
+        (report(region_s=8e-3), "8.0 ms"),
+    ],
 )
 def test_an_unsteady_machine_is_not_written_down_unless_forced(unsteady, words, tmp_path, monkeypatch):
     monkeypatch.setattr(package, "survey", lambda **_: unsteady)
