@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightwork.models.rows import Rows
+from lightwork.kernels.rows import Rows
 
 MAX_PADDING = 2.0
 """Sequences are computed together while the padded keys are at most this many times the true ones."""

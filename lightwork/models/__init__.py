@@ -4,7 +4,6 @@ spec.py         `ModelSpec`: the shape of a model, from config.json or a preset
 transformer.py  `forward(weights, spec, tokens, positions, attend)`: all families, training and serving
 weights.py      fused weights, and their names in checkpoints
 checkpoint.py   Hugging Face folders: sharded safetensors, memory-mapped
-rows.py         `Rows`: the one ragged batch of a serving step
 work.py         counted work of a forward, for the cost model
 tokenizer.py    text to tokens and back, chat templates, streaming
 

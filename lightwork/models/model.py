@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightwork.errors import RangeError
 from lightwork.kernels.attention import paged_attention, plan_groups
+from lightwork.kernels.rows import Rows
 from lightwork.models.checkpoint import Checkpoint, Progress
-from lightwork.models.rows import Rows
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.models.transformer import forward, logits

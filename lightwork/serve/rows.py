@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lightwork.kernels.rows import Rows
 from lightwork.memory.kv import KVCache
-from lightwork.models.rows import Rows
 from lightwork.serve.schedulers import Chunk, Step
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightwork.decode.sampling import Floats, Pick, describe, pick
+from lightwork.kernels.rows import Rows
 from lightwork.memory.kv import KVCache
 from lightwork.models import Model
-from lightwork.models.rows import Rows
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.rows import build_rows

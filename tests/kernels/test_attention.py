@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightwork.kernels.attention import paged_attention, plan_groups
-from lightwork.models.rows import Rows
+from lightwork.kernels.rows import Rows
 
 BLOCK = 4
 

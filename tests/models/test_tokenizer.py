@@ -72,7 +72,9 @@ def test_a_long_run_of_broken_bytes_still_ends_in_a_whole_character(tokenizer: T
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("settings", [{}, {"tools": TOOLS}, {"add_generation_prompt": True, "mood": "bright"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"tools": TOOLS}, {"add_generation_prompt": True, "mood": "bright"}]
+)
 def test_chat_equals_transformers(folder: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> None:
     transformers = pytest.importorskip("transformers")
     with warnings.catch_warnings():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from engines import expected, make_engine, next_token, request
@@ -266,8 +267,7 @@ REQUESTS = st.builds(
 )
 
 
-@settings(max_examples=120, deadline=None)
-@given(
+SCHEDULES = given(
     load=st.lists(st.tuples(st.floats(0, 0.1), REQUESTS), min_size=1, max_size=14),
     scheduler=st.sampled_from(SCHEDULERS),
     blocks=st.integers(16, 40),
@@ -276,7 +276,9 @@ REQUESTS = st.builds(
     k=st.integers(0, 6),
     hang_ups=st.lists(st.tuples(st.floats(0, 0.3), st.integers(0, 13)), max_size=5),
 )
-def test_no_schedule_loses_leaks_or_changes_anything(
+
+
+def check_schedule(
     load: list[tuple[float, Request]],
     scheduler: Scheduler,
     blocks: int,
@@ -315,6 +317,19 @@ def test_no_schedule_loses_leaks_or_changes_anything(
             whole = text[: ends[0] + 1] if ends else text
             got = seq.tokens[seq.prompt_len :]
             assert got == (whole if seq.finished != "cancelled" else whole[: len(got)])
+
+
+@settings(max_examples=120, deadline=None)
+@SCHEDULES
+def test_no_schedule_loses_leaks_or_changes_anything(**schedule: Any) -> None:
+    check_schedule(**schedule)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@SCHEDULES
+def test_ten_thousand_schedules(**schedule: Any) -> None:
+    check_schedule(**schedule)
 
 
 def test_the_same_load_gives_the_same_decisions() -> None:

@@ -140,10 +140,11 @@ class StepPlan:
     def admit(self, seq: Seq, *, whole: bool = False) -> bool:
         """Admit the head of the queue with blocks for all its known tokens; False if it must wait.
 
+        Nobody is admitted in a step that preempts: who was preempted is first in the queue.
         whole: plan all that is left of it in this step, whatever the budget, as engines without chunks do.
         """
-        running = len(self.view.running) - len(self._preempted) + len(self._admitted)
-        if running >= self.view.limits.max_seqs:
+        running = len(self.view.running) + len(self._admitted)
+        if running >= self.view.limits.max_seqs or self._preempted:
             return False
         hit = self.view.blocks.peek(seq.tokens) if seq.request.prompt_logprobs is None else Hit([], 0)
         need = self.view.blocks.needs_new(hit, seq.known)

@@ -77,67 +77,41 @@ def test_a_client_that_leaves_an_unstreamed_request_frees_its_memory(
     assert "cancelled" in {s.args["reason"] for s in finished if s.args}
 
 
+FIELDS = """
+temperature top_p top_k min_p seed n stop max_tokens max_completion_tokens frequency_penalty
+ignore_eos presence_penalty repetition_penalty logit_bias stream stream_options logprobs
+top_logprobs echo prompt_logprobs response_format tools tool_choice parallel_tool_calls
+reasoning_effort chat_template_kwargs user store audio messages prompt model nonsense
+"""
+
+
+def junk(rng: random.Random, depth: int = 0) -> object:
+    """Any JSON value, from plausible to absurd."""
+    kind = rng.randrange(9 if depth < 3 else 6)
+    if kind == 0:
+        return rng.choice([None, True, False])
+    if kind == 1:
+        return rng.choice([0, 1, -1, 2**31, -(2**63), 2**70, 1e308, -0.5, 0.3, 1e-9])
+    if kind == 2:
+        return "".join(rng.choices(string.printable + "é漢\x00", k=rng.randrange(12)))
+    if kind in (3, 4, 5):
+        return rng.choice(["user", "text", "", NAME, "auto", "none", {"type": "text"}, [], {}])
+    if kind == 6:
+        return [junk(rng, depth + 1) for _ in range(rng.randrange(4))]
+    return {str(junk(rng, 9))[:8]: junk(rng, depth + 1) for _ in range(rng.randrange(4))}
+
+
 def bodies(seed: int) -> Iterator[tuple[str, object]]:
     """Endless request bodies, from nearly right to nonsense."""
     rng = random.Random(seed)
-
-    def junk(depth: int = 0) -> object:
-        kind = rng.randrange(9 if depth < 3 else 6)
-        if kind == 0:
-            return rng.choice([None, True, False])
-        if kind == 1:
-            return rng.choice([0, 1, -1, 2**31, -(2**63), 2**70, 1e308, -0.5, 0.3, 1e-9])
-        if kind == 2:
-            return "".join(rng.choices(string.printable + "é漢\x00", k=rng.randrange(12)))
-        if kind in (3, 4, 5):
-            return rng.choice(["user", "text", "", NAME, "auto", "none", {"type": "text"}, [], {}])
-        if kind == 6:
-            return [junk(depth + 1) for _ in range(rng.randrange(4))]
-        return {str(junk(9))[:8]: junk(depth + 1) for _ in range(rng.randrange(4))}
-
-    fields = [
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "seed",
-        "n",
-        "stop",
-        "max_tokens",
-        "max_completion_tokens",
-        "frequency_penalty",
-        "presence_penalty",
-        "repetition_penalty",
-        "logit_bias",
-        "ignore_eos",
-        "stream",
-        "stream_options",
-        "logprobs",
-        "top_logprobs",
-        "echo",
-        "prompt_logprobs",
-        "response_format",
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-        "reasoning_effort",
-        "chat_template_kwargs",
-        "user",
-        "store",
-        "audio",
-        "messages",
-        "prompt",
-        "model",
-        "nonsense",
-    ]
     while True:
         is_chat = rng.random() < 0.5
         body: dict[str, object] = {"model": NAME, "max_tokens": 2}
         body |= {"messages": [{"role": "user", "content": "hi"}]} if is_chat else {"prompt": "hi"}
-        for field in rng.sample(fields, rng.randrange(4)):
-            body[field] = junk()
+        for field in rng.sample(FIELDS.split(), rng.randrange(4)):
+            body[field] = junk(rng)
         path = "/v1/chat/completions" if is_chat else "/v1/completions"
-        yield path, (junk() if rng.random() < 0.05 else body)
+        yield path, (junk(rng) if rng.random() < 0.05 else body)
 
 
 def fuzz(url: str, num: int, seed: int) -> dict[int, int]:
