@@ -37,7 +37,7 @@ LEVELS = (1, 2, 3)
 BEYOND = 4  # scored, never trained
 WATCH_EVERY, WATCH_QUESTIONS, RAISE_AT = 100, 40, 0.85
 SCORE_QUESTIONS = {1: 400, 2: 400, 3: 400, BEYOND: 100}
-SCORE_SEED = 8
+SCORE_SEED = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,11 @@ RECIPES = {
         num_layers=9,
         num_heads=3,
         ffn_size=256,
-        phases=(Settings(steps=3200, stop=1000), Settings(steps=900, learning_rate=1.5e-3, warmup_steps=20)),
+        phases=(
+            Settings(steps=3200, stop=1000),
+            Settings(steps=900, learning_rate=1.5e-3, warmup_steps=20),
+            Settings(steps=600, learning_rate=1e-3, warmup_steps=20),
+        ),
     ),
     "draft": Recipe(
         hidden_size=96,
