@@ -1,11 +1,10 @@
 """Measure this machine: the rates that prices are made of, each with its source.
 
-With --save, the description is written as JSON, as the simulator reads it.
+With --save, the description is written as JSON, for `--on sim:FILE`; a busy machine is refused.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ import click
 from lightwork.cli import _options
 from lightwork.cli._output import StatusLine, show_json, show_table
 from lightwork.cli._verbs import verb
-from lightwork.errors import UsageError
 
 if TYPE_CHECKING:
     from lightwork.cluster import Cluster
@@ -25,20 +23,14 @@ if TYPE_CHECKING:
 @click.option(
     "--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the machine to this file."
 )
+@click.option("--force", is_flag=True, help="Write it even if the machine was too busy to measure well.")
+@click.option("--quick", is_flag=True, help="Seconds instead of a minute, with fewer sizes and repeats.")
 @_options.as_json
-def command(save: Path | None, as_json: bool) -> None:
+def command(save: Path | None, force: bool, quick: bool, as_json: bool) -> None:
     from lightwork.cluster.probe import probe
 
     with StatusLine() as status:
-        status("probing this machine")
-        machine = probe()
-    if save:
-        try:
-            save.write_text(json.dumps(machine.to_dict(), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"{save} cannot be written: {error.strerror}", fix="--save elsewhere.json"
-            ) from error
+        machine = probe(save, quick=quick, force=force, progress=status)
     if as_json:
         show_json(machine.to_dict())
     else:
