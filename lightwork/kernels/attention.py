@@ -23,13 +23,13 @@ MAX_PADDING = 2.0
 class Group:
     """Sequences of one rows-per-sequence count, computed in one call.
 
-    rows [S, M]: their rows. slots [S, K]: where their keys are, padding pointing at any slot. visible [S,
-    M, K]. distance [S, M, K]: row position minus key position, for sliding windows; None when no layer has
-    one.
+    rows [S * M]: their rows. blocks [S * N]: where their keys are, padding pointing at any block.
+    visible [S, M, K] with K = N * block size. distance [S, M, K]: row position minus key position, for
+    sliding windows; None when no layer has one.
     """
 
     rows: Tensor
-    slots: Tensor
+    blocks: Tensor
     visible: Tensor
     distance: Tensor | None
 
@@ -70,24 +70,25 @@ def _group(
 ) -> Group:
     row_SM = first[:, None] + np.arange(count)
     index_SM = rows.index[row_SM]
-    num_keys = int(index_SM.max()) + 1
-    key = np.arange(num_keys)
+    num_blocks = int(index_SM.max()) // block_size + 1
+    key = np.arange(num_blocks * block_size)
     known_S11 = rows.known[seqs][:, None, None]
     visible = (key < known_S11) & (key <= index_SM[:, :, None])
     masks_SM = rows.ancestors[row_SM]
     if masks_SM.any():
         node = np.clip(key - known_S11, 0, 63).astype(np.uint64)
-        visible |= (key >= known_S11) & ((masks_SM[:, :, None] >> node) & np.uint64(1)).astype(bool)
-    slots = rows.tables[seqs][:, key // block_size].astype(np.int64) * block_size + key % block_size
+        drafted = (key >= known_S11) & (key < known_S11 + 64)
+        visible |= drafted & ((masks_SM[:, :, None] >> node) & np.uint64(1)).astype(bool)
+    blocks = np.maximum(rows.tables[seqs, :num_blocks], 0).astype(np.int64)
     distance = None
     if windows:
-        key_positions = np.broadcast_to(key, (len(seqs), num_keys)).copy()
+        key_positions = np.broadcast_to(key, (len(seqs), len(key))).copy()
         for i, s in enumerate(row_SM):
             key_positions[i, rows.index[s]] = rows.positions[s]
         distance = torch.from_numpy(rows.positions[row_SM][:, :, None] - key_positions[:, None, :]).to(device)
     return Group(
-        torch.from_numpy(row_SM).to(device),
-        torch.from_numpy(np.maximum(slots, 0)).to(device),
+        torch.from_numpy(row_SM.reshape(-1)).to(device),
+        torch.from_numpy(blocks.reshape(-1)).to(device),
         torch.from_numpy(visible).to(device),
         distance,
     )
@@ -98,22 +99,31 @@ def paged_attention(
 ) -> Tensor:
     """Attention of rows over paged keys and values (T slots), softmax scale 1/sqrt(D). Returns [R, H, D]."""
     out_RHD = torch.empty_like(q_RHD)
+    heads, size = q_RHD.shape[1:]
     kv_heads = keys_TGD.shape[1]
     for group in groups:
-        s, m = group.rows.shape
+        s, m, num_keys = group.visible.shape
         mask = group.visible
         if window is not None and group.distance is not None:
             mask = mask & (group.distance < window)
-        q = q_RHD[group.rows].transpose(1, 2)
-        k = keys_TGD[group.slots].transpose(1, 2)
-        v = values_TGD[group.slots].transpose(1, 2)
-        if m == 1 and q.shape[1] != kv_heads:
+        k = _gather(keys_TGD, group.blocks, num_keys, s)
+        v = _gather(values_TGD, group.blocks, num_keys, s)
+        q = q_RHD.index_select(0, group.rows).view(s, m, heads, size)
+        if m == 1 and heads != kv_heads:
             # Query heads of a group become rows of one product, so that keys are not repeated.
-            q = q.reshape(s, kv_heads, -1, q.shape[-1])
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])
-            out_RHD[group.rows[:, 0]] = out.reshape(s, -1, q.shape[-1])
-            continue
-        grouped = q.shape[1] != kv_heads
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=grouped)
-        out_RHD[group.rows.reshape(-1)] = out.transpose(1, 2).reshape(s * m, q.shape[1], q.shape[3])
+            out = F.scaled_dot_product_attention(q.view(s, kv_heads, -1, size), k, v, attn_mask=mask[:, None])
+        else:
+            grouped = heads != kv_heads
+            q = q.transpose(1, 2)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=grouped)
+            out = out.transpose(1, 2)
+        out_RHD.index_copy_(0, group.rows, out.reshape(s * m, heads, size))
     return out_RHD
+
+
+def _gather(pool_TGD: Tensor, blocks: Tensor, num_keys: int, num_seqs: int) -> Tensor:
+    """Keys or values of the sequences' blocks, [S, G, K, D]; whole blocks, so that copies are long."""
+    kv_heads, size = pool_TGD.shape[1:]
+    block_size = num_keys * num_seqs // len(blocks)
+    picked = pool_TGD.view(-1, block_size * kv_heads * size).index_select(0, blocks)
+    return picked.view(num_seqs, num_keys, kv_heads, size).transpose(1, 2)

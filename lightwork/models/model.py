@@ -95,8 +95,8 @@ class Model:
 
         def attend(layer: int, q_RHD: Tensor, k_RGD: Tensor, v_RGD: Tensor) -> Tensor:
             keys_TGD, values_TGD = kv.keys_LTGD[layer], kv.values_LTGD[layer]
-            keys_TGD[slots_R] = k_RGD
-            values_TGD[slots_R] = v_RGD
+            keys_TGD.index_copy_(0, slots_R, k_RGD)
+            values_TGD.index_copy_(0, slots_R, v_RGD)
             return paged_attention(q_RHD, keys_TGD, values_TGD, groups, spec.window(layer))
 
         hidden_Rd = forward(self.weights, spec, tokens_R, positions_R, attend)
