@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,14 +23,22 @@ from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import decisions, run_load
+from lightwork.techniques import Technique, listing, parse
 
+# Every scheduler there is, found by listing, and the settings that strain two of them.
 SCHEDULERS: list[Scheduler] = [
+    *(t.load()() for t in listing() if t.kind == "scheduler"),
     Sarathi(chunk=7),
     Sarathi(chunk=64),
     Sarathi(chunk=1),
-    PrefillFirst(),
     PrefillFirst(max_tokens=9),
 ]
+
+
+@pytest.mark.parametrize("technique", listing(), ids=lambda t: t.name)
+def test_a_technique_is_a_value(technique: Technique) -> None:
+    made = technique.load()()
+    assert parse(repr(made)) == made == pickle.loads(pickle.dumps(made))
 
 
 def outputs(seqs: Sequence[Seq]) -> list[list[int]]:
