@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lightwork.models.model import Model
     from lightwork.models.spec import ModelSpec
 
-__all__ = ["Model", "load", "read_shape", "resolve"]
+__all__ = ["Model", "import_models", "load", "read_shape", "resolve"]
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -70,13 +70,20 @@ def load(uri: str, *, dtype: str = "float32", device: str = "cpu", progress: Pro
     Raises CheckpointError, SpecError; MissingExtraError without torch.
     """
     folder = resolve(uri)
+    import_models()
+    from lightwork.models.model import open_model
+
+    return open_model(folder, dtype=dtype, device=device, progress=progress)
+
+
+def import_models() -> None:
+    """Import torch and what stands on it, the slow part of a start. Raises MissingExtraError."""
     try:
-        from lightwork.models.model import open_model
+        import lightwork.models.model  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise MissingExtraError("torch", "torch") from error
-    return open_model(folder, dtype=dtype, device=device, progress=progress)
 
 
 def __getattr__(name: str) -> object:

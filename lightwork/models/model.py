@@ -115,5 +115,7 @@ def open_model(folder: Path, *, dtype: str, device: str, progress: Progress | No
 
     weights = from_checkpoint(spec, get)
     checkpoint.check_all_read()
+    if progress is not None:
+        progress("read", checkpoint.total_bytes, checkpoint.total_bytes)
     generation = read_json(folder, "generation_config.json", optional=True)
     return Model(spec, weights, Tokenizer(folder), generation, device)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from lightwork.errors import UsageError
+from lightwork.models import import_models
 from lightwork.runtime.clock import WallClock, unix_s
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import write_chrome_trace
@@ -60,13 +61,15 @@ def load(
 ) -> Loaded:
     """Load a plan's model, start its engine, and make the app. Raises CheckpointError, SpecError."""
     clock = WallClock()
+    import_models()
+    imported_s = clock.now()
     metrics = Metrics()
     trace = Trace(f"real: {plan.on}", keep=keep_spans, observers=[metrics])
     kernel = Kernel(WallClock(), trace=trace)
     engine, model, settings = open_engine(plan, kernel, progress)
-    loaded_s = clock.now()
+    read_s = clock.now() - imported_s
     model.warm_up()
-    warm_s = clock.now() - loaded_s
+    warm_s = clock.now() - imported_s - read_s
     served = Served(
         name=name or plan.model,
         tokenizer=model.tokenizer,
@@ -83,7 +86,7 @@ def load(
         name=served.name,
         trace=trace,
         settings=settings,
-        phases=[("read", loaded_s), ("warm up", warm_s)],
+        phases=[("import", imported_s), ("read", read_s), ("warm up", warm_s)],
         nbytes=model.weights.nbytes,
     )
 
