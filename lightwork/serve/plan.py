@@ -23,6 +23,7 @@ from lightwork.serve.sequence import Limits
 from lightwork.techniques import kind_of, parse_all
 
 if TYPE_CHECKING:
+    from lightwork.cluster import Cluster
     from lightwork.models import Model
     from lightwork.models.spec import ModelSpec
 
@@ -44,7 +45,8 @@ class Plan:
 
     model: `tiny:llama`, `hf:./folder`, or a folder. on: `cpu`, `cuda:0`, `sim:h100x8`. max_len: tokens of
     context.
-    kv_bytes: memory for keys and values. None: derived.
+    kv_bytes: memory for keys and values. tp, pp: tensor-parallel ranks and pipeline stages, when simulated.
+    None: derived.
     """
 
     model: str = "tiny:llama"
@@ -55,6 +57,8 @@ class Plan:
     max_seqs: int = 128
     max_waiting: int = 4096
     prefix_cache: bool = True
+    tp: int | None = None
+    pp: int | None = None
 
     def techniques(self) -> dict[str, Any]:
         """The techniques by kind.
@@ -196,10 +200,7 @@ def open_simulated(plan: Plan, kernel: Kernel) -> tuple[Engine, list[Setting]]:
     rates = cluster.device.unit.rates
     dtype = next((d for d in ("bfloat16", "float16") if f"matmul/{d}" in rates), "float32")
     dtype = "float32" if cluster.device.name == "cpu" else dtype
-    tp = next(
-        n for n in range(min(cluster.per_node, cluster.num_devices), 0, -1) if spec.num_kv_heads % n == 0
-    )
-    pp = min(spec.num_layers, max(1, cluster.num_devices // tp))
+    tp, pp = _sizes(plan, spec, cluster)
     cost = ClusterCost(spec, CostModel(cluster), dtype=dtype, tp=tp, pp=pp)
     longest = context(plan, spec)
     if plan.kv_bytes is None:
@@ -212,12 +213,28 @@ def open_simulated(plan: Plan, kernel: Kernel) -> tuple[Engine, list[Setting]]:
     engine = make_engine(plan, kernel, kv, lambda kv: runner, int(longest.value), spec.vocab_size)
     settings = [
         Setting("dtype", dtype, "the widest type with fast matrix units"),
-        Setting("tp", str(tp), f"devices of a node that divide {spec.num_kv_heads} key-value heads"),
-        Setting("pp", str(pp), "stages over the remaining devices"),
+        Setting(
+            "tp", str(tp), "as asked" if plan.tp else "devices of a node that divide the key-value heads"
+        ),
+        Setting("pp", str(pp), "as asked" if plan.pp else "stages over the remaining devices"),
         longest,
         held,
     ]
     return engine, settings
+
+
+def _sizes(plan: Plan, spec: ModelSpec, cluster: Cluster) -> tuple[int, int]:
+    """Tensor-parallel ranks and pipeline stages. Raises SpecError if there are not so many devices."""
+    most = min(cluster.per_node, cluster.num_devices)
+    tp = plan.tp or next(n for n in range(most, 0, -1) if spec.num_kv_heads % n == 0)
+    pp = plan.pp or min(spec.num_layers, max(1, cluster.num_devices // tp))
+    if tp > most or tp * pp > cluster.num_devices or pp > spec.num_layers or min(tp, pp) < 1:
+        raise SpecError(
+            f"{tp} tensor-parallel ranks times {pp} stages do not fit on {plan.on}",
+            expected=f"at most {most} ranks and {cluster.num_devices} devices",
+            fix="leave tp and pp out",
+        )
+    return tp, pp
 
 
 def free_bytes(place: str) -> int:
