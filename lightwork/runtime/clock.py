@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 
 
 class WallClock:
@@ -37,3 +38,8 @@ def cpu_s() -> float:
 def unix_s() -> int:
     """Seconds since 1970, for records that people read."""
     return int(time.time())
+
+
+def local_date() -> datetime:
+    """The date and time here, for texts that name today."""
+    return datetime.now()

@@ -15,7 +15,7 @@ from lightwork.decode.proposers import Draft, Proposer
 from lightwork.decode.sampling import Pick
 from lightwork.decode.verifiers import Verdict, Verifier
 from lightwork.decode.verifiers.match import Match
-from lightwork.errors import InvariantError, LightworkError
+from lightwork.errors import InvariantError
 from lightwork.memory.kv import Copy, KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
@@ -84,6 +84,7 @@ class Engine:
         for seq in seqs:
             if seq.finished is None:
                 self._finish(seq, "cancelled")
+        self._tell_if_idle()
         self._ring()
 
     @property
@@ -106,8 +107,8 @@ class Engine:
         try:
             await self._serve()
         except Exception as error:
-            for seq in [*self.waiting, *self.running]:
-                if seq.finished is None:
+            while unfinished := [s for s in (*self.waiting, *self.running) if s.finished is None]:
+                for seq in unfinished:
                     self._finish(seq, "error", error)
             raise
 
@@ -192,10 +193,7 @@ class Engine:
             emitted = [self._commit(step, i, scores) for i in range(len(step.chunks))]
             self._trace_step(step, number, start_s, emitted)
         self._in_flight -= 1
-        if not self.num_unfinished and not self._in_flight:
-            idle, self._idle = self._idle, []
-            for future in idle:
-                future.set(None)
+        self._tell_if_idle()
         self._ring()
 
     # -- results
@@ -210,8 +208,9 @@ class Engine:
             return 0
         try:
             return self._take_in(step, i, chunk, seq, scores)
-        except LightworkError as error:
-            self._finish(seq, "error", error)
+        except Exception as error:  # whatever a verifier, proposer or sink raises ends this sequence only
+            if seq.finished is None:
+                self._finish(seq, "error", error)
             return 0
 
     def _take_in(self, step: Step, i: int, chunk: Chunk, seq: Seq, scores: Scores) -> int:
@@ -324,6 +323,12 @@ class Engine:
         sampling = replace(request.sampling, seed=request.sampling.seed + i) if i else request.sampling
         prompt = list(request.prompt)
         return Seq(next(self._ids), request, sampling, sink, self.kernel.now(), prompt, len(prompt))
+
+    def _tell_if_idle(self) -> None:
+        if not self.num_unfinished and not self._in_flight:
+            idle, self._idle = self._idle, []
+            for future in idle:
+                future.set(None)
 
     def _ring(self) -> None:
         if not self._bell.done:

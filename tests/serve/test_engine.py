@@ -238,6 +238,34 @@ def test_a_step_that_fails_ends_its_sequences_with_the_error_and_no_others() -> 
     assert_clean(engine)
 
 
+def test_a_sink_that_raises_ends_its_own_sequence_only() -> None:
+    class Broken(Sink):
+        def tokens(self, seq: Seq, picks: Sequence[Pick]) -> int | None:
+            raise ValueError("no such character")
+
+    sinks = [Broken(), Sink()]
+    engine = make_engine()
+    seqs = run_load(engine, [0.0, 0.0], [request(max_tokens=4)] * 2, sinks)
+    assert [sink.ends[0][0] for sink in sinks] == ["error", "length"]
+    assert outputs(seqs)[1] == expected(seqs[1].request)
+    assert_clean(engine)
+
+
+def test_an_engine_whose_queue_is_cancelled_is_drained() -> None:
+    engine = make_engine()
+
+    async def main() -> None:
+        waiting = [engine.submit(request(n=2)) for _ in range(3)]
+        drained = engine.kernel.spawn(engine.drained())
+        await engine.kernel.sleep(0.0)
+        for seqs in waiting:
+            engine.cancel(seqs)
+        await drained
+
+    engine.kernel.run(main())
+    assert_clean(engine)
+
+
 class Idle:
     def plan(self, view: View) -> Step:
         return Step(chunks=[])

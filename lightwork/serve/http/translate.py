@@ -12,6 +12,7 @@ from typing import Any
 
 from lightwork.decode.sampling import Sampling
 from lightwork.models.tokenizer import Tokenizer
+from lightwork.runtime.clock import local_date
 from lightwork.serve.http.errors import refused
 from lightwork.serve.http.schemas import IGNORED, UNSUPPORTED, Body, ChatBody, CompletionBody, Message
 from lightwork.serve.sequence import Limits, Request
@@ -55,10 +56,11 @@ def chat_request(body: ChatBody, served: Served) -> Request:
     variables = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         variables["reasoning_effort"] = body.reasoning_effort
-    for reserved in ("messages", "tools", "add_generation_prompt"):
+    for reserved in ("self", "messages", "tools", "add_generation_prompt", "now"):
         if reserved in variables:
             raise refused("chat_template_kwargs", f"may not hold {reserved}")
-    prompt = served.tokenizer.chat([message_dict(m) for m in body.messages], tools=body.tools, **variables)
+    messages = [message_dict(m) for m in body.messages]
+    prompt = served.tokenizer.chat(messages, tools=body.tools, now=local_date(), **variables)
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return _request(body, prompt, asked, logprobs, served)

@@ -191,6 +191,7 @@ def test_unknown_fields_are_named_and_unsupported_ones_refused(http: httpx.Clien
         "audio": {"voice": "x"},
         "functions": [{"name": "f"}],
         "top_logprobs": 3,
+        "chat_template_kwargs": {"self": 1},
         "stream_options": {"include_usage": True},
     }
     for field, value in refusals.items():
