@@ -1,4 +1,4 @@
-"""A model folder that cannot be served ends `lightwork serve` with what is wrong, what was expected, what to do."""
+"""A model folder that cannot be served ends `lightwork serve` with a three-part error."""
 
 from __future__ import annotations
 
