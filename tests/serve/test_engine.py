@@ -15,7 +15,7 @@ from lightwork.decode.proposers import Draft, Text
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.sampling import Pick
 from lightwork.decode.verifiers import Verdict
-from lightwork.errors import BusyError, CapacityError, InvariantError, LightworkError, RangeError
+from lightwork.errors import BusyError, CapacityError, InvariantError, LightworkError, RangeError, SpecError
 from lightwork.serve.engine import Engine
 from lightwork.serve.schedulers import Scheduler, Step, View
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
@@ -161,6 +161,12 @@ def test_a_request_that_can_never_run_is_refused_at_once(bad: Request, error: ty
     with pytest.raises(error):
         engine.submit(bad)
     assert not engine.waiting
+
+
+@pytest.mark.parametrize("text", ["Sarathi(chunk=0)", "PrefillFirst(max_tokens=0)", "Sarathi(chunk=-5)"])
+def test_impossible_settings_are_refused_with_what_to_do(text: str) -> None:
+    with pytest.raises(SpecError, match=r">= 1\n  try: "):
+        parse(text)
 
 
 def test_a_full_queue_says_so() -> None:

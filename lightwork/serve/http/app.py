@@ -12,9 +12,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from lightwork import __version__
-from lightwork.decode.sampling import Pick
 from lightwork.errors import LightworkError
+from lightwork.runtime.clock import unix_s
 from lightwork.serve.http import errors, replies
+from lightwork.serve.http.choices import ChatChoices, CompletionChoices
 from lightwork.serve.http.guard import Guard
 from lightwork.serve.http.metrics import Metrics
 from lightwork.serve.http.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
@@ -26,7 +27,7 @@ from lightwork.serve.http.translate import (
     unknown_fields,
 )
 from lightwork.serve.sequence import Request as EngineRequest
-from lightwork.serve.service import Delta, Service, Stream
+from lightwork.serve.service import Service, Stream
 
 log = logging.getLogger(__name__)
 
@@ -43,101 +44,37 @@ class Api:
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         headers = self._begin(body)
-        engine_request = chat_request(body, self.served)
-        streams = await self._submit([engine_request], body)
+        requests = [chat_request(body, self.served)]
+        shape = ChatChoices(body, self.served.tokenizer)
+        streams = await self._submit(requests, body)
         frame = self._frame("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
         if body.stream:
-            return self._stream(streams, frame, self._chat_delta(body), body, headers, opening=True)
+            return self._stream(streams, frame, shape.piece, body, headers, shape.opening())
         choices = await self._until_left(request, replies.collect(streams), streams)
-        shown = [
-            {
-                "index": c.index,
-                "message": {"role": "assistant", "content": c.text, "refusal": None},
-                "logprobs": replies.chat_logprobs(c.picks, self.served.tokenizer) if body.logprobs else None,
-                "finish_reason": c.reason,
-            }
-            for c in choices
-        ]
-        return self._whole(frame, shown, choices, [engine_request], headers)
+        if body.prompt_logprobs is not None:
+            picks = choices[0].prompt_picks
+            frame["prompt_logprobs"] = replies.prompt_logprobs(
+                requests[0].prompt, picks, self.served.tokenizer
+            )
+        return self._whole(frame, [shape.whole(c) for c in choices], choices, requests, headers)
 
     async def complete(self, body: CompletionBody, request: Request) -> Response:
         headers = self._begin(body)
         requests = completion_requests(body, self.served)
+        shape = CompletionChoices(body, requests, self.served.tokenizer)
         streams = await self._submit(requests, body)
         frame = self._frame("cmpl", "text_completion")
         if body.stream:
-            return self._stream(streams, frame, self._completion_delta(body, requests), body, headers)
+            return self._stream(streams, frame, shape.piece, body, headers)
         choices = await self._until_left(request, replies.collect(streams), streams)
-        shown = [self._completion_choice(c, requests[c.index // body.n], body) for c in choices]
-        return self._whole(frame, shown, choices, requests, headers)
-
-    def _completion_choice(
-        self, c: replies.Choice, request: EngineRequest, body: CompletionBody
-    ) -> dict[str, Any]:
-        tokenizer = self.served.tokenizer
-        picks, text = c.picks, c.text
-        if body.echo:
-            text = tokenizer.decode(request.prompt) + text
-            picks = [Pick(request.prompt[0]), *c.prompt_picks, *picks] if body.logprobs is not None else picks
-        shown: dict[str, Any] = {"index": c.index, "text": text, "finish_reason": c.reason, "logprobs": None}
-        if body.logprobs is not None:
-            shown["logprobs"] = replies.completion_logprobs(picks, tokenizer)
-        if body.prompt_logprobs is not None:
-            shown["prompt_logprobs"] = replies.prompt_logprobs(request.prompt, c.prompt_picks, tokenizer)
-        return shown
-
-    def _chat_delta(self, body: ChatBody) -> replies.MakeChoice:
-        def make(delta: Delta) -> dict[str, Any] | None:
-            if not (delta.text or delta.picks or delta.reason):
-                return None
-            logprobs = replies.chat_logprobs(delta.picks, self.served.tokenizer) if body.logprobs else None
-            reason = replies.REASONS[delta.reason] if delta.reason else None
-            if not delta.text and logprobs is None and reason is None:
-                return None
-            content = {"content": delta.text} if delta.text or reason is None else {}
-            return {"index": delta.index, "delta": content, "logprobs": logprobs, "finish_reason": reason}
-
-        return make
-
-    def _completion_delta(
-        self, body: CompletionBody, requests: Sequence[EngineRequest]
-    ) -> replies.MakeChoice:
-        if body.echo and len(requests) > 1:
-            raise errors.refused("echo", "with several prompts cannot be streamed", expected="stream: false")
-        if body.echo and body.logprobs is not None:
-            raise errors.refused("echo", "with logprobs cannot be streamed", expected="stream: false")
-        echoed = set(range(body.n)) if body.echo else set()
-
-        def make(delta: Delta) -> dict[str, Any] | None:
-            text = delta.text
-            if delta.index in echoed:
-                echoed.discard(delta.index)
-                text = self.served.tokenizer.decode(requests[0].prompt) + text
-            reason = replies.REASONS[delta.reason] if delta.reason else None
-            shows = body.logprobs is not None and delta.picks
-            if not text and not shows and reason is None:
-                return None
-            logprobs = replies.completion_logprobs(delta.picks, self.served.tokenizer) if shows else None
-            return {"index": delta.index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-
-        return make
+        return self._whole(frame, [shape.whole(c) for c in choices], choices, requests, headers)
 
     # -- shared steps
 
     def _begin(self, body: Body) -> dict[str, str]:
         """Checks that come before any work; returns the reply's headers."""
-        if not self.service.ready:
-            raise errors.NotReadyError(
-                "the server is shutting down", expected="a running server", fix="try another"
-            )
-        if body.model != self.served.name:
-            raise errors.HttpError(
-                404,
-                f"no model is called {body.model[:80]!r}",
-                expected=self.served.name,
-                param="model",
-                code="model_not_found",
-            )
+        self._check_ready()
+        self._check_name(body.model)
         unknown = unknown_fields(body)
         for name in unknown:
             if name not in self._told and len(self._told) < 1000:
@@ -145,6 +82,29 @@ class Api:
                 log.warning("requests hold the unknown field %r, which is ignored", name[:80])
         shown = ", ".join(n for n in unknown if n.isascii() and n.isprintable())[:1000]
         return {"x-lightwork-ignored": shown} if unknown else {}
+
+    def _check_ready(self) -> None:
+        if self.service.failure is not None:
+            raise errors.NotReadyError(
+                f"the engine stopped: {self.service.failure!r}",
+                expected="a running engine",
+                fix="restart the server",
+            )
+        if not self.service.ready:
+            raise errors.NotReadyError(
+                "the server is shutting down", expected="a running server", fix="try another"
+            )
+
+    def _check_name(self, name: str) -> None:
+        if name != self.served.name:
+            raise errors.HttpError(
+                404,
+                f"no model is called {name[:80]!r}",
+                expected=self.served.name,
+                fix="GET /v1/models",
+                param="model",
+                code="model_not_found",
+            )
 
     async def _submit(self, requests: Sequence[EngineRequest], body: Body) -> list[Stream]:
         streams: list[Stream] = []
@@ -154,6 +114,7 @@ class Api:
         except LightworkError:
             for stream in streams:
                 stream.cancel()
+            self._check_ready()
             raise
         return streams
 
@@ -161,7 +122,7 @@ class Api:
         return {
             "id": f"{prefix}-{secrets.token_hex(12)}",
             "object": kind,
-            "created": self.created,
+            "created": unix_s(),
             "model": self.served.name,
         }
 
@@ -169,20 +130,17 @@ class Api:
         self,
         streams: Sequence[Stream],
         frame: dict[str, Any],
-        make: replies.MakeChoice,
+        piece: replies.MakeChoice,
         body: Body,
         headers: dict[str, str],
-        *,
-        opening: bool = False,
+        opening: Sequence[dict[str, Any]] = (),
     ) -> Response:
-        role = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
         parts: AsyncIterator[bytes] = replies.events(
             streams,
             frame,
-            make,
-            num_prompt=sum(len(s.request.prompt) for s in streams),
+            piece,
             with_usage=bool(body.stream_options and body.stream_options.include_usage),
-            opening=[{"index": i, **role} for i in range(body.n)] if opening else (),
+            opening=opening,
         )
         return StreamingResponse(
             parts, media_type="text/event-stream", headers={"cache-control": "no-cache", **headers}
@@ -197,11 +155,10 @@ class Api:
         headers: dict[str, str],
     ) -> Response:
         usages = [c.usage for c in choices]
-        num_prompt = sum(len(r.prompt) for r in requests)
         body = {
             **frame,
             "choices": shown,
-            "usage": replies.usage_object(usages, num_prompt),
+            "usage": replies.usage_object(usages, requests),
             "timings": replies.timings_object(usages),
         }
         return JSONResponse(body, headers=headers)
@@ -231,10 +188,7 @@ class Api:
         return {"object": "list", "data": [{**model, "max_model_len": self.served.limits.max_len}]}
 
     async def model(self, name: str) -> dict[str, Any]:
-        if name != self.served.name:
-            raise errors.HttpError(
-                404, f"no model is called {name[:80]!r}", expected=self.served.name, param="model"
-            )
+        self._check_name(name)
         found: dict[str, Any] = (await self.models())["data"][0]
         return found
 
@@ -261,15 +215,14 @@ class Api:
         return {"status": "alive"}
 
     async def ready(self) -> dict[str, str]:
-        if not self.service.ready:
-            raise errors.NotReadyError(
-                "the server takes no requests", expected="a running engine", fix="wait, or restart"
-            )
+        self._check_ready()
         return {"status": "ready"}
 
     async def prometheus(self) -> Response:
-        now = await self.service.ask(lambda e: (len(e.running), len(e.waiting), e.kv.usage))
-        return Response(self.metrics.text(*now), media_type="text/plain; version=0.0.4; charset=utf-8")
+        """Read as they are, not asked of the engine's thread, so that they come from a stuck one too."""
+        e = self.service.engine
+        text = self.metrics.text(len(e.running), len(e.waiting), e.kv.usage)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _disconnected(request: Request) -> None:

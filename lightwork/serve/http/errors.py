@@ -70,9 +70,14 @@ def _status(error: Exception) -> int:
 def error_response(error: Exception) -> JSONResponse:
     status, body = error_body(error)
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, BusyError) else {}
-    if status >= 500 and not isinstance(error, NotReadyError):
-        log.error("request failed", exc_info=error)
+    log_failure(error)
     return JSONResponse(body, status, headers)
+
+
+def log_failure(error: Exception) -> None:
+    """Write an error to the log if it is the server's own."""
+    if error_body(error)[0] >= 500 and not isinstance(error, NotReadyError):
+        log.error("request failed", exc_info=error)
 
 
 def install(app: FastAPI) -> None:
@@ -95,6 +100,8 @@ def install(app: FastAPI) -> None:
 
     async def plain(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, HttpError):
+            return error_response(error.__cause__)
         return error_response(
             HttpError(error.status_code, str(error.detail), expected="a path and method of /docs")
         )

@@ -9,7 +9,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lightwork.serve.http.errors import HttpError, error_response
 
-TOO_LONG = "the request's body is too long"
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 
@@ -50,26 +49,25 @@ class Guard:
 
     def _too_long(self, headers: dict[bytes, bytes]) -> HttpError | None:
         length = headers.get(b"content-length", b"0")
-        return self._over() if not length.isdigit() or int(length) > self.max_body_bytes else None
+        over = not length.isdigit() or int(length) > self.max_body_bytes
+        return _over(self.max_body_bytes) if over else None
 
-    def _over(self) -> HttpError:
-        return HttpError(
-            413,
-            "the request's body is too long",
-            expected=f"at most {self.max_body_bytes} bytes",
-            fix="send less",
-        )
+
+def _over(limit: int) -> HttpError:
+    return HttpError(
+        413, "the request's body is too long", expected=f"at most {limit} bytes", fix="send less"
+    )
 
 
 class _Body:
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive = receive
-        self._left = limit
+        self._limit = self._left = limit
 
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
             if self._left < 0:
-                raise HTTPException(413, TOO_LONG)
+                raise HTTPException(413) from _over(self._limit)
         return message

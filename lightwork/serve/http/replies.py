@@ -14,7 +14,8 @@ from typing import Any
 
 from lightwork.decode.sampling import Pick
 from lightwork.models.tokenizer import Tokenizer
-from lightwork.serve.http.errors import error_body
+from lightwork.serve.http.errors import error_body, log_failure
+from lightwork.serve.sequence import Request
 from lightwork.serve.service import Delta, Stream, Usage
 
 REASONS = {"stop": "stop", "length": "length", "cancelled": "stop", "error": "stop"}
@@ -58,15 +59,19 @@ async def collect(streams: Sequence[Stream]) -> list[Choice]:
     return choices
 
 
-def usage_object(usages: Sequence[Usage | None], num_prompt: int) -> dict[str, Any]:
-    """OpenAI's usage. num_prompt: prompt tokens of all requests (n continuations count their prompt once)."""
-    known = [u for u in usages if u is not None]
-    output = sum(u.output_tokens for u in known)
+def usage_object(usages: Sequence[Usage | None], requests: Sequence[Request]) -> dict[str, Any]:
+    """OpenAI's usage. usages: of all continuations, in order of their index.
+
+    n continuations count their prompt once; what the others find in the cache, the first has put there.
+    """
+    firsts = [usages[i] for i in accumulate((r.n for r in requests[:-1]), initial=0)]
+    num_prompt = sum(len(r.prompt) for r in requests)
+    output = sum(u.output_tokens for u in usages if u is not None)
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": output,
         "total_tokens": num_prompt + output,
-        "prompt_tokens_details": {"cached_tokens": known[0].cached_tokens if known else 0},
+        "prompt_tokens_details": {"cached_tokens": sum(u.cached_tokens for u in firsts if u is not None)},
     }
 
 
@@ -124,8 +129,8 @@ def prompt_logprobs(prompt: Sequence[int], picks: Sequence[Pick], tokenizer: Tok
     return entries
 
 
-MakeChoice = Callable[[Delta], dict[str, Any] | None]
-"""The `choices` entry of a streamed delta; None when there is nothing to send."""
+MakeChoice = Callable[[Delta, int], dict[str, Any] | None]
+"""The `choices` entry of a delta of the continuation with this index; None when there is nothing to send."""
 
 
 async def events(
@@ -133,7 +138,6 @@ async def events(
     frame: dict[str, Any],
     make_choice: MakeChoice,
     *,
-    num_prompt: int,
     with_usage: bool,
     opening: Sequence[dict[str, Any]] = (),
 ) -> AsyncIterator[bytes]:
@@ -142,27 +146,30 @@ async def events(
     Openings, deltas, usage if asked, [DONE]. An error ends it with an error event.
     """
     head = json.dumps({**frame, "choices": None})[: -len("null}")]
+    requests = [stream.request for stream in streams]
     usages: list[Usage | None] = []
     try:
         for choice in opening:
             yield _event(head, choice, with_usage)
-        for number, stream in enumerate(streams):
+        for stream in streams:
+            first = len(usages)
+            usages += [None] * stream.request.n
             async with aclosing(aiter(stream)) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:
                     if delta.error is not None:
-                        body = json.dumps(error_body(delta.error)[1])
-                        yield f"event: error\ndata: {body}\n\n".encode()
-                        return
-                    if delta.reason is not None:
-                        usages.append(delta.usage)
-                    shown = make_choice(delta)
+                        raise delta.error
+                    at = first + delta.index
+                    usages[at] = delta.usage
+                    shown = make_choice(delta, at)
                     if shown is not None:
-                        shown["index"] += number * stream.request.n
                         yield _event(head, shown, with_usage)
-        last = {**frame, "choices": [], "timings": timings_object(usages)}
         if with_usage:
-            yield _data({**last, "usage": usage_object(usages, num_prompt)})
+            last = {**frame, "choices": [], "timings": timings_object(usages)}
+            yield _data({**last, "usage": usage_object(usages, requests)})
         yield b"data: [DONE]\n\n"
+    except Exception as error:
+        log_failure(error)
+        yield b"event: error\n" + _data(error_body(error)[1])
     finally:
         for stream in streams:
             stream.cancel()

@@ -69,6 +69,8 @@ def chat_request(body: ChatBody, served: Served) -> Request:
 def completion_requests(body: CompletionBody, served: Served) -> list[Request]:
     """One engine request per prompt."""
     asked = body.max_tokens if body.max_tokens is not None else 16
+    if body.stream and body.echo and body.logprobs is not None:
+        raise refused("echo", "with logprobs cannot be streamed", expected="stream: false")
     made = []
     for prompt in _prompts(body, served):
         request = _request(body, prompt, asked, body.logprobs, served)
@@ -97,6 +99,8 @@ def _request(
         raise refused("response_format", f"{kind!r} is not supported yet", expected='{"type": "text"}')
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options", "needs stream", expected="stream: true")
+    if body.stream and body.prompt_logprobs is not None:
+        raise refused("prompt_logprobs", "cannot be streamed", expected="stream: false")
     room = min(served.limits.max_len, served.kv_tokens) - len(prompt)
     return Request(
         prompt=tuple(prompt),
