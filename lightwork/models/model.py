@@ -64,6 +64,10 @@ class Model:
     def new_kv(self, num_blocks: int, block_size: int) -> KVPool:
         return KVPool(self.spec, num_blocks, block_size, self.dtype, self.device)
 
+    def set_threads(self, num_threads: int) -> None:
+        """Threads that torch computes with, in this whole process."""
+        torch.set_num_threads(num_threads)
+
     def warm_up(self) -> None:
         """One forward of a few rows, so that the first request does not pay for lazy set-up."""
         rows, pool = 4, self.new_kv(1, 4)

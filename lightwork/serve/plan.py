@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from lightwork.models.spec import ModelSpec
 
 BLOCK_SIZE = 16
+SMALL_BYTES = 32e6
+"""Weights below this stay in a core's cache; two threads then cost more in waiting than they compute."""
+
 SERVED_KINDS = ("scheduler", "proposer", "verifier")
 
 
@@ -175,6 +178,7 @@ def open_engine(
     reason = "exact on a CPU" if plan.on == "cpu" else "half the bytes of float32"
     settings = [
         Setting("dtype", dtype, reason),
+        *_threads(plan, model),
         longest,
         blocks,
         Setting(
@@ -184,6 +188,17 @@ def open_engine(
         ),
     ]
     return engine, model, settings
+
+
+def _threads(plan: Plan, model: Model) -> list[Setting]:
+    """Give a CPU model the threads it can use."""
+    if plan.on != "cpu":
+        return []
+    small = model.weights.nbytes < SMALL_BYTES
+    threads = 1 if small else os.cpu_count() or 1
+    model.set_threads(threads)
+    reason = "its steps are shorter than waking another thread" if small else "one per core"
+    return [Setting("threads", str(threads), reason)]
 
 
 def open_simulated(plan: Plan, kernel: Kernel) -> tuple[Engine, list[Setting]]:
