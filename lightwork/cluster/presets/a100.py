@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightwork.cluster.devices import Cluster, Device, Link, Memory, Unit
+from lightwork.cluster.devices import Cluster, Memory, Unit
+from lightwork.cluster.presets._gpu import gpu_nodes
 
 RATES = {
     "matmul/bfloat16": 232e12,
@@ -45,17 +46,24 @@ LINK_SOURCES = {
 
 
 def cluster(num_devices: int) -> Cluster:
-    """Nodes of 8 devices."""
+    """Nodes of eight."""
     unit = Unit(name="a100", count=108, rates=RATES, launch_s=2e-6, curve=CURVE, tile_rows=128)
-    main = Memory(
-        name="memory", bytes=80e9, read_bytes_per_s=1.56e12, write_bytes_per_s=1.56e12, latency_s=398e-9
+    memory = Memory(
+        name="memory",
+        bytes=8e10,
+        read_bytes_per_s=1.56e12,
+        write_bytes_per_s=1.56e12,
+        latency_s=3.98e-7,
     )
-    host = Memory(name="host", bytes=128e9, read_bytes_per_s=25e9, write_bytes_per_s=25e9, latency_s=10e-6)
-    return Cluster(
-        device=Device(name="a100", unit=unit, memories=(main, host), step_s=3e-3, sources=SOURCES),
+    return gpu_nodes(
+        unit,
+        memory,
         num_devices=num_devices,
-        per_node=8,
-        inner=Link(name="inner", a="device", b="device", bytes_per_s=235e9, latency_s=8e-6),
-        outer=Link(name="outer", a="node", b="node", bytes_per_s=22e9, latency_s=15e-6),
-        sources=LINK_SOURCES,
+        host_bytes_per_s=2.5e10,
+        inner_bytes_per_s=2.35e11,
+        inner_latency_s=8e-6,
+        outer_bytes_per_s=2.2e10,
+        step_s=0.003,
+        sources=SOURCES,
+        link_sources=LINK_SOURCES,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightwork.cluster.devices import Cluster, Device, Link, Memory, Unit
+from lightwork.cluster.devices import Cluster, Memory, Unit
+from lightwork.cluster.presets._gpu import gpu_nodes
 
 RATES = {
     "matmul/float16": 95e12,
@@ -38,17 +39,24 @@ LINK_SOURCES = {
 
 
 def cluster(num_devices: int) -> Cluster:
-    """Nodes of 8 devices."""
+    """Nodes of eight."""
     unit = Unit(name="v100", count=80, rates=RATES, launch_s=2e-6, curve=CURVE, tile_rows=128)
-    main = Memory(
-        name="memory", bytes=32e9, read_bytes_per_s=790e9, write_bytes_per_s=790e9, latency_s=450e-9
+    memory = Memory(
+        name="memory",
+        bytes=3.2e10,
+        read_bytes_per_s=7.9e11,
+        write_bytes_per_s=7.9e11,
+        latency_s=4.5e-7,
     )
-    host = Memory(name="host", bytes=128e9, read_bytes_per_s=12e9, write_bytes_per_s=12e9, latency_s=10e-6)
-    return Cluster(
-        device=Device(name="v100", unit=unit, memories=(main, host), step_s=5e-3, sources=SOURCES),
+    return gpu_nodes(
+        unit,
+        memory,
         num_devices=num_devices,
-        per_node=8,
-        inner=Link(name="inner", a="device", b="device", bytes_per_s=130e9, latency_s=8e-6),
-        outer=Link(name="outer", a="node", b="node", bytes_per_s=11e9, latency_s=15e-6),
-        sources=LINK_SOURCES,
+        host_bytes_per_s=1.2e10,
+        inner_bytes_per_s=1.3e11,
+        inner_latency_s=8e-6,
+        outer_bytes_per_s=1.1e10,
+        step_s=0.005,
+        sources=SOURCES,
+        link_sources=LINK_SOURCES,
     )
