@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,21 @@ def test_an_unsteady_machine_is_not_written_down_unless_forced(unsteady, words, 
     assert not file.exists()
     assert probe() == probe(file, force=True) == unsteady.machine
     assert parse_place(f"sim:{file}") == unsteady.machine
+
+
+def test_a_cache_slower_than_memory_is_refused_however_steady():
+    """Streams that wait for a core swing by nothing: each repeat waits for the same time slice."""
+    steady = report(spread=0.1)
+    memory = steady.machine.device.memory()
+
+    def with_cache(read_bytes_per_s: float) -> Report:
+        cache = replace(memory, name="l1", read_bytes_per_s=read_bytes_per_s)
+        device = replace(steady.machine.device, memories=(cache, memory))
+        return replace(steady, machine=replace(steady.machine, device=device))
+
+    with_cache(2 * memory.read_bytes_per_s).check()
+    with pytest.raises(LightworkError, match=r"l1 reads at 0\.2 GB/s, slower than memory"):
+        with_cache(2e8).check()
 
 
 def test_a_steady_machine_is_written(tmp_path, monkeypatch):

@@ -67,6 +67,14 @@ class Report:
                 expected=f"at most {MAX_REGION_S * 1e3} ms",
                 fix="stop what else runs here, or force it",
             )
+        *caches, main = [m for m in self.machine.device.memories if m.name != "disk"]
+        for cache in caches:
+            if cache.read_bytes_per_s < main.read_bytes_per_s:
+                raise LightworkError(
+                    f"{cache.name} reads at {cache.read_bytes_per_s / 1e9:.2g} GB/s, slower than memory",
+                    expected=f"at least {main.read_bytes_per_s / 1e9:.2g} GB/s: its parallel regions waited",
+                    fix="stop what else runs here, or force it",
+                )
         worst = max(self.samples, key=lambda s: s.spread)
         if worst.spread > MAX_SPREAD:
             raise LightworkError(
