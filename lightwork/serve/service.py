@@ -187,7 +187,9 @@ class Service:
         self._outbox.append((stream, delta))
 
     async def ask(self, read: Callable[[Engine], Any]) -> Any:
-        """Evaluate read(engine) on the kernel's thread."""
+        """Evaluate read(engine) on the kernel's thread; here, if that has ended and so nothing changes."""
+        if not self._thread.is_alive():
+            return read(self.engine)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         self.kernel.post(lambda: loop.call_soon_threadsafe(_resolve, answer, read(self.engine)))
@@ -216,7 +218,10 @@ class Service:
             self._thread.join()
 
     def _cancel_all(self) -> None:
-        self.engine.cancel([*self.engine.waiting, *self.engine.running])
+        engine = self.engine
+        # Each round may release continuations that waited for another one of their request.
+        while unfinished := [s for s in (*engine.waiting, *engine.running) if s.finished is None]:
+            engine.cancel(unfinished)
         self._flush()
 
     def _serve(self) -> None:
