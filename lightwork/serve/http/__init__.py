@@ -5,7 +5,7 @@ translate.py    a body to engine requests: defaults, limits, fields that are ref
 choices.py      the choices entry of each reply and of each streamed piece
 replies.py      deltas to OpenAI's reply objects, whole or streamed
 errors.py       every error in OpenAI's shape
-guard.py        body size, request ids, api key: before anything is parsed
+guard.py        body size, request ids, api key, errors nobody foresaw: around every request
 metrics.py      Prometheus, an observer of the trace
 app.py          the routes; main.py starts a server
 """

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -18,17 +18,21 @@ from lightwork.serve.http import errors, replies
 from lightwork.serve.http.choices import ChatChoices, CompletionChoices
 from lightwork.serve.http.guard import Guard
 from lightwork.serve.http.metrics import Metrics
-from lightwork.serve.http.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from lightwork.serve.http.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, Lenient, TokenizeBody
 from lightwork.serve.http.translate import (
     Served,
     chat_request,
     completion_requests,
-    message_dict,
+    tokenize_ids,
     unknown_fields,
 )
 from lightwork.serve.sequence import Request as EngineRequest
 from lightwork.serve.service import Service, Stream
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LONG_BODY_BYTES = 32 << 10
 log = logging.getLogger(__name__)
 
 
@@ -44,7 +48,7 @@ class Api:
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         headers = self._begin(body)
-        requests = [chat_request(body, self.served)]
+        requests = [await self._translate(request, chat_request, body, self.served)]
         shape = ChatChoices(body, self.served.tokenizer)
         streams = await self._submit(requests, body)
         frame = self._frame("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
@@ -60,7 +64,7 @@ class Api:
 
     async def complete(self, body: CompletionBody, request: Request) -> Response:
         headers = self._begin(body)
-        requests = completion_requests(body, self.served)
+        requests = await self._translate(request, completion_requests, body, self.served)
         shape = CompletionChoices(body, requests, self.served.tokenizer)
         streams = await self._submit(requests, body)
         frame = self._frame("cmpl", "text_completion")
@@ -75,6 +79,10 @@ class Api:
         """Checks that come before any work; returns the reply's headers."""
         self._check_ready()
         self._check_name(body.model)
+        return self._ignored(body)
+
+    def _ignored(self, body: Lenient) -> dict[str, str]:
+        """The header that names fields nobody defines; each is logged once."""
         unknown = unknown_fields(body)
         for name in unknown:
             if name not in self._told and len(self._told) < 1000:
@@ -106,15 +114,25 @@ class Api:
                 code="model_not_found",
             )
 
+    async def _translate(
+        self, request: Request, make: Callable[P, T], *args: P.args, **settings: P.kwargs
+    ) -> T:
+        """make(...), on a thread if the body is long: encoding a megabyte must not stop all other replies."""
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) <= LONG_BODY_BYTES:
+            return make(*args, **settings)
+        return await asyncio.to_thread(make, *args, **settings)
+
     async def _submit(self, requests: Sequence[EngineRequest], body: Body) -> list[Stream]:
         streams: list[Stream] = []
         try:
             for request in requests:
                 streams.append(await self.service.submit(request, body.stops))
-        except LightworkError:
+        except BaseException as error:
             for stream in streams:
                 stream.cancel()
-            self._check_ready()
+            if isinstance(error, LightworkError):
+                self._check_ready()
             raise
         return streams
 
@@ -159,7 +177,7 @@ class Api:
             **frame,
             "choices": shown,
             "usage": replies.usage_object(usages, requests),
-            "timings": replies.timings_object(usages),
+            "timings": replies.timings_object(usages, requests),
         }
         return JSONResponse(body, headers=headers)
 
@@ -192,24 +210,25 @@ class Api:
         found: dict[str, Any] = (await self.models())["data"][0]
         return found
 
-    async def tokenize(self, body: TokenizeBody) -> dict[str, Any]:
-        if (body.prompt is None) == (body.messages is None):
-            raise errors.refused(
-                "prompt", "or messages, one of the two, must be given", fix="send one of them"
-            )
-        tokenizer = self.served.tokenizer
-        if body.messages is not None:
-            ids = tokenizer.chat([message_dict(m) for m in body.messages])
-        else:
-            ids = tokenizer.encode(body.prompt or "", add_special=body.add_special_tokens)
-        return {"tokens": ids, "count": len(ids), "max_model_len": self.served.limits.max_len}
+    async def tokenize(self, body: TokenizeBody, request: Request) -> Response:
+        headers = self._begin_small(body)
+        ids = await self._translate(request, tokenize_ids, body, self.served)
+        shown = {"tokens": ids, "count": len(ids), "max_model_len": self.served.limits.max_len}
+        return JSONResponse(shown, headers=headers)
 
-    async def detokenize(self, body: DetokenizeBody) -> dict[str, str]:
+    async def detokenize(self, body: DetokenizeBody, request: Request) -> Response:
+        headers = self._begin_small(body)
         if not all(0 <= t < self.served.vocab_size for t in body.tokens):
             raise errors.refused(
                 "tokens", "hold an unknown token", expected=f"0 to {self.served.vocab_size - 1}"
             )
-        return {"prompt": self.served.tokenizer.decode(body.tokens)}
+        text = await self._translate(request, self.served.tokenizer.decode, body.tokens)
+        return JSONResponse({"prompt": text}, headers=headers)
+
+    def _begin_small(self, body: TokenizeBody | DetokenizeBody) -> dict[str, str]:
+        if body.model is not None:
+            self._check_name(body.model)
+        return self._ignored(body)
 
     async def health(self) -> dict[str, str]:
         return {"status": "alive"}

@@ -34,7 +34,7 @@ class ChatChoices:
 
     def piece(self, delta: Delta, at: int) -> dict[str, Any] | None:
         logprobs = self._logprobs(delta.picks) if delta.picks else None
-        reason = replies.REASONS[delta.reason] if delta.reason else None
+        reason = delta.reason
         if not delta.text and logprobs is None and reason is None:
             return None
         content = {"content": delta.text} if delta.text or reason is None else {}
@@ -72,7 +72,7 @@ class CompletionChoices:
         if self._body.echo and at not in self._echoed:
             self._echoed.add(at)
             text = self._prompt_text(at) + text
-        reason = replies.REASONS[delta.reason] if delta.reason else None
+        reason = delta.reason
         logprobs = None
         if self._body.logprobs is not None and delta.picks:
             offset = self._shown_chars.get(at, 0)

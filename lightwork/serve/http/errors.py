@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -52,6 +53,7 @@ def error_body(error: Exception) -> tuple[int, dict[str, Any]]:
     kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     message = str(error) if isinstance(error, LightworkError) else "the server failed; its log says why"
+    message = message.encode("utf-8", "backslashreplace").decode()  # it may quote half a surrogate pair
     return status, {
         "error": {"message": message, "type": kind, "param": param, "code": code or type(error).__name__}
     }
@@ -80,6 +82,34 @@ def log_failure(error: Exception) -> None:
         log.error("request failed", exc_info=error)
 
 
+def invalid_body(error: RequestValidationError) -> HttpError:
+    """The first thing that is wrong with a body, with the field's name."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        why = first.get("ctx", {}).get("error", "it does not parse")
+        return HttpError(400, f"the body is not JSON: {why}", expected="a JSON object", fix="see /docs")
+    where = ".".join(str(p) for p in first["loc"][1:] if not _UNION_BRANCH.match(str(p)))
+    where = where.encode("ascii", "backslashreplace").decode()[:200]
+    if first["type"] == "missing":
+        return HttpError(
+            400, f"{where or 'the body'} is missing", expected="a value", fix="see /docs", param=where or None
+        )
+    got = ascii(first.get("input"))
+    shown = got if len(got) <= 60 else f"{got[:57]}..."
+    wrong = f"{where or 'the body'} is {shown}"
+    return HttpError(400, wrong, expected=first["msg"][:300], fix="see /docs", param=where or None)
+
+
+_UNION_BRANCH = re.compile(r"(str|int|list\[.*|constrained-.*|function-.*)$")
+"""What pydantic adds to a location to say which type of a union it tried."""
+
+_PLAIN = {
+    404: "a path of /docs",
+    405: "a method of /docs for this path",
+    400: "a JSON object",
+}
+
+
 def install(app: FastAPI) -> None:
     """Answer every exception of the app in this shape."""
 
@@ -88,23 +118,16 @@ def install(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(
-            str(p) for p in first["loc"][1:] if not str(p).startswith(("str", "list[", "function-"))
-        )
-        return error_response(
-            HttpError(
-                400, f"{where or 'the body'}: {first['msg']}"[:500], expected="see /docs", param=where or None
-            )
-        )
+        return error_response(invalid_body(error))
 
     async def plain(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if isinstance(error.__cause__, HttpError):
             return error_response(error.__cause__)
-        return error_response(
-            HttpError(error.status_code, str(error.detail), expected="a path and method of /docs")
-        )
+        expected = _PLAIN.get(error.status_code, "what /docs says")
+        response = error_response(HttpError(error.status_code, str(error.detail), expected=expected))
+        response.headers.update(error.headers or {})
+        return response
 
     app.add_exception_handler(LightworkError, ours)
     app.add_exception_handler(RequestValidationError, invalid)

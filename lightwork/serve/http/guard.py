@@ -1,4 +1,4 @@
-"""What happens to every request before it is parsed: its id, the api key, the size of its body."""
+"""What happens around every request: its id, the api key, the size of its body, errors nobody foresaw."""
 
 from __future__ import annotations
 
@@ -27,16 +27,26 @@ class Guard:
         headers = dict(scope["headers"])
         request_id = headers.get(b"x-request-id", b"")[:128] or secrets.token_hex(12).encode()
 
+        started = False
+
         async def send_with_id(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
             await send(message)
 
-        problem = self._unauthorised(scope["path"], headers) or self._too_long(headers)
+        problem: Exception | None = self._unauthorised(scope["path"], headers) or self._too_long(headers)
         if problem is None:
             body = _Body(receive, self.max_body_bytes)
-            await self.app(scope, body.receive, send_with_id)
-            return
+            try:
+                await self.app(scope, body.receive, send_with_id)
+            except Exception as error:
+                if started:
+                    raise
+                problem = error
+            else:
+                return
         await error_response(problem)(scope, receive, send_with_id)
 
     def _unauthorised(self, path: str, headers: dict[bytes, bytes]) -> HttpError | None:

@@ -5,8 +5,9 @@ The frame of a stream's events is constant, so only the part that changes is enc
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -14,11 +15,9 @@ from typing import Any
 
 from lightwork.decode.sampling import Pick
 from lightwork.models.tokenizer import Tokenizer
-from lightwork.serve.http.errors import error_body, log_failure
+from lightwork.serve.http.errors import NotReadyError, error_body, log_failure
 from lightwork.serve.sequence import Request
 from lightwork.serve.service import Delta, Stream, Usage
-
-REASONS = {"stop": "stop", "length": "length", "cancelled": "stop", "error": "stop"}
 
 
 @dataclass(slots=True)
@@ -37,22 +36,58 @@ class Choice:
         self.picks += delta.picks
         self.prompt_picks += delta.prompt_picks
         if delta.reason is not None:
-            self.reason = REASONS[delta.reason]
+            self.reason = delta.reason
             self.usage = delta.usage
 
 
-async def collect(streams: Sequence[Stream]) -> list[Choice]:
-    """All continuations of several requests, in order. Raises the first error of any."""
-    choices: list[Choice] = []
+async def arriving(streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, Delta], None]:
+    """Deltas of several requests as they come, each with the index of its continuation in the reply.
+
+    Raises the first error of any, and NotReadyError where the server ended one before its end.
+    """
+    if len(streams) == 1:
+        async with aclosing(aiter(streams[0])) as deltas:  # type: ignore[type-var]
+            async for delta in deltas:
+                yield delta.index, _sound(delta)
+        return
+    inbox: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
+    firsts = [0, *accumulate(stream.request.n for stream in streams)]
+    left = firsts.pop()
+    tasks = [asyncio.ensure_future(_pump(s, at, inbox)) for s, at in zip(streams, firsts, strict=True)]
     try:
-        for stream in streams:
-            own = [Choice(len(choices) + i) for i in range(stream.request.n)]
-            async with aclosing(aiter(stream)) as deltas:  # type: ignore[type-var]
-                async for delta in deltas:
-                    if delta.error is not None:
-                        raise delta.error
-                    own[delta.index].add(delta)
-            choices += own
+        while left:
+            at, delta = await inbox.get()
+            left -= delta.reason is not None
+            yield at, _sound(delta)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _pump(stream: Stream, first: int, inbox: asyncio.Queue[tuple[int, Delta]]) -> None:
+    async for delta in stream:
+        inbox.put_nowait((first + delta.index, delta))
+
+
+def _sound(delta: Delta) -> Delta:
+    if delta.error is not None:
+        raise delta.error
+    if delta.reason in ("cancelled", "error"):
+        raise NotReadyError(
+            "the server stopped before the reply was complete",
+            expected="a running server",
+            fix="send it again",
+        )
+    return delta
+
+
+async def collect(streams: Sequence[Stream]) -> list[Choice]:
+    """All continuations of several requests, in order. Raises as `arriving` does."""
+    choices = [Choice(i) for i in range(sum(stream.request.n for stream in streams))]
+    try:
+        async with aclosing(arriving(streams)) as deltas:
+            async for at, delta in deltas:
+                choices[at].add(delta)
     finally:
         for stream in streams:
             stream.cancel()
@@ -75,8 +110,11 @@ def usage_object(usages: Sequence[Usage | None], requests: Sequence[Request]) ->
     }
 
 
-def timings_object(usages: Sequence[Usage | None]) -> dict[str, Any]:
-    """Where the time of the longest continuation went, milliseconds, as llama.cpp's users know it."""
+def timings_object(usages: Sequence[Usage | None], requests: Sequence[Request]) -> dict[str, Any]:
+    """Where the time of the longest continuation went, milliseconds, as llama.cpp's users know it.
+
+    seed: of the first continuation, so that a reply asked for without one can be had again.
+    """
     known = [u for u in usages if u is not None]
     if not known:
         return {}
@@ -89,6 +127,7 @@ def timings_object(usages: Sequence[Usage | None]) -> dict[str, Any]:
         "drafted": sum(u.drafted for u in known),
         "accepted": sum(u.accepted for u in known),
         "preempted": sum(u.num_preempted for u in known),
+        "seed": requests[0].sampling.seed,
     }
 
 
@@ -143,28 +182,27 @@ async def events(
 ) -> AsyncIterator[bytes]:
     """Server-sent events of a reply.
 
-    Openings, deltas, usage if asked, [DONE]. An error ends it with an error event.
+    Openings, deltas, usage if asked, [DONE]. The delta that ends the last continuation has timings. An
+    error ends the reply with an error event.
     """
     head = json.dumps({**frame, "choices": None})[: -len("null}")]
+    plain = ',"usage":null}' if with_usage else "}"
     requests = [stream.request for stream in streams]
-    usages: list[Usage | None] = []
+    usages: list[Usage | None] = [None] * sum(request.n for request in requests)
+    left = len(usages)
     try:
         for choice in opening:
-            yield _event(head, choice, with_usage)
-        for stream in streams:
-            first = len(usages)
-            usages += [None] * stream.request.n
-            async with aclosing(aiter(stream)) as deltas:  # type: ignore[type-var]
-                async for delta in deltas:
-                    if delta.error is not None:
-                        raise delta.error
-                    at = first + delta.index
-                    usages[at] = delta.usage
-                    shown = make_choice(delta, at)
-                    if shown is not None:
-                        yield _event(head, shown, with_usage)
+            yield _event(head, choice, plain)
+        async with aclosing(arriving(streams)) as deltas:
+            async for at, delta in deltas:
+                usages[at] = delta.usage
+                left -= delta.reason is not None
+                shown = make_choice(delta, at)
+                if shown is not None:
+                    timings = "" if left else f',"timings":{json.dumps(timings_object(usages, requests))}'
+                    yield _event(head, shown, timings + plain)
         if with_usage:
-            last = {**frame, "choices": [], "timings": timings_object(usages)}
+            last = {**frame, "choices": [], "timings": timings_object(usages, requests)}
             yield _data({**last, "usage": usage_object(usages, requests)})
         yield b"data: [DONE]\n\n"
     except Exception as error:
@@ -175,8 +213,7 @@ async def events(
             stream.cancel()
 
 
-def _event(head: str, choice: dict[str, Any], with_usage: bool) -> bytes:
-    tail = ',"usage":null}' if with_usage else "}"
+def _event(head: str, choice: dict[str, Any], tail: str) -> bytes:
     return f"data: {head}[{json.dumps(choice)}]{tail}\n\n".encode()
 
 

@@ -8,49 +8,73 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Text = str | list[str] | list[int] | list[list[int]]
 
-# Defined by OpenAI and not done here. The value beside each is harmless, so it is accepted.
-UNSUPPORTED: dict[str, Any] = {
-    "audio": None,
-    "best_of": 1,
-    "function_call": "none",
-    "functions": [],
-    "modalities": ["text"],
-    "prediction": None,
-    "store": False,
-    "suffix": None,
-    "verbosity": None,
-    "web_search_options": None,
+# Defined by OpenAI and not done here. The values beside each ask for nothing: they are accepted, as null is.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prediction": (),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
 }
-IGNORED = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier"})
+# Labels and hints: nothing in a reply depends on them.
+IGNORED = frozenset(
+    {
+        "metadata",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "user",
+    }
+)
 
 
-class StreamOptions(BaseModel):
+class Lenient(BaseModel):
+    """Null stands for a field left out, as in OpenAI's own schema; unknown fields are kept to be named."""
+
     model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {k: v for k, v in data.items() if v is not None or k not in cls.model_fields}
+
+
+class StreamOptions(Lenient):
     include_usage: bool = False
+    # Padding against an eavesdropper who measures packets; without it a stream is only smaller.
+    include_obfuscation: bool = False
 
 
-class Body(BaseModel):
+class Body(Lenient):
     """What chat and completions share."""
-
-    model_config = ConfigDict(extra="allow")
 
     model: str
     temperature: float | None = None
     top_p: float | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: float = 0.0
+    min_p: float | None = None
     seed: int | None = None
     n: Annotated[int, Field(ge=1, le=128)] = 1
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     max_tokens: Count | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     ignore_eos: bool = False
     stream: bool = False
@@ -93,15 +117,13 @@ class CompletionBody(Body):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
-class TokenizeBody(BaseModel):
-    model_config = ConfigDict(extra="allow")
+class TokenizeBody(Lenient):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
     add_special_tokens: bool = False
 
 
-class DetokenizeBody(BaseModel):
-    model_config = ConfigDict(extra="allow")
+class DetokenizeBody(Lenient):
     model: str | None = None
     tokens: list[int]

@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightwork.decode.sampling import Sampling
+from lightwork.errors import RangeError
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.clock import local_date
-from lightwork.serve.http.errors import refused
-from lightwork.serve.http.schemas import IGNORED, UNSUPPORTED, Body, ChatBody, CompletionBody, Message
+from lightwork.serve.http.errors import HttpError, refused
+from lightwork.serve.http.schemas import (
+    IGNORED,
+    UNSUPPORTED,
+    Body,
+    ChatBody,
+    CompletionBody,
+    Lenient,
+    Message,
+    TokenizeBody,
+)
 from lightwork.serve.sequence import Limits, Request
 
 
@@ -30,7 +40,7 @@ class Served:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-def unknown_fields(body: Body) -> list[str]:
+def unknown_fields(body: Lenient) -> list[str]:
     """Fields that nobody defines.
 
     Raises HttpError for one that OpenAI defines and this server does not do.
@@ -38,10 +48,14 @@ def unknown_fields(body: Body) -> list[str]:
     unknown = []
     for name, value in (body.model_extra or {}).items():
         if name in UNSUPPORTED:
-            if value is not None and value != UNSUPPORTED[name]:
-                raise refused(name, "is not supported", expected=f"{UNSUPPORTED[name]!r}")
+            harmless = UNSUPPORTED[name]
+            if value is not None and value not in harmless:
+                allowed = " or ".join(repr(v) for v in harmless)
+                raise refused(name, "is not supported", expected=allowed or "null")
         elif name not in IGNORED:
             unknown.append(name)
+    if isinstance(body, Body) and body.stream_options is not None:
+        unknown += [f"stream_options.{name}" for name in body.stream_options.model_extra or ()]
     return unknown
 
 
@@ -54,41 +68,69 @@ def chat_request(body: ChatBody, served: Served) -> Request:
     if body.top_logprobs is not None and not body.logprobs:
         raise refused("top_logprobs", "needs logprobs", expected="logprobs: true")
     variables = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        variables["reasoning_effort"] = body.reasoning_effort
+    for name in ("reasoning_effort", "parallel_tool_calls"):
+        if getattr(body, name) is not None:
+            variables[name] = getattr(body, name)
     for reserved in ("self", "messages", "tools", "add_generation_prompt", "now"):
         if reserved in variables:
-            raise refused("chat_template_kwargs", f"may not hold {reserved}")
-    messages = [message_dict(m) for m in body.messages]
-    prompt = served.tokenizer.chat(messages, tools=body.tools, now=local_date(), **variables)
+            raise refused(
+                "chat_template_kwargs", f"may not hold {reserved}", expected="the template's variables"
+            )
+    prompt = chat_ids(body.messages, served, tools=body.tools, **variables)
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return _request(body, prompt, asked, logprobs, served)
 
 
+def chat_ids(messages: list[Message], served: Served, **variables: Any) -> list[int]:
+    """Token ids of a conversation as the model's template writes it."""
+    written = [message_dict(m) for m in messages]
+    try:
+        text = served.tokenizer.chat_text(written, now=local_date(), **variables)
+    except RecursionError:
+        raise refused("messages", "or tools nest too deeply", expected="a few levels") from None
+    return _encode(text, served, "messages", add_special=False)
+
+
 def completion_requests(body: CompletionBody, served: Served) -> list[Request]:
     """One engine request per prompt."""
-    asked = body.max_tokens if body.max_tokens is not None else 16
     if body.stream and body.echo and body.logprobs is not None:
         raise refused("echo", "with logprobs cannot be streamed", expected="stream: false")
+    prompts = _prompts(body, served)
+    if len(prompts) * body.n > served.limits.max_waiting:
+        raise refused(
+            "prompt",
+            f"times n asks for {len(prompts) * body.n} continuations",
+            expected=f"at most {served.limits.max_waiting}, the length of the queue",
+            fix="send several requests",
+        )
+    asked = body.max_tokens if body.max_tokens is not None else 16
     made = []
-    for prompt in _prompts(body, served):
-        request = _request(body, prompt, asked, body.logprobs, served)
+    for ids in prompts:
+        request = _request(body, ids, asked, body.logprobs, served)
         if body.echo and body.logprobs is not None and request.prompt_logprobs is None:
-            request = _with_prompt_logprobs(request, body.logprobs)
+            request = replace(request, prompt_logprobs=body.logprobs)
         made.append(request)
     return made
 
 
-def _with_prompt_logprobs(request: Request, num: int) -> Request:
-    return Request(
-        prompt=request.prompt,
-        max_tokens=request.max_tokens,
-        sampling=request.sampling,
-        stop_ids=request.stop_ids,
-        n=request.n,
-        prompt_logprobs=num,
-    )
+def tokenize_ids(body: TokenizeBody, served: Served) -> list[int]:
+    """Token ids of a text or of a conversation."""
+    if body.messages is not None and body.prompt is None:
+        return chat_ids(body.messages, served)
+    if body.prompt is None or body.messages is not None:
+        raise refused("prompt", "or messages, one of the two, must be given", fix="send one of them")
+    return _encode(body.prompt, served, "prompt", add_special=body.add_special_tokens)
+
+
+def _encode(text: str, served: Served, field: str, *, add_special: bool) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise refused(
+            field, "hold half a surrogate pair", expected="text", fix="send whole characters"
+        ) from None
+    return served.tokenizer.encode(text, add_special=add_special)
 
 
 def _request(
@@ -99,8 +141,12 @@ def _request(
         raise refused("response_format", f"{kind!r} is not supported yet", expected='{"type": "text"}')
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options", "needs stream", expected="stream: true")
-    if body.stream and body.prompt_logprobs is not None:
+    if body.prompt_logprobs is not None and body.stream:
         raise refused("prompt_logprobs", "cannot be streamed", expected="stream: false")
+    if body.n > served.limits.max_waiting:
+        raise refused(
+            "n", f"is {body.n}", expected=f"at most {served.limits.max_waiting}, the queue's length"
+        )
     room = min(served.limits.max_len, served.kv_tokens) - len(prompt)
     return Request(
         prompt=tuple(prompt),
@@ -114,27 +160,38 @@ def _request(
 
 def _sampling(body: Body, logprobs: int | None, served: Served) -> Sampling:
     """What the request leaves open comes from the model's generation config: greedy where that says so."""
-    defaults = served.defaults
-    usual = 0.0 if defaults.get("do_sample") is False else float(defaults.get("temperature") or 1.0)
-    top_k = body.top_k if body.top_k is not None else int(defaults.get("top_k") or 0)
-    return Sampling(
-        temperature=usual if body.temperature is None else body.temperature,
-        top_p=float(defaults.get("top_p") or 1.0) if body.top_p is None else body.top_p,
-        top_k=max(0, top_k),
-        min_p=body.min_p,
-        seed=body.seed if body.seed is not None else secrets.randbits(53),
-        frequency_penalty=body.frequency_penalty,
-        presence_penalty=body.presence_penalty,
-        repetition_penalty=body.repetition_penalty,
-        logit_bias=_bias(body, served),
-        logprobs=logprobs,
-    )
+    config = served.defaults
+    usual = 0.0 if config.get("do_sample") is False else _or(config.get("temperature"), 1.0)
+    top_k = body.top_k if body.top_k is not None else int(config.get("top_k") or 0)
+    bias = _bias(body, served)
+    try:
+        return Sampling(
+            temperature=_or(body.temperature, usual),
+            top_p=_or(body.top_p, _or(config.get("top_p"), 1.0)),
+            top_k=max(0, top_k),
+            min_p=_or(body.min_p, _or(config.get("min_p"), 0.0)),
+            seed=body.seed if body.seed is not None else secrets.randbits(53),
+            frequency_penalty=body.frequency_penalty,
+            presence_penalty=body.presence_penalty,
+            repetition_penalty=_or(body.repetition_penalty, _or(config.get("repetition_penalty"), 1.0)),
+            logit_bias=bias,
+            logprobs=logprobs,
+        )
+    except RangeError as error:
+        name = error.wrong.partition(" ")[0]
+        raise HttpError(
+            400, error.wrong, expected=error.expected, fix=f"change {name}", param=name
+        ) from error
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else float(value)
 
 
 def _bias(body: Body, served: Served) -> tuple[tuple[int, float], ...]:
     bias = []
     for key, value in (body.logit_bias or {}).items():
-        if not key.isdecimal() or int(key) >= served.vocab_size:
+        if len(key) > 10 or not key.isdecimal() or int(key) >= served.vocab_size:
             raise refused(
                 "logit_bias", f"names the token {key[:40]!r}", expected=f"0 to {served.vocab_size - 1}"
             )
@@ -157,7 +214,7 @@ def _prompts(body: CompletionBody, served: Served) -> list[list[int]]:
         )
     made: list[list[int]] = []
     for text in texts:
-        ids = served.tokenizer.encode(text, add_special=True) if isinstance(text, str) else text
+        ids = _encode(text, served, "prompt", add_special=True) if isinstance(text, str) else text
         if not ids or not all(0 <= t < served.vocab_size for t in ids):
             raise refused(
                 "prompt", "is empty or holds unknown tokens", expected=f"ids below {served.vocab_size}"

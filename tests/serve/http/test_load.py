@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import string
 from collections.abc import Callable, Iterator
@@ -82,6 +83,7 @@ temperature top_p top_k min_p seed n stop max_tokens max_completion_tokens frequ
 ignore_eos presence_penalty repetition_penalty logit_bias stream stream_options logprobs
 top_logprobs echo prompt_logprobs response_format tools tool_choice parallel_tool_calls
 reasoning_effort chat_template_kwargs user store audio messages prompt model nonsense
+best_of suffix verbosity service_tier modalities moderation metadata
 """
 
 
@@ -93,12 +95,15 @@ def junk(rng: random.Random, depth: int = 0) -> object:
     if kind == 1:
         return rng.choice([0, 1, -1, 2**31, -(2**63), 2**70, 1e308, -0.5, 0.3, 1e-9])
     if kind == 2:
-        return "".join(rng.choices(string.printable + "é漢\x00", k=rng.randrange(12)))
+        return "".join(rng.choices(string.printable + "é漢\x00\ud800", k=rng.randrange(12)))
     if kind in (3, 4, 5):
         return rng.choice(["user", "text", "", NAME, "auto", "none", {"type": "text"}, [], {}])
     if kind == 6:
         return [junk(rng, depth + 1) for _ in range(rng.randrange(4))]
-    return {str(junk(rng, 9))[:8]: junk(rng, depth + 1) for _ in range(rng.randrange(4))}
+    names = ("type", "text", "role", "content", "self", "now", "65", "9" * 5000)
+    return {
+        rng.choice((*names, str(junk(rng, 9))[:8])): junk(rng, depth + 1) for _ in range(rng.randrange(4))
+    }
 
 
 def bodies(seed: int) -> Iterator[tuple[str, object]]:
@@ -119,11 +124,13 @@ def fuzz(url: str, num: int, seed: int) -> dict[int, int]:
     counts: dict[int, int] = {}
     with httpx.Client(base_url=url, timeout=60) as http:
         for (path, body), _ in zip(bodies(seed), range(num), strict=False):
-            reply = http.post(path, json=body)
+            reply = http.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
             counts[reply.status_code] = counts.get(reply.status_code, 0) + 1
             assert reply.status_code == 200 or 400 <= reply.status_code < 500, (path, body, reply.text)
             if reply.status_code != 200:
-                assert reply.json()["error"]["message"], (path, body)
+                error = reply.json()["error"]
+                assert error.keys() == {"message", "type", "param", "code"}, (path, body)
+                assert "expected: " in error["message"], (path, body)
     return counts
 
 
