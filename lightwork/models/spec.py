@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import pi
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lightwork.errors import CheckpointError
 from lightwork.runtime.effects import DTYPE_BYTES
@@ -36,6 +40,18 @@ class Rope:
     low: float = 1.0
     high: float = 4.0
     original_len: int = 8192
+
+    def frequencies(self, head_size: int) -> NDArray[np.float32]:
+        """Radians per position of each rotated pair, [head_size / 2]."""
+        exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+        plain: NDArray[np.float32] = np.float32(1) / np.float32(self.theta) ** exponents
+        if self.kind == "default":
+            return plain
+        if self.kind == "linear":
+            return plain / np.float32(self.factor)
+        turns = self.original_len * plain / np.float32(2 * pi)
+        ramp = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
+        return (ramp * plain + (1 - ramp) * plain / self.factor).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

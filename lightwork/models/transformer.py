@@ -9,7 +9,6 @@ R rows  d hidden  H query heads  G key-value heads  D head size  F MLP width  V 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import pi
 
 import torch
 import torch.nn.functional as F
@@ -56,21 +55,9 @@ def logits(weights: Weights, hidden_Nd: Tensor) -> Tensor:
 
 def rotary(rope: Rope, head_size: int, positions_R: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines of each row's rotation angles, [R, 1, D/2] each."""
-    frequencies = _frequencies(rope, head_size, positions_R.device)
+    frequencies = torch.from_numpy(rope.frequencies(head_size)).to(positions_R.device)
     angles = positions_R.float()[:, None, None] * frequencies
     return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def _frequencies(rope: Rope, head_size: int, device: torch.device) -> Tensor:
-    exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
-    plain = 1.0 / rope.theta**exponents
-    if rope.kind == "default":
-        return plain
-    if rope.kind == "linear":
-        return plain / rope.factor
-    turns = rope.original_len * plain / (2 * pi)
-    ramp = ((turns - rope.low) / (rope.high - rope.low)).clamp(0.0, 1.0)
-    return ramp * plain + (1.0 - ramp) * plain / rope.factor
 
 
 def _norm(x_Rd: Tensor, weight: Tensor, bias: Tensor | None, spec: ModelSpec) -> Tensor:

@@ -74,24 +74,34 @@ class Weights:
 
 def from_checkpoint(spec: ModelSpec, get: Get) -> Weights:
     """Put a model's weights together from its checkpoint's tensors."""
+    layers: list[dict[str, Tensor]] = [{} for _ in range(spec.num_layers)]
+    others: dict[str, Tensor] = {}
+    for number, name, tensor in each_part(spec, get):
+        (others if number < 0 else layers[number])[name] = tensor
+    return Weights(layers=[Layer(**parts) for parts in layers], **others)
+
+
+def each_part(spec: ModelSpec, get: Get) -> Iterator[tuple[int, str, Tensor]]:
+    """Every weight as (layer, or -1; its name in Layer or Weights; tensor), one layer in memory at a time."""
     d, v = spec.hidden_size, spec.vocab_size
-    if spec.family == "gpt2":
-        embed = get("transformer.wte.weight", (v, d))
-        return Weights(
-            embed=embed,
-            positions=get("transformer.wpe.weight", (spec.max_len, d)),
-            layers=[_gpt2_layer(spec, f"transformer.h.{i}.", get) for i in range(spec.num_layers)],
-            norm=get("transformer.ln_f.weight", (d,)),
-            norm_bias=get("transformer.ln_f.bias", (d,)),
-            head=embed if spec.tied else get("lm_head.weight", (v, d)),
+    gpt2 = spec.family == "gpt2"
+    embed = get("transformer.wte.weight" if gpt2 else "model.embed_tokens.weight", (v, d))
+    yield -1, "embed", embed
+    if spec.position == "learned":
+        yield -1, "positions", get("transformer.wpe.weight", (spec.max_len, d))
+    for i in range(spec.num_layers):
+        layer = (
+            _gpt2_layer(spec, f"transformer.h.{i}.", get)
+            if gpt2
+            else _layer(spec, i, f"model.layers.{i}.", get)
         )
-    embed = get("model.embed_tokens.weight", (v, d))
-    return Weights(
-        embed=embed,
-        layers=[_layer(spec, i, f"model.layers.{i}.", get) for i in range(spec.num_layers)],
-        norm=get("model.norm.weight", (d,)),
-        head=embed if spec.tied else get("lm_head.weight", (v, d)),
-    )
+        for name in (f.name for f in fields(Layer)):
+            if (tensor := getattr(layer, name)) is not None:
+                yield i, name, tensor
+    yield -1, "norm", get("transformer.ln_f.weight" if gpt2 else "model.norm.weight", (d,))
+    if spec.norm == "layer":
+        yield -1, "norm_bias", get("transformer.ln_f.bias", (d,))
+    yield -1, "head", embed if spec.tied else get("lm_head.weight", (v, d))
 
 
 def _layer(spec: ModelSpec, i: int, at: str, get: Get) -> Layer:

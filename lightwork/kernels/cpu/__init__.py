@@ -1,0 +1,14 @@
+"""The hot loops of a CPU, compiled by numba from vector code that is written once for every processor.
+
+isa.py        what this processor can do, and what is emitted for it
+vectors.py    the vocabulary of the emitters: sixteen-lane loads, splats, fused multiply-adds
+tile.py       the micro-kernel: rows times a block of 64 outputs, for every format of weights
+pack.py       matrices arranged for it, and quantised
+rowwise.py    norms, rotation, activations, and rows encoded for the micro-kernel
+attention.py  paged attention on the same micro-kernel, split by equal work
+team.py       threads that run one compiled function together, with barriers and shared work
+step.py       the whole forward of a step in one call
+
+A block is 64 outputs wide: four vectors of 16 lanes. Every output is one chain of multiply-adds over its
+inputs, so its bits do not depend on how many rows or threads there are. Importing this needs numba.
+"""

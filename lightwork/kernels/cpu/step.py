@@ -1,0 +1,324 @@
+"""The whole forward of a step in one compiled call, for dense and mixture-of-experts transformers.
+
+Threads run it together. A step is a sequence of phases; within one, threads take rows or blocks of 64 outputs
+from each other's ranges, and at its end they wait for each other. Nothing is allocated.
+
+d hidden  H query heads  G key-value heads  D head size
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lightwork.kernels.cpu.attention import (
+    attend_run,
+    keep_near_ancestors,
+    merge_cut,
+    plan_tiles,
+    store_token,
+)
+from lightwork.kernels.cpu.compiled import compiled, stamped
+from lightwork.kernels.cpu.experts import choose_experts, mix_experts, sort_by_expert
+from lightwork.kernels.cpu.product import (
+    ACTIVATED,
+    ADDED,
+    GATED,
+    PLAIN,
+    encode,
+    encode_phase,
+    product_phase,
+    row_of,
+)
+from lightwork.kernels.cpu.rowwise import LOG2_E, embed_bits, layer_norm, rms_norm, rotate
+from lightwork.kernels.cpu.state import floats, int_at, ints, shorts
+from lightwork.kernels.cpu.team import barrier, call_helpers, take, wait_for_call
+
+# Columns of a layer's table: matrices by number, WINDOW in tokens (0: none), FFN in numbers, and vectors by
+# their offset in State.vectors; -1 where a layer has none.
+(
+    QKV, OUT, UP, DOWN, WINDOW, FFN, ROUTER, NORM1, NORM1_BIAS, QKV_BIAS, Q_NORM, K_NORM, OUT_BIAS, NORM2,
+    NORM2_BIAS, UP_BIAS, DOWN_BIAS, NUM_COLUMNS,
+) = range(18)  # fmt: skip
+
+PHASES_PER_LAYER = 16
+RUNS_PER_THREAD = 4
+"""Attention is cut into more runs than threads, so that a thread that loses its core does not hold up all."""
+
+
+@stamped
+def run(thread: int, record: Any) -> None:
+    """Thread 0 runs one step; the others run steps with it until they are dismissed.
+
+    record: of a State whose batch is filled. Writes the keys and values of the rows to the pool and the
+    logits of the scored ones.
+    """
+    t = record[0]
+    if thread == 0:
+        call_helpers(t)
+        _forward(t, thread)
+        return
+    while wait_for_call(t, thread):
+        _forward(t, thread)
+
+
+@compiled
+def _forward(t: Any, thread: int) -> None:
+    if thread == 0 and t.window:
+        keep_near_ancestors(t)
+    # Every thread makes the same plan into the same place: cheaper than one making it and all waiting.
+    count, units = plan_tiles(t, 0, t.plan)
+    near_count, near_units = plan_tiles(t, t.window, t.windowed_plan) if t.window else (0, 0)
+    _embed(t, thread, 0)
+    phase = barrier(t, 0)
+    for number in range(t.num_layers):
+        layer = ints(t.layers + 8 * NUM_COLUMNS * number, NUM_COLUMNS)
+        phase = _project(t, thread, phase, layer, number)
+        if layer[WINDOW]:
+            phase = _attend(
+                t,
+                thread,
+                phase,
+                number,
+                t.windowed_ancestors,
+                layer[WINDOW],
+                t.windowed_plan,
+                near_count,
+                near_units,
+            )
+        else:
+            phase = _attend(t, thread, phase, number, t.ancestors, 0, t.plan, count, units)
+        phase = _leave_attention(t, thread, phase, layer)
+        if layer[ROUTER] >= 0:
+            phase = _experts(t, thread, phase, layer)
+        else:
+            phase = _mlp(t, thread, phase, layer)
+    _score(t, thread, phase)
+
+
+# -- rows
+
+
+@compiled
+def _normalise(t: Any, weight: int, bias: int, x: Any, out: Any) -> None:
+    if t.layer_norm:
+        bias_at = floats(t.vectors + 4 * bias, x.shape[0])
+        layer_norm(x, floats(t.vectors + 4 * weight, x.shape[0]), bias_at, np.float32(t.eps), out)
+    else:
+        rms_norm(x, floats(t.vectors + 4 * weight, x.shape[0]), np.float32(t.eps), out)
+
+
+@compiled
+def _embed(t: Any, thread: int, phase: int) -> None:
+    while True:
+        r, last = take(t, phase, thread, t.rows, 1)
+        if r == last:
+            return
+        token, out = int_at(t.tokens, r), floats(t.x + 4 * r * t.hidden, t.hidden)
+        if t.embed_half < 0:
+            out[:] = floats(t.embed + 4 * token * t.hidden, t.hidden)
+        else:
+            embed_bits(shorts(t.embed + 2 * token * t.hidden, t.hidden), t.embed_half, out)
+        if t.positions:
+            learned = floats(t.positions + 4 * int_at(t.row_positions, r) * t.hidden, t.hidden)
+            for k in range(t.hidden):
+                out[k] += learned[k]
+
+
+@compiled
+def _enter(t: Any, thread: int, phase: int, norm: int, bias: int, router: int) -> None:
+    """Normalise every row of x into mixed; then encode it, or choose its experts."""
+    while True:
+        r, last = take(t, phase, thread, t.rows, 1)
+        if r == last:
+            return
+        row = row_of(t, t.mixed, r, t.hidden)
+        _normalise(t, norm, bias, floats(t.x + 4 * r * t.hidden, t.hidden), row)
+        if router < 0:
+            encode(t, t.mixed, r, t.hidden)
+        else:
+            choose_experts(
+                row,
+                floats(t.vectors + 4 * router, t.experts * t.hidden),
+                floats(t.expert_scores + 4 * thread * t.experts, t.experts),
+                t.normalise_gates,
+                _of_row(t, t.expert_of, r),
+                floats(t.gate_of + 4 * r * t.experts_per_token, t.experts_per_token),
+            )
+
+
+@compiled
+def _of_row(t: Any, table: int, r: int) -> Any:
+    """Row r of expert_of or order."""
+    return ints(table + 8 * r * t.experts_per_token, t.experts_per_token)
+
+
+# -- attention
+
+
+@compiled
+def _project(t: Any, thread: int, phase: int, layer: Any, number: int) -> int:
+    """Queries, keys and values of every row, rotated; keys and values stored."""
+    width = (t.heads + 2 * t.kv_heads) * t.head_size
+    _enter(t, thread, phase, layer[NORM1], layer[NORM1_BIAS], -1)
+    phase = barrier(t, phase)
+    product_phase(
+        t, thread, phase, PLAIN, layer[QKV], 1, t.all_rows, t.mixed, layer[QKV_BIAS], width, t.qkv, width
+    )
+    phase = barrier(t, phase)
+    while True:
+        r, last = take(t, phase, thread, t.rows, 1)
+        if r == last:
+            break
+        _rotate_and_store(t, layer, number, r)
+    return barrier(t, phase)
+
+
+@compiled
+def _rotate_and_store(t: Any, layer: Any, number: int, r: int) -> None:
+    """Normalise and rotate a row's queries and keys, scale queries for exp2, store key and value."""
+    size = t.head_size
+    row = t.qkv + 4 * r * (t.heads + 2 * t.kv_heads) * size
+    scale = LOG2_E / np.sqrt(np.float32(size))
+    at = 4 * int_at(t.row_positions, r) * (size // 2)
+    for h in range(t.heads + t.kv_heads):
+        part = floats(row + 4 * h * size, size)
+        norm = layer[Q_NORM] if h < t.heads else layer[K_NORM]
+        if norm >= 0:
+            rms_norm(part, floats(t.vectors + 4 * norm, size), np.float32(t.eps), part)
+        if t.cosines:
+            rotate(part, floats(t.cosines + at, size // 2), floats(t.sines + at, size // 2))
+        if h < t.heads:
+            for d in range(size):
+                part[d] *= scale
+    slot = int_at(t.slots, r)
+    for g in range(t.kv_heads):
+        key = floats(row + 4 * (t.heads + g) * size, size)
+        value = floats(row + 4 * (t.heads + t.kv_heads + g) * size, size)
+        store_token(t, number, slot, g, key, value)
+
+
+@compiled
+def _attend(
+    t: Any,
+    thread: int,
+    phase: int,
+    number: int,
+    ancestors: int,
+    window: int,
+    plan: int,
+    count: int,
+    units: int,
+) -> int:
+    """Attention of every row, from qkv into mixed."""
+    runs = min(units, t.threads * RUNS_PER_THREAD)
+    while True:
+        run, last = take(t, phase, thread, runs, 1)
+        if run == last:
+            break
+        attend_run(t, thread, number, ancestors, window, plan, count, units, runs, run)
+    phase = barrier(t, phase)
+    while True:
+        cut, last = take(t, phase, thread, runs, 1)
+        if cut == last:
+            break
+        if cut > 0:
+            merge_cut(t, thread, plan, count, units, runs, cut)
+    return barrier(t, phase)
+
+
+@compiled
+def _leave_attention(t: Any, thread: int, phase: int, layer: Any) -> int:
+    """The output projection, added to x."""
+    encode_phase(t, thread, phase, t.mixed, t.rows, t.heads * t.head_size)
+    phase = barrier(t, phase)
+    product_phase(
+        t, thread, phase, ADDED, layer[OUT], 1, t.all_rows, t.mixed, layer[OUT_BIAS], t.hidden, t.x, t.hidden
+    )
+    return barrier(t, phase)
+
+
+# -- MLP and experts
+
+
+@compiled
+def _mlp(t: Any, thread: int, phase: int, layer: Any) -> int:
+    """The MLP, added to x."""
+    _enter(t, thread, phase, layer[NORM2], layer[NORM2_BIAS], -1)
+    phase = barrier(t, phase)
+    then = GATED if t.gated else ACTIVATED
+    product_phase(
+        t, thread, phase, then, layer[UP], 1, t.all_rows, t.mixed, layer[UP_BIAS], layer[FFN], t.wide, t.width
+    )
+    phase = barrier(t, phase)
+    encode_phase(t, thread, phase, t.wide, t.rows, layer[FFN])
+    phase = barrier(t, phase)
+    product_phase(
+        t, thread, phase, ADDED, layer[DOWN], 1, t.all_rows, t.wide, layer[DOWN_BIAS], t.hidden, t.x, t.hidden
+    )
+    return barrier(t, phase)
+
+
+@compiled
+def _experts(t: Any, thread: int, phase: int, layer: Any) -> int:
+    """Each row through its experts, rows of one expert side by side, mixed into x."""
+    assigned = t.rows * t.experts_per_token
+    _enter(t, thread, phase, layer[NORM2], layer[NORM2_BIAS], layer[ROUTER])
+    phase = barrier(t, phase)
+    if thread == 0:
+        sort_by_expert(ints(t.expert_of, assigned), ints(t.order, assigned), ints(t.starts, t.experts + 1))
+    phase = barrier(t, phase)
+    while True:
+        r, last = take(t, phase, thread, t.rows, 1)
+        if r == last:
+            break
+        for place in _of_row(t, t.order, r):
+            row_of(t, t.gathered, place, t.hidden)[:] = row_of(t, t.mixed, r, t.hidden)
+            encode(t, t.gathered, place, t.hidden)
+    phase = barrier(t, phase)
+    then = GATED if t.gated else ACTIVATED
+    product_phase(
+        t, thread, phase, then, layer[UP], t.experts, t.starts, t.gathered, -1, layer[FFN], t.wide, t.width
+    )
+    phase = barrier(t, phase)
+    encode_phase(t, thread, phase, t.wide, assigned, layer[FFN])
+    phase = barrier(t, phase)
+    product_phase(
+        t,
+        thread,
+        phase,
+        PLAIN,
+        layer[DOWN],
+        t.experts,
+        t.starts,
+        t.wide,
+        -1,
+        t.hidden,
+        t.expert_out,
+        t.hidden,
+    )
+    phase = barrier(t, phase)
+    while True:
+        r, last = take(t, phase, thread, t.rows, 1)
+        if r == last:
+            break
+        gates = floats(t.gate_of + 4 * r * t.experts_per_token, t.experts_per_token)
+        out = floats(t.expert_out, assigned * t.hidden)
+        mix_experts(floats(t.x + 4 * r * t.hidden, t.hidden), out, _of_row(t, t.order, r), gates)
+    return barrier(t, phase)
+
+
+@compiled
+def _score(t: Any, thread: int, phase: int) -> None:
+    """The final norm and the logits of the scored rows."""
+    while True:
+        i, last = take(t, phase, thread, t.scored, 1)
+        if i == last:
+            break
+        row = floats(t.x + 4 * int_at(t.scored_rows, i) * t.hidden, t.hidden)
+        _normalise(t, t.norm, t.norm_bias, row, row_of(t, t.mixed, i, t.hidden))
+        encode(t, t.mixed, i, t.hidden)
+    phase = barrier(t, phase)
+    product_phase(t, thread, phase, PLAIN, t.head, 1, t.every_scored, t.mixed, -1, t.vocab, t.logits, t.vocab)
+    barrier(t, phase)

@@ -1,0 +1,367 @@
+"""The micro-kernel: some rows times one block of weights, added to what is there.
+
+    out[m, n] += sum over k of x[m, k] * w[k, n]        m < rows, n < 16 * vectors
+
+Weights lie in the order they are read, one input (or two, or four) after another, each for all outputs of
+the block: memory is read as one stream, there are no sums across lanes, and every output is one chain over
+k. So a result has the same bits for every number of rows, and splitting k between calls changes nothing.
+
+Formats, by what is multiplied:
+  F32 BF16 F16 INT8   weights widened to float32, times float32
+  BF16_DOT         pairs of bfloat16, times bfloat16, added in float32
+  CODE8 CODE4      codes of a group of inputs widened (4 bits: any table of 16 values), times float32;
+                   the group's scale is applied to its sum, and an offset, if there is one, to the inputs' sum
+  CODE8_DOT CODE4_DOT   the same codes times bytes with a scale per row and group, added in int32: exact
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+
+from lightwork.kernels.cpu.compiled import compile_module, intrinsic, types
+from lightwork.kernels.cpu.isa import Isa, host
+from lightwork.kernels.cpu.vectors import (
+    BYTES,
+    FLOAT,
+    FLOATS,
+    HALF,
+    I8,
+    I16,
+    I32,
+    I64,
+    INTS,
+    LANES,
+    PAIRS,
+    Builder,
+    Value,
+    at,
+    call,
+    float_splat,
+    fma,
+    int_splat,
+    lanes,
+    load,
+    loop,
+    splat,
+    store,
+    widen_bf16,
+)
+
+F32, BF16, F16, INT8, BF16_DOT, CODE8, CODE4, CODE8_DOT, CODE4_DOT = range(9)
+CENTRE = {CODE8: 128, CODE8_DOT: 128, CODE4: 8, CODE4_DOT: 8}
+"""The code that means zero in a symmetric format; offsets count from it."""
+
+
+NUM_ARGS = 12
+
+
+class _Tile(NamedTuple):
+    """One emission: what is emitted, and the addresses and strides (bytes) it is called with."""
+
+    format: int
+    isa: Isa
+    rows: int
+    vectors: int
+    affine: bool
+    weights: Value
+    table: Value
+    x: Value
+    x_stride: Value
+    x_scales: Value
+    x_sums: Value
+    group_stride: Value
+    out: Value
+    out_stride: Value
+    inputs: Value
+    group: Value
+
+    def cells(self) -> list[tuple[int, int]]:
+        return [(m, v) for m in range(self.rows) for v in range(self.vectors)]
+
+
+@cache
+def kernel(form: int, *, vectors: int = 4, affine: bool = False, isa: Isa | None = None) -> int:
+    """The address of the compiled micro-kernel of a format, for `multiply`. isa: this processor's, by default."""
+    module = ir.Module(name=f"tile_{form}_{vectors}_{affine}")
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * NUM_ARGS), "multiply")
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    *addresses, rows, inputs, group = function.args
+    _by_rows(
+        b, _Tile(form, host() if isa is None else isa, 0, vectors, affine, *addresses, inputs, group), rows
+    )
+    b.ret_void()
+    return compile_module(module, "multiply")
+
+
+@intrinsic
+def multiply(
+    typing: Any,
+    kernel: Any,
+    weights: Any,
+    table: Any,
+    x: Any,
+    x_stride: Any,
+    x_scales: Any,
+    x_sums: Any,
+    group_stride: Any,
+    out: Any,
+    out_stride: Any,
+    rows: Any,
+    inputs: Any,
+    group: Any,
+) -> Any:
+    """out += x @ weights for any number of rows, by the kernel at an address.
+
+    weights: address of the block; a group of codes is preceded by its float16 scales [64], and offsets [64]
+    if affine. table: float32 [16] of CODE4. x: rows, x_stride bytes apart, in the type the format multiplies.
+    x_scales float32, x_sums (int32 for *_DOT, else float32) per group, rows group_stride bytes apart.
+    out: float32. inputs: k, at least 1, a multiple of group where there are groups.
+    """
+
+    def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
+        kind = ir.FunctionType(ir.VoidType(), [I64] * NUM_ARGS)
+        b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*([types.int64] * (NUM_ARGS + 1))), generate
+
+
+def _by_rows(b: Builder, whole: _Tile, rows: Value) -> None:
+    """Emit kernels of several heights and let each do as many rows as it can."""
+    done = I64(0)
+    for height in (6, 4, 2, 1) if whole.isa.many else (2, 1):
+        left = b.sub(rows, done)
+        count = b.sdiv(left, I64(height))
+        if height == 6:  # 8 rows are 4 + 4, not 6 + 2
+            spare = b.icmp_signed("==", b.srem(left, I64(6)), I64(2))
+            count = b.sub(count, b.zext(b.and_(spare, b.icmp_signed(">", left, I64(2))), I64))
+
+        with b.if_then(b.icmp_signed(">", count, I64(0))):
+            loop(b, count, [], lambda i, _, height=height, done=done: _at_row(b, whole, height, i, done))
+        done = b.add(done, b.mul(count, I64(height)))
+
+
+def _at_row(b: Builder, whole: _Tile, height: int, i: Value, done: Value) -> list[Value]:
+    row = b.add(done, b.mul(i, I64(height)))
+
+    def moved(address: Value, stride: Value) -> Value:
+        return b.add(address, b.mul(row, stride))
+
+    part = whole._replace(
+        rows=height,
+        x=moved(whole.x, whole.x_stride),
+        x_scales=moved(whole.x_scales, whole.group_stride),
+        x_sums=moved(whole.x_sums, whole.group_stride),
+        out=moved(whole.out, whole.out_stride),
+    )
+    (_grouped if part.format in CENTRE else _dense)(b, part)
+    return []
+
+
+def _out(b: Builder, t: _Tile, m: int, v: int) -> Value:
+    return at(b, at(b, t.out, b.mul(t.out_stride, I64(m))), 64 * v)
+
+
+def _x(b: Builder, t: _Tile, m: int, offset: Value, kind: Any) -> Value:
+    """Sixteen copies of what row m has at a byte offset."""
+    return splat(b, load(b, at(b, at(b, t.x, b.mul(t.x_stride, I64(m))), offset), kind))
+
+
+# -- dense formats
+
+
+def _dense(b: Builder, t: _Tile) -> None:
+    pairs = t.format == BF16_DOT
+    size = {F32: 4, BF16: 2, F16: 2, INT8: 1, BF16_DOT: 4}[t.format]
+    sums = [load(b, _out(b, t, m, v), FLOATS, 4) for m, v in t.cells()]
+    step_bytes = LANES * t.vectors * size
+
+    def body(i: Value, sums: Sequence[Value]) -> list[Value]:
+        here = at(b, t.weights, b.mul(i, I64(step_bytes)))
+        x = [_x(b, t, m, b.shl(i, I64(2)), I32 if pairs else FLOAT) for m in range(t.rows)]
+        added = dict(zip(t.cells(), sums, strict=True))
+        for v in range(t.vectors):
+            place = at(b, here, LANES * size * v)
+            w = load(b, place, INTS) if pairs else _widened(b, t.format, place)
+            for m in range(t.rows):
+                added[m, v] = (_dot16 if pairs else _multiply_add)(b, t.isa, w, x[m], added[m, v])
+        return [added[cell] for cell in t.cells()]
+
+    steps = b.lshr(t.inputs, I64(1)) if pairs else t.inputs
+    for (m, v), value in zip(t.cells(), loop(b, steps, sums, body), strict=True):
+        store(b, value, _out(b, t, m, v))
+
+
+def _widened(b: Builder, form: int, place: Value) -> Value:
+    if form == F32:
+        return load(b, place, FLOATS)
+    if form == F16:
+        return b.fpext(load(b, place, lanes(HALF)), FLOATS)
+    if form == BF16:
+        return widen_bf16(b, load(b, place, lanes(I16)))
+    return b.sitofp(b.sext(load(b, place, lanes(I8)), INTS), FLOATS)
+
+
+def _multiply_add(b: Builder, isa: Isa, w: Value, x: Value, total: Value) -> Value:
+    return fma(b, w, x, total)
+
+
+def _dot16(b: Builder, isa: Isa, w: Value, x: Value, total: Value) -> Value:
+    """Add the products of two bfloat16 in each lane of w and x (int32) to total."""
+    if isa.dot16:
+        args = [total, b.bitcast(w, PAIRS), b.bitcast(x, PAIRS)]
+        return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, args)
+    low = [b.bitcast(b.shl(one, int_splat(16)), FLOATS) for one in (w, x)]
+    high = [b.bitcast(b.and_(one, int_splat(0xFFFF0000)), FLOATS) for one in (w, x)]
+    return fma(b, *high, fma(b, *low, total))
+
+
+# -- grouped formats
+
+
+def _grouped(b: Builder, t: _Tile) -> None:
+    """A group at a time: its codes are summed in registers, then scaled and added to out."""
+    dot = t.format in (CODE8_DOT, CODE4_DOT)
+    eight = t.format in (CODE8, CODE8_DOT)
+    word_bytes = LANES * t.vectors * (4 if eight else 2)
+    head_bytes = 2 * LANES * t.vectors * (2 if t.affine else 1)
+    groups = b.sdiv(t.inputs, t.group)
+    words = b.lshr(t.group, I64(2))
+    group_bytes = b.add(b.mul(words, I64(word_bytes)), I64(head_bytes))
+    zero = ir.Constant(INTS if dot else FLOATS, None)
+
+    def one_group(g: Value, _: Sequence[Value]) -> list[Value]:
+        first = b.mul(g, words)
+        head = at(b, t.weights, b.mul(g, group_bytes))
+        codes = at(b, head, head_bytes)
+
+        def one_word(i: Value, sums: Sequence[Value]) -> list[Value]:
+            word = b.add(first, i)
+            here = at(b, codes, b.mul(i, I64(word_bytes)))
+            added = dict(zip(t.cells(), sums, strict=True))
+            (_word_of_bytes if dot else _word_of_floats)(b, t, here, word, added)
+            return [added[cell] for cell in t.cells()]
+
+        sums = loop(b, words, [zero] * len(t.cells()), one_word)
+        _scale(b, t, g, head, dict(zip(t.cells(), sums, strict=True)))
+        return []
+
+    loop(b, groups, [], one_group)
+
+
+def _word_of_bytes(
+    b: Builder, t: _Tile, here: Value, word: Value, added: dict[tuple[int, int], Value]
+) -> None:
+    """Four inputs: codes times bytes, added in int32."""
+    x = [_x(b, t, m, b.shl(word, I64(2)), I32) for m in range(t.rows)]
+    for v, codes in _four_codes(b, t, here):
+        for m in range(t.rows):
+            added[m, v] = _dot8(b, t.isa, codes, x[m], added[m, v])
+
+
+def _four_codes(b: Builder, t: _Tile, here: Value) -> list[tuple[int, Value]]:
+    """Per vector of outputs: four codes, a byte each, in an int32 lane."""
+    if t.format in (CODE8, CODE8_DOT):
+        return [(v, load(b, at(b, here, 64 * v), INTS)) for v in range(t.vectors)]
+    found = []
+    for pair in range(t.vectors // 2):
+        both = load(b, at(b, here, 64 * pair), INTS)
+        found.append((2 * pair, b.and_(both, int_splat(0x0F0F0F0F))))
+        found.append((2 * pair + 1, b.and_(b.lshr(both, int_splat(4)), int_splat(0x0F0F0F0F))))
+    return found
+
+
+def _dot8(b: Builder, isa: Isa, codes: Value, x: Value, total: Value) -> Value:
+    """Add the products of four unsigned with four signed bytes in each lane to total, int32."""
+    if isa.dot8 == 512:
+        name = "llvm.x86.avx512.vpdpbusd.512"
+        return call(b, name, INTS, [total, b.bitcast(codes, BYTES), b.bitcast(x, BYTES)])
+    if isa.dot8 == 256:
+        return _dot8_halves(b, codes, x, total)
+    for byte in range(4):
+        code = b.and_(b.lshr(codes, int_splat(8 * byte)), int_splat(0xFF))
+        value = b.ashr(b.shl(x, int_splat(24 - 8 * byte)), int_splat(24))
+        total = b.add(total, b.mul(code, value))
+    return total
+
+
+def _dot8_halves(b: Builder, codes: Value, x: Value, total: Value) -> Value:
+    half, half_bytes = ir.VectorType(I32, 8), ir.VectorType(I8, 32)
+
+    def part(value: Value, first: int) -> Value:
+        index = ir.Constant(half, list(range(first, first + 8)))
+        return b.shuffle_vector(value, ir.Constant(INTS, ir.Undefined), index)
+
+    low, high = (
+        call(
+            b,
+            "llvm.x86.avx512.vpdpbusd.256",
+            half,
+            [part(total, i), b.bitcast(part(codes, i), half_bytes), b.bitcast(part(x, i), half_bytes)],
+        )
+        for i in (0, 8)
+    )
+    return b.shuffle_vector(low, high, ir.Constant(INTS, list(range(LANES))))
+
+
+def _word_of_floats(
+    b: Builder, t: _Tile, here: Value, word: Value, added: dict[tuple[int, int], Value]
+) -> None:
+    """Four inputs: codes widened to float32, one input after the other."""
+    codes = _four_codes(b, t, here)
+    table = None if t.format == CODE8 else load(b, t.table, FLOATS)
+    for byte in range(4):
+        offset = at(b, b.shl(word, I64(4)), 4 * byte)
+        x = [_x(b, t, m, offset, FLOAT) for m in range(t.rows)]
+        for v, four in codes:
+            code = b.and_(b.lshr(four, int_splat(8 * byte)), int_splat(0xFF))
+            if table is None:
+                w = b.sitofp(b.sub(code, int_splat(128)), FLOATS)
+            else:
+                w = _look_up(b, t.isa, table, code)
+            for m in range(t.rows):
+                added[m, v] = fma(b, w, x[m], added[m, v])
+
+
+def _look_up(b: Builder, isa: Isa, table: Value, code: Value) -> Value:
+    """table[code] in each lane, code < 16."""
+    if isa.permute:
+        return call(b, "llvm.x86.avx512.permvar.sf.512", FLOATS, [table, code])
+    chosen = float_splat(0.0)
+    for i in range(16):
+        entry = splat(b, b.extract_element(table, I32(i)))
+        chosen = b.select(b.icmp_signed("==", code, int_splat(i)), entry, chosen)
+    return chosen
+
+
+def _scale(b: Builder, t: _Tile, g: Value, head: Value, sums: dict[tuple[int, int], Value]) -> None:
+    """out += scale * sum (+ offset * sum of the inputs), with the row's own scale for bytes."""
+    dot = t.format in (CODE8_DOT, CODE4_DOT)
+    four = b.shl(g, I64(2))
+    half = lanes(HALF)
+    factor, total = [], []
+    for m in range(t.rows):
+        row = b.add(b.mul(t.group_stride, I64(m)), four)
+        factor.append(splat(b, load(b, at(b, t.x_scales, row), FLOAT)) if dot else None)
+        total.append(
+            splat(b, load(b, at(b, t.x_sums, row), I32 if dot else FLOAT)) if dot or t.affine else None
+        )
+    for v in range(t.vectors):
+        scale = b.fpext(load(b, at(b, head, 2 * LANES * v), half), FLOATS)
+        place = at(b, head, 2 * LANES * (t.vectors + v))
+        offset = b.fpext(load(b, place, half), FLOATS) if t.affine else None
+        for m in range(t.rows):
+            out = load(b, _out(b, t, m, v), FLOATS, 4)
+            value, size, of_x = sums[m, v], scale, total[m]
+            if dot:
+                centred = b.sub(value, b.mul(of_x, int_splat(CENTRE[t.format])))
+                value, size = b.sitofp(centred, FLOATS), b.fmul(scale, factor[m])
+                of_x = b.fmul(b.sitofp(of_x, FLOATS), factor[m]) if t.affine else None
+            out = fma(b, value, size, out)
+            if t.affine:
+                out = fma(b, offset, of_x, out)
+            store(b, out, _out(b, t, m, v))

@@ -1,0 +1,337 @@
+"""A model on the compiled CPU step: the same forward as `Model`, in one call, without torch.
+
+R rows  N scored rows  d hidden  D head size  G key-value heads  V vocabulary
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightwork.errors import InvariantError
+from lightwork.kernels.cpu import attention, step, tile
+from lightwork.kernels.cpu.pack import Format
+from lightwork.kernels.cpu.product import ROW_TILE
+from lightwork.kernels.cpu.rowwise import ACTIVATIONS
+from lightwork.kernels.cpu.state import State
+from lightwork.kernels.cpu.team import Team
+from lightwork.kernels.rows import Rows
+from lightwork.models.packed import Layout
+from lightwork.models.spec import ModelSpec
+from lightwork.models.tokenizer import Tokenizer
+
+KV_TYPES = {tile.F32: np.float32, tile.BF16: np.uint16, tile.INT8: np.int8}
+FIRST_POSITIONS = 1024
+
+
+class CompiledKV:
+    """Keys and values of all slots, as the compiled attention reads them. Blocks are pages of 64 slots.
+
+    keys [L, pages, G, D * 64], values [L, pages, G, padded D * 64]: float32, bfloat16 as uint16, or int8 with a
+    scale per token and head [L, pages, G, 64].
+    """
+
+    def __init__(self, spec: ModelSpec, num_blocks: int, kv_format: int) -> None:
+        self.block_size = attention.PAGE
+        shape = (spec.num_layers, num_blocks, spec.num_kv_heads)
+        scaled = shape if kv_format == tile.INT8 else (1, 1, 1)
+        kind: Any = KV_TYPES[kv_format]
+        self.num_blocks = num_blocks
+        self.keys = np.zeros((*shape, spec.head_size * attention.PAGE), kind)
+        self.values = np.zeros((*shape, _padded(spec.head_size) * attention.PAGE), kind)
+        self.key_scales = np.zeros((*scaled, attention.PAGE), np.float32)
+        self.value_scales = np.zeros((*scaled, attention.PAGE), np.float32)
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes + self.key_scales.nbytes + self.value_scales.nbytes
+
+    def copy(self, src: Sequence[int], dst: Sequence[int]) -> None:
+        """Copy slots, in all layers, one after the other in the order given."""
+        for one, other in zip(src, dst, strict=True):
+            attention.copy_token(self.keys, self.values, one, other)
+            if self.keys.dtype == np.int8:
+                attention.copy_token(self.key_scales, self.value_scales, one, other)
+
+
+class CompiledModel:
+    """Weights in packed bytes, buffers, and the threads that run steps.
+
+    generation: the checkpoint's generation_config.json. One step runs at a time.
+    """
+
+    device = "cpu"
+
+    def __init__(
+        self,
+        layout: Layout,
+        weights: NDArray[np.uint8],
+        tokenizer: Tokenizer,
+        generation: dict[str, Any],
+        *,
+        kv_format: int = tile.F32,
+    ) -> None:
+        self.spec = layout.spec
+        self.tokenizer = tokenizer
+        self.generation = generation
+        self.kv_format = kv_format
+        self.nbytes = layout.nbytes
+        self._state = State()
+        self._state.set(**_constants(layout, weights, kv_format))
+        self._buffers = Buffers(self.spec, layout.form, self._state)
+        self._kv: CompiledKV | None = None
+        self._team: Team | None = None
+        self.set_threads(os.cpu_count() or 1)
+
+    def new_kv(self, num_blocks: int, block_size: int = attention.PAGE) -> CompiledKV:
+        """Raises InvariantError for blocks of another size than the kernel's pages."""
+        if block_size != attention.PAGE:
+            raise InvariantError(f"KV blocks of {block_size} tokens", expected=str(attention.PAGE))
+        return CompiledKV(self.spec, num_blocks, self.kv_format)
+
+    def set_threads(self, num_threads: int) -> None:
+        """Threads that compute a step."""
+        self.close()
+        self._team = Team(num_threads, self.spec.num_layers * step.PHASES_PER_LAYER + 8)
+        self._buffers.threads = num_threads
+        self._team.employ(step.run, self._state)
+
+    def warm_up(self) -> None:
+        """Compile the step if it was not kept from an earlier start, and run it once."""
+        rows = 4
+        at = np.arange(rows)
+        self.logits(
+            Rows(
+                tokens=np.zeros(rows, np.int64),
+                positions=at,
+                slots=at,
+                seqs=np.zeros(rows, np.int32),
+                index=at,
+                ancestors=np.zeros(rows, np.uint64),
+                known=np.array([rows]),
+                tables=np.zeros((1, 1), np.int32),
+                scored=at,
+            ),
+            self.new_kv(1),
+        )
+
+    def close(self) -> None:
+        """End the helper threads."""
+        if self._team is not None:
+            self._team.dismiss()
+
+    def logits(self, rows: Rows, kv: CompiledKV) -> NDArray[np.float32]:
+        """Write the rows' keys and values and return the logits of the scored ones, [N, V].
+
+        The array is written again by the next call. Raises InvariantError for a block, slot, token or
+        position that does not exist, before anything is computed.
+        """
+        self._check(rows, kv)
+        if kv is not self._kv:
+            self._kv = kv
+            self._state.set(
+                keys=kv.keys,
+                values=kv.values,
+                key_scales=kv.key_scales,
+                value_scales=kv.value_scales,
+                pages=kv.num_blocks,
+            )
+        self._buffers.fill(rows)
+        step.run(0, self._state.record)
+        return self._buffers.logits[: len(rows.scored)]
+
+    def _check(self, rows: Rows, kv: CompiledKV) -> None:
+        used = rows.tables[rows.seqs, rows.index // attention.PAGE]
+        limits = {
+            "block": (used, rows.tables.max(initial=-1), kv.num_blocks),
+            "slot": (rows.slots, rows.slots.max(initial=0), kv.num_blocks * attention.PAGE),
+            "token": (rows.tokens, rows.tokens.max(initial=0), self.spec.vocab_size),
+            "position": (rows.positions, rows.positions.max(initial=0), self.spec.max_len),
+        }
+        for name, (values, most, limit) in limits.items():
+            if values.min(initial=0) < 0 or most >= limit:
+                raise InvariantError(
+                    f"a row's {name} is {values.min(initial=0) if most < limit else most}",
+                    expected=f"0 to {limit - 1}",
+                )
+
+
+def _padded(head_size: int) -> int:
+    return -(-head_size // 16) * 16
+
+
+def _constants(layout: Layout, weights: NDArray[np.uint8], kv_format: int) -> dict[str, Any]:
+    """The model's part of the record."""
+    spec, form = layout.spec, layout.form
+    table = np.array(form.table or [i - 8.0 for i in range(16)], np.float32)
+    base = weights.ctypes.data
+    return {
+        "eps": spec.norm_eps,
+        "weights": weights,
+        "vectors": weights,
+        "embed": weights[layout.embed :],
+        "embed_half": layout.embed_half,
+        "positions": base + 4 * layout.positions if layout.positions >= 0 else 0,
+        "layers": layout.layers,
+        "num_layers": spec.num_layers,
+        "matrices": np.array(layout.matrices, np.int64),
+        "table": table,
+        "hidden": spec.hidden_size,
+        "heads": spec.num_heads,
+        "kv_heads": spec.num_kv_heads,
+        "head_size": spec.head_size,
+        "padded_head": _padded(spec.head_size),
+        "vocab": spec.vocab_size,
+        "experts": spec.num_experts,
+        "experts_per_token": max(1, spec.experts_per_token),
+        "normalise_gates": spec.normalise_gates,
+        "layer_norm": spec.norm == "layer",
+        "gated": spec.gated,
+        "activation": ACTIVATIONS.index(spec.activation),
+        "head": layout.head,
+        "norm": layout.norm,
+        "norm_bias": layout.norm_bias,
+        "format": form.code,
+        "kernel": tile.kernel(form.code, affine=form.affine),
+        "affine": form.affine,
+        "group": form.group,
+        "kv_format": kv_format,
+        "kv_wide": tile.kernel(kv_format),
+        "kv_narrow": tile.kernel(kv_format, vectors=1),
+        "window": (spec.sliding_window or 0) if spec.windowed else 0,
+    }
+
+
+class Buffers:
+    """The arrays a step works in, as large as the largest step so far. threads: that compute one."""
+
+    threads = 1
+
+    def __init__(self, spec: ModelSpec, form: Format, state: State) -> None:
+        self._spec = spec
+        self._form = form
+        self._state = state
+        self._sizes = (0, 0, 0, 0, 0)
+        self._positions = 0
+        self._sizes_of = np.zeros(4, np.int64)
+        state.set(all_rows=self._sizes_of[:2], every_scored=self._sizes_of[2:])
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        return self._state.arrays["logits"]
+
+    def fill(self, rows: Rows) -> None:
+        """Copy a step's rows to where the threads read them."""
+        num_rows, scored, seqs = len(rows.tokens), len(rows.scored), len(rows.known)
+        need = (num_rows, scored, seqs, rows.tables.shape[1], self.threads)
+        if any(n > h for n, h in zip(need, self._sizes, strict=True)):
+            self._grow(need)
+        position = int(rows.positions.max()) + 1
+        if position > self._positions and self._spec.position == "rotary":
+            self._grow_rope(position)
+        arrays = self._state.arrays
+        for name in ("tokens", "slots", "seqs", "index", "ancestors"):
+            arrays[name][:num_rows] = getattr(rows, name)
+        arrays["row_positions"][:num_rows] = rows.positions
+        arrays["windowed_ancestors"][:num_rows] = rows.ancestors
+        arrays["known"][:seqs] = rows.known
+        arrays["tables"][:seqs, : rows.tables.shape[1]] = rows.tables
+        arrays["scored_rows"][:scored] = rows.scored
+        self._sizes_of[1], self._sizes_of[3] = num_rows, scored
+        record = self._state.record
+        record["rows"], record["scored"], record["sequences"] = num_rows, scored, seqs
+
+    def _grow_rope(self, position: int) -> None:
+        self._positions = min(self._spec.max_len, max(position, 2 * self._positions, FIRST_POSITIONS))
+        frequencies = self._spec.rope.frequencies(self._spec.head_size)
+        angles = np.arange(self._positions, dtype=np.float32)[:, None] * frequencies
+        self._state.set(cosines=np.cos(angles), sines=np.sin(angles))
+
+    def _grow(self, need: tuple[int, ...]) -> None:
+        grown = tuple(h if n <= h else max(n, 2 * h) for n, h in zip(need, self._sizes, strict=True))
+        rows, scored, seqs, pages, threads = grown
+        rows = max(rows, scored)
+        self._sizes = (rows, scored, seqs, pages, threads)
+        assigned = rows * max(1, self._spec.experts_per_token)
+        self._state.set(
+            **_batch_arrays(rows, scored, seqs, pages),
+            **_row_arrays(self._spec, self._form, rows, assigned, scored),
+            **_thread_arrays(self._spec, threads, pages),
+            plan=np.zeros((rows + 1, attention.COLUMNS), np.int64),
+            windowed_plan=np.zeros((rows + 1, attention.COLUMNS), np.int64),
+        )
+
+
+def _batch_arrays(rows: int, scored: int, seqs: int, pages: int) -> dict[str, Any]:
+    names = ("tokens", "row_positions", "slots", "seqs", "index")
+    return {
+        **{name: np.zeros(rows, np.int64) for name in names},
+        "ancestors": np.zeros(rows, np.uint64),
+        "windowed_ancestors": np.zeros(rows, np.uint64),
+        "known": np.zeros(seqs, np.int64),
+        "tables": np.zeros((seqs, pages), np.int32),
+        "table_width": pages,
+        "scored_rows": np.zeros(scored, np.int64),
+    }
+
+
+def _row_arrays(spec: ModelSpec, form: Format, rows: int, assigned: int, scored: int) -> dict[str, Any]:
+    """Buffers of rows between phases; encoded rows only as the format needs them."""
+    d, inside = spec.hidden_size, spec.num_heads * spec.head_size
+    widest = max(d, inside, spec.ffn_size, spec.dense_ffn_size)
+    width = -(-widest // form.group) * form.group + widest % 2
+    groups = -(-width // form.group)
+    experts = assigned if spec.moe else 1
+    bytes_ = form.code in (tile.CODE8_DOT, tile.CODE4_DOT)
+    sums = form.affine and form.code in (tile.CODE8, tile.CODE4)
+
+    def floats(*size: int) -> NDArray[np.float32]:
+        return np.zeros(size, np.float32)
+
+    return {
+        "x": floats(rows, d),
+        "qkv": floats(rows, inside + 2 * spec.num_kv_heads * spec.head_size),
+        "mixed": floats(rows, width),
+        "wide": floats(assigned, width),
+        "gathered": floats(experts, width),
+        "width": width,
+        "halves": np.zeros((assigned, width) if form.code == tile.BF16_DOT else (1, 1), np.uint16),
+        "codes": np.zeros((assigned, width) if bytes_ else (1, 1), np.int8),
+        "scales": floats(assigned, groups) if bytes_ else floats(1),
+        "sums": np.zeros((assigned, groups) if bytes_ else (1, 1), np.int32),
+        "float_sums": floats(assigned, groups) if sums else floats(1),
+        "groups": groups,
+        "expert_of": np.zeros(assigned, np.int64),
+        "gate_of": floats(assigned),
+        "order": np.zeros(assigned, np.int64),
+        "starts": np.zeros(spec.num_experts + 1, np.int64),
+        "expert_out": floats(experts, d),
+        "logits": floats(scored, spec.vocab_size),
+    }
+
+
+def _thread_arrays(spec: ModelSpec, threads: int, pages: int) -> dict[str, Any]:
+    """What each thread works in, and the partials of heads that are cut."""
+    most = max(attention.MAX_TILE_ROWS, spec.num_heads // spec.num_kv_heads)
+    padded, chunks = _padded(spec.head_size), -(-pages // attention.CHUNK_PAGES)
+
+    def floats(*size: int) -> NDArray[np.float32]:
+        return np.zeros((threads, *size), np.float32)
+
+    return {
+        "tiles": floats(2, ROW_TILE, 64),
+        "q": floats(most, padded),
+        "chunk_scores": floats(most, attention.CHUNK),
+        "part": floats(most, padded),
+        "part_sums": floats(most, 2),
+        "out": floats(most, padded),
+        "out_sums": floats(most, 2),
+        "tile_rows": most,
+        "partials": np.empty((threads * step.RUNS_PER_THREAD, chunks, most, padded + 2), np.float32),
+        "chunks": chunks,
+        "expert_scores": floats(max(1, spec.num_experts)),
+    }

@@ -1,0 +1,252 @@
+"""A model's weights in one block of bytes, in the order and format that the compiled step reads them.
+
+Made once from a checkpoint, quantised on the way, and kept as a file that later starts map into memory, so
+that starting is fast and several processes share one copy. Small models are made anew each time.
+
+d hidden  H query heads  G key-value heads  D head size  F MLP width  V vocabulary
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightwork.kernels.cpu import step
+from lightwork.kernels.cpu.pack import Format, pack
+from lightwork.models.spec import ModelSpec
+
+KEPT_BYTES = 64 << 20
+"""Models of fewer bytes are packed at each start: it takes less than a second."""
+LAYOUT_VERSION = 1
+ALIGNMENT = 64
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(slots=True)
+class Layout:
+    """Where everything lies. layers, matrices: as step.Model wants them.
+
+    embed_half: the embedding is float32 (-1), bfloat16 (0) or float16 (1). embed, head, positions, norm,
+    norm_bias: an offset in bytes, a matrix, and offsets in floats (-1: none).
+    """
+
+    spec: ModelSpec
+    form: Format
+    embed_half: int
+    nbytes: int = 0
+    layers: NDArray[np.int64] = field(init=False)
+    matrices: list[tuple[int, int, int, int]] = field(default_factory=list)
+    embed: int = 0
+    positions: int = -1
+    head: int = 0
+    norm: int = 0
+    norm_bias: int = -1
+
+    @property
+    def embed_bytes(self) -> int:
+        """Of one number of the embedding."""
+        return 4 if self.embed_half < 0 else 2
+
+    def __post_init__(self) -> None:
+        spec, d = self.spec, self.spec.hidden_size
+        self.embed = self._take(spec.vocab_size * d * self.embed_bytes)
+        if spec.position == "learned":
+            self.positions = self._floats(spec.max_len * d)
+        self.layers = np.full((spec.num_layers, step.NUM_COLUMNS), -1, np.int64)
+        for number in range(spec.num_layers):
+            self._lay_out(self.layers[number], number)
+        self.norm = self._floats(d)
+        if spec.norm == "layer":
+            self.norm_bias = self._floats(d)
+        self.head = self._matrices(1, spec.vocab_size, d)
+
+    def _lay_out(self, at: NDArray[np.int64], number: int) -> None:
+        spec, d, size = self.spec, self.spec.hidden_size, self.spec.head_size
+        width = (spec.num_heads + 2 * spec.num_kv_heads) * size
+        experts = spec.num_experts if number in spec.moe else 1
+        ffn = spec.ffn_size if number in spec.moe else spec.dense_ffn_size or spec.ffn_size
+        at[step.WINDOW], at[step.FFN] = spec.window(number) or 0, ffn
+        at[step.NORM1], at[step.NORM2] = self._floats(d), self._floats(d)
+        optional = {
+            step.NORM1_BIAS: d if spec.norm == "layer" else 0,
+            step.NORM2_BIAS: d if spec.norm == "layer" else 0,
+            step.QKV_BIAS: width if spec.qkv_bias else 0,
+            step.Q_NORM: size if spec.qk_norm else 0,
+            step.K_NORM: size if spec.qk_norm else 0,
+            step.OUT_BIAS: d if spec.out_bias else 0,
+            step.UP_BIAS: ffn * (2 if spec.gated else 1) if spec.mlp_bias else 0,
+            step.DOWN_BIAS: d if spec.mlp_bias else 0,
+            step.ROUTER: experts * d if number in spec.moe else 0,
+        }
+        for column, floats in optional.items():
+            if floats:
+                at[column] = self._floats(floats)
+        at[step.QKV] = self._matrices(1, width, d)
+        at[step.OUT] = self._matrices(1, d, spec.num_heads * size)
+        at[step.UP] = self._matrices(experts * (2 if spec.gated else 1), ffn, d)
+        at[step.DOWN] = self._matrices(experts, d, ffn)
+
+    def _matrices(self, count: int, outputs: int, inputs: int) -> int:
+        """Places for equal matrices; returns the number of the first."""
+        first = len(self.matrices)
+        block = self.form.block_bytes(inputs)
+        blocks = self.form.nbytes(outputs, inputs) // block
+        for _ in range(count):
+            self.matrices.append((self._take(blocks * block), blocks, self.form.padded(inputs), block))
+        return first
+
+    def _floats(self, count: int) -> int:
+        return self._take(4 * count) // 4
+
+    def _take(self, nbytes: int) -> int:
+        at = self.nbytes
+        self.nbytes += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        return at
+
+
+class _Writer:
+    """Fills the bytes of a layout from a checkpoint's tensors."""
+
+    def __init__(self, layout: Layout, blob: NDArray[np.uint8], progress: Progress | None) -> None:
+        self._layout = layout
+        self._blob = blob
+        self._progress = progress
+        self._done = 0
+
+    def write(self, get: Any) -> None:
+        from lightwork.models.weights import each_part
+
+        layout = self._layout
+        for number, name, tensor in each_part(layout.spec, get):
+            if name == "embed":
+                self._put(layout.embed, _embedding(tensor, layout.embed_bytes))
+            elif name in ("positions", "norm", "norm_bias"):
+                self._put(4 * getattr(layout, name), _floats(tensor))
+            elif name == "head":
+                self._pack(layout.head, [tensor])
+            else:
+                self._layer(layout.layers[number], name, tensor)
+
+    def _layer(self, at: NDArray[np.int64], name: str, tensor: Any) -> None:
+        column = int(getattr(step, name.upper()))
+        if name in ("qkv", "out", "up", "down"):
+            parts = list(tensor) if tensor.ndim == 3 else [tensor]
+            if name == "up" and self._layout.spec.gated:
+                parts = [half for part in parts for half in part.chunk(2)]
+            self._pack(int(at[column]), parts)
+        else:
+            self._put(4 * int(at[column]), _floats(tensor))
+
+    def _pack(self, matrix: int, parts: Iterable[Any]) -> None:
+        for i, part in enumerate(parts):
+            offset, blocks, _, block = self._layout.matrices[matrix + i]
+            into = self._blob[offset : offset + blocks * block]
+            pack(_matrix(part, self._layout.form), into, self._layout.form, os.cpu_count() or 1)
+            self._tell(into.nbytes)
+
+    def _put(self, offset: int, values: NDArray[Any]) -> None:
+        flat = values.reshape(-1).view(np.uint8)
+        self._blob[offset : offset + flat.nbytes] = flat
+        self._tell(flat.nbytes)
+
+    def _tell(self, nbytes: int) -> None:
+        self._done += nbytes
+        if self._progress is not None:
+            self._progress("convert", min(self._done, self._layout.nbytes), self._layout.nbytes)
+
+
+def _floats(tensor: Any) -> NDArray[np.float32]:
+    return np.ascontiguousarray(tensor.float().numpy())
+
+
+def _embedding(tensor: Any, nbytes: int) -> NDArray[Any]:
+    import torch
+
+    return _floats(tensor) if nbytes == 4 else np.ascontiguousarray(tensor.view(torch.uint16).numpy())
+
+
+def _matrix(tensor: Any, form: Format) -> NDArray[Any]:
+    """The matrix as `pack` takes it: 16-bit types as they are if they stay so, everything else in float32."""
+    import torch
+
+    from lightwork.kernels.cpu.pack import narrow
+    from lightwork.kernels.cpu.tile import BF16, BF16_DOT, F16
+
+    if form.code in (BF16, BF16_DOT) and tensor.dtype == torch.bfloat16:
+        return np.ascontiguousarray(tensor.view(torch.uint16).numpy())
+    if form.code == F16:
+        return np.ascontiguousarray(tensor.to(torch.float16).view(torch.uint16).numpy())
+    wide = _floats(tensor)
+    return narrow(wide) if form.code in (BF16, BF16_DOT) else wide
+
+
+def packed_bytes(
+    layout: Layout, get: Any, files: Iterable[Path], progress: Progress | None = None
+) -> NDArray[np.uint8]:
+    """The bytes of a layout, read-only: mapped from a file made earlier, or made now.
+
+    get(name, shape) reads a tensor of the checkpoint; it is called only if no file is there. files: what the
+    checkpoint consists of; a file made from older ones is not used.
+    """
+    if layout.nbytes < KEPT_BYTES:
+        return _in_memory(layout, get, progress)
+    kept = home() / "packed" / f"{_key(layout, files)}.bin"
+    if not kept.is_file() or kept.stat().st_size != layout.nbytes:
+        try:
+            _write_file(kept, layout, get, progress)
+        except OSError as error:
+            warnings.warn(
+                f"packed weights are not kept: {kept.parent}: {error.strerror}. Every start will convert them; "
+                "set LIGHTWORK_HOME to a folder with room",
+                stacklevel=2,
+            )
+            return _in_memory(layout, get, progress)
+    with kept.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    mapped.madvise(mmap.MADV_WILLNEED)
+    return np.frombuffer(mapped, np.uint8)
+
+
+def home() -> Path:
+    """Where lightwork keeps files between runs."""
+    return Path(os.environ.get("LIGHTWORK_HOME") or Path.home() / ".cache" / "lightwork")
+
+
+def _in_memory(layout: Layout, get: Any, progress: Progress | None) -> NDArray[np.uint8]:
+    blob = np.zeros(layout.nbytes, np.uint8)
+    _Writer(layout, blob, progress).write(get)
+    blob.flags.writeable = False
+    return blob
+
+
+def _write_file(kept: Path, layout: Layout, get: Any, progress: Progress | None) -> None:
+    """Written beside its place and renamed, so that a file of this name is always whole."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    part = kept.with_suffix(f".{os.getpid()}.part")
+    try:
+        with part.open("w+b") as file:
+            os.posix_fallocate(file.fileno(), 0, layout.nbytes)
+            with mmap.mmap(file.fileno(), layout.nbytes) as mapped:
+                blob = np.frombuffer(mapped, np.uint8)
+                _Writer(layout, blob, progress).write(get)
+                del blob
+                mapped.flush()
+        part.replace(kept)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _key(layout: Layout, files: Iterable[Path]) -> str:
+    seen = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files)]
+    folder = [str(f.resolve().parent) for f in files][:1]
+    text = repr((LAYOUT_VERSION, folder, seen, layout.form, layout.embed_half))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
