@@ -79,6 +79,11 @@ class Sampling:
     def penalised(self) -> bool:
         return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1.0)
 
+    @property
+    def plain(self) -> bool:
+        """The model's scores are taken as they are: no penalty, no bias."""
+        return not self.penalised and not self.logit_bias
+
 
 def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     if not (low < value if open_low else low <= value) or not value <= high:
@@ -93,9 +98,14 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def noise_key(seed: int, position: int) -> int:
+    """Where the noise of one position begins, 64 bits; token ids count on from there."""
+    return _mix((_mix((seed * _GAMMA + 1) & _MASK) + position * _GAMMA) & _MASK)
+
+
 def gumbel(seed: int, position: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """Standard Gumbel noise for token ids at one position: a pure function of its arguments."""
-    key = _mix((_mix((seed * _GAMMA + 1) & _MASK) + position * _GAMMA) & _MASK)
+    key = noise_key(seed, position)
     with np.errstate(over="ignore"):
         x = np.uint64(key) + ids.astype(np.uint64) * np.uint64(_GAMMA)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -142,7 +152,7 @@ def describe(logits_V: Floats, token: int, num_top: int) -> Pick:
 
 
 def _adjust(logits_V: Floats, how: Sampling, prompt: Sequence[int], output: Sequence[int]) -> Floats:
-    if not how.penalised and not how.logit_bias:
+    if how.plain:
         return logits_V
     x = logits_V.astype(np.float64)
     if how.repetition_penalty != 1.0:

@@ -8,9 +8,10 @@ again.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from lightwork.errors import InvariantError, RangeError
@@ -28,9 +29,12 @@ class Copy(NamedTuple):
 
 @dataclass(slots=True)
 class Table:
-    """One sequence's blocks. committed: tokens whose KV counts. published: leading blocks in the tree."""
+    """One sequence's blocks. committed: tokens whose KV counts. published: leading blocks in the tree.
 
-    blocks: list[int] = field(default_factory=list)
+    blocks: int32, so that a step's tables are filled by copying memory.
+    """
+
+    blocks: array[int]
     committed: int = 0
     published: int = 0
 
@@ -91,7 +95,8 @@ class KVCache:
         """Free blocks that releasing the sequence would add."""
         return sum(1 for block in self._tables[seq_id].blocks if self._pool.references(block) == 1)
 
-    def table(self, seq_id: int) -> Sequence[int]:
+    def table(self, seq_id: int) -> array[int]:
+        """The sequence's blocks in order, int32. Not to be kept: it grows in place."""
         return self._tables[seq_id].blocks
 
     # -- writing, for the engine
@@ -106,7 +111,7 @@ class KVCache:
         for block in hit.blocks:
             self._pool.hold(block)
         full = hit.num_tokens // self.block_size
-        self._tables[seq_id] = Table(list(hit.blocks), hit.num_tokens, full)
+        self._tables[seq_id] = Table(array("i", hit.blocks), hit.num_tokens, full)
         return hit.num_tokens
 
     def reserve(self, seq_id: int, upto: int) -> list[Copy] | None:

@@ -20,41 +20,50 @@ def build_rows(step: Step, kv: KVCache) -> tuple[Rows, list[int]]:
     log-probabilities are wanted is scored at every row.
     """
     tokens: list[int] = []
-    positions: list[int] = []
-    index: list[int] = []
-    seqs: list[int] = []
-    ancestors: list[int] = []
     scored: list[int] = []
     first: list[int] = []
+    starts, ends, counts = [], [], []
     for i, chunk in enumerate(step.chunks):
         base, draft = len(tokens), step.draft(i)
-        num_rows = chunk.count + len(draft)
         tokens += chunk.seq.tokens[chunk.start : chunk.end]
         tokens += draft.tokens
-        positions += range(chunk.start, chunk.end)
-        positions += [chunk.end - 1 + depth for depth in draft.depths()]
-        index += range(chunk.start, chunk.start + num_rows)
-        seqs += [i] * num_rows
-        ancestors += [0] * chunk.count
-        ancestors += draft.ancestors()
+        starts.append(chunk.start)
+        ends.append(chunk.end)
+        counts.append(len(tokens) - base)
         first.append(len(scored))
-        scored += range(base + first_scored(chunk), base + num_rows)
+        scored += range(base + first_scored(chunk), len(tokens))
+    counts_S, known_S = np.array(counts, np.int64), np.array(ends, np.int64)
+    begin_S = counts_S.cumsum() - counts_S
+    seqs_R = np.repeat(np.arange(len(counts), dtype=np.int32), counts_S)
+    index_R = np.arange(len(tokens)) + (np.array(starts, np.int64) - begin_S)[seqs_R]
     tables = _tables(step, kv)
-    seqs_R = np.array(seqs, np.int32)
-    index_R = np.array(index, np.int64)
-    blocks_R = tables[seqs_R, index_R // kv.block_size].astype(np.int64)
+    block_R, offset_R = np.divmod(index_R, kv.block_size)
+    positions_R, ancestors_R = index_R, np.zeros(len(tokens), np.uint64)
+    if step.drafts:
+        positions_R = index_R.copy()
+        _place_drafts(step, begin_S, positions_R, ancestors_R)
     rows = Rows(
         tokens=np.array(tokens, np.int64),
-        positions=np.array(positions, np.int64),
-        slots=blocks_R * kv.block_size + index_R % kv.block_size,
+        positions=positions_R,
+        slots=tables[seqs_R, block_R].astype(np.int64) * kv.block_size + offset_R,
         seqs=seqs_R,
         index=index_R,
-        known=np.array([chunk.end for chunk in step.chunks], np.int64),
-        ancestors=np.array(ancestors, np.uint64),
+        known=known_S,
+        ancestors=ancestors_R,
         tables=tables,
         scored=np.array(scored, np.int64),
     )
     return rows, first
+
+
+def _place_drafts(
+    step: Step, begin_S: NDArray[np.int64], positions_R: NDArray[np.int64], ancestors_R: NDArray[np.uint64]
+) -> None:
+    """Positions of draft rows follow their depth, and they see their ancestors."""
+    for chunk, draft, begin in zip(step.chunks, step.drafts, begin_S.tolist(), strict=True):
+        at = slice(begin + chunk.count, begin + chunk.count + len(draft))
+        positions_R[at] = [chunk.end - 1 + depth for depth in draft.depths()]
+        ancestors_R[at] = draft.ancestors()
 
 
 def first_scored(chunk: Chunk) -> int:
