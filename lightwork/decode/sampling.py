@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,10 @@ _GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
+class Pick(NamedTuple):
     """One chosen token, with what the caller asked to know about the choice.
+
+    A NamedTuple because one is made for every token: a third of the time of a frozen dataclass.
 
     logprob: natural log of the model's own probability of the token (before temperature, penalties and
     filters).

@@ -22,30 +22,29 @@ def build_rows(step: Step, kv: KVCache) -> tuple[Rows, list[int]]:
     tokens: list[int] = []
     scored: list[int] = []
     first: list[int] = []
-    starts, ends, counts = [], [], []
+    begins: list[int] = []
     for i, chunk in enumerate(step.chunks):
-        base, draft = len(tokens), step.draft(i)
-        tokens += chunk.seq.tokens[chunk.start : chunk.end]
-        tokens += draft.tokens
-        starts.append(chunk.start)
-        ends.append(chunk.end)
-        counts.append(len(tokens) - base)
+        begins.append(len(tokens))
+        tokens += chunk.seq.tokens[chunk.start : chunk.start + chunk.count]
+        if step.drafts:
+            tokens += step.drafts[i].tokens
         first.append(len(scored))
-        scored += range(base + first_scored(chunk), len(tokens))
-    counts_S, known_S = np.array(counts, np.int64), np.array(ends, np.int64)
-    begin_S = counts_S.cumsum() - counts_S
-    seqs_R = np.repeat(np.arange(len(counts), dtype=np.int32), counts_S)
-    index_R = np.arange(len(tokens)) + (np.array(starts, np.int64) - begin_S)[seqs_R]
+        scored += range(begins[i] + first_scored(chunk), len(tokens))
+    begin_S = np.array([*begins, len(tokens)])
+    start_S = np.array([chunk.start for chunk in step.chunks])
+    known_S = start_S + [chunk.count for chunk in step.chunks]
+    seqs_R = np.arange(len(begins), dtype=np.int32).repeat(np.diff(begin_S))
+    index_R = np.arange(len(tokens)) + (start_S - begin_S[:-1])[seqs_R]
     tables = _tables(step, kv)
-    block_R, offset_R = np.divmod(index_R, kv.block_size)
+    block_R = index_R // kv.block_size
     positions_R, ancestors_R = index_R, np.zeros(len(tokens), np.uint64)
     if step.drafts:
         positions_R = index_R.copy()
-        _place_drafts(step, begin_S, positions_R, ancestors_R)
+        _place_drafts(step, begins, positions_R, ancestors_R)
     rows = Rows(
-        tokens=np.array(tokens, np.int64),
+        tokens=np.array(tokens),
         positions=positions_R,
-        slots=tables[seqs_R, block_R].astype(np.int64) * kv.block_size + offset_R,
+        slots=index_R + (tables[seqs_R, block_R] - block_R) * kv.block_size,
         seqs=seqs_R,
         index=index_R,
         known=known_S,
@@ -57,10 +56,10 @@ def build_rows(step: Step, kv: KVCache) -> tuple[Rows, list[int]]:
 
 
 def _place_drafts(
-    step: Step, begin_S: NDArray[np.int64], positions_R: NDArray[np.int64], ancestors_R: NDArray[np.uint64]
+    step: Step, begins: list[int], positions_R: NDArray[np.int64], ancestors_R: NDArray[np.uint64]
 ) -> None:
     """Positions of draft rows follow their depth, and they see their ancestors."""
-    for chunk, draft, begin in zip(step.chunks, step.drafts, begin_S.tolist(), strict=True):
+    for chunk, draft, begin in zip(step.chunks, step.drafts, begins, strict=True):
         at = slice(begin + chunk.count, begin + chunk.count + len(draft))
         positions_R[at] = [chunk.end - 1 + depth for depth in draft.depths()]
         ancestors_R[at] = draft.ancestors()

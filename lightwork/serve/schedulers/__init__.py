@@ -105,7 +105,7 @@ class StepPlan:
     def running(self, *, decoding: bool) -> Iterator[Seq]:
         """Running sequences that can be planned now, oldest first; those preempted meanwhile are skipped."""
         for seq in self.view.running:
-            if not seq.busy and seq.id not in self._gone and seq.decoding == decoding:
+            if seq.decoding == decoding and not seq.busy and seq.id not in self._gone:
                 yield seq
 
     def decode(self, seq: Seq) -> bool:
