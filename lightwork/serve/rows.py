@@ -23,18 +23,22 @@ def build_rows(step: Step, kv: KVCache) -> tuple[Rows, list[int]]:
     scored: list[int] = []
     first: list[int] = []
     begins: list[int] = []
+    counts: list[int] = []
+    starts: list[int] = []
+    known: list[int] = []
     for i, chunk in enumerate(step.chunks):
-        begins.append(len(tokens))
-        tokens += chunk.seq.tokens[chunk.start : chunk.start + chunk.count]
+        begin, start, end = len(tokens), chunk.start, chunk.start + chunk.count
+        tokens += chunk.seq.tokens[start:end]
         if step.drafts:
             tokens += step.drafts[i].tokens
         first.append(len(scored))
-        scored += range(begins[i] + first_scored(chunk), len(tokens))
-    begin_S = np.array([*begins, len(tokens)])
-    start_S = np.array([chunk.start for chunk in step.chunks])
-    known_S = start_S + [chunk.count for chunk in step.chunks]
-    seqs_R = np.arange(len(begins), dtype=np.int32).repeat(np.diff(begin_S))
-    index_R = np.arange(len(tokens)) + (start_S - begin_S[:-1])[seqs_R]
+        scored += range(begin + first_scored(chunk), len(tokens))
+        begins.append(begin)
+        counts.append(len(tokens) - begin)
+        starts.append(start)
+        known.append(end)
+    seqs_R = np.arange(len(begins), dtype=np.int32).repeat(counts)
+    index_R = np.arange(len(tokens)) + (np.array(starts) - begins)[seqs_R]
     tables = _tables(step, kv)
     block_R = index_R // kv.block_size
     positions_R, ancestors_R = index_R, np.zeros(len(tokens), np.uint64)
@@ -47,7 +51,7 @@ def build_rows(step: Step, kv: KVCache) -> tuple[Rows, list[int]]:
         slots=index_R + (tables[seqs_R, block_R] - block_R) * kv.block_size,
         seqs=seqs_R,
         index=index_R,
-        known=known_S,
+        known=np.array(known),
         ancestors=ancestors_R,
         tables=tables,
         scored=np.array(scored, np.int64),
@@ -69,12 +73,14 @@ def first_scored(chunk: Chunk) -> int:
     """The chunk's first row whose scores are wanted; chunk.count if none is."""
     if chunk.seq.request.prompt_logprobs is not None and chunk.start < chunk.seq.prompt_len:
         return 0
-    return chunk.count - 1 if chunk.end == chunk.seq.known else chunk.count
+    return chunk.count - (chunk.start + chunk.count == len(chunk.seq.tokens))
 
 
 def _tables(step: Step, kv: KVCache) -> NDArray[np.int32]:
     lists = [kv.table(chunk.seq.id) for chunk in step.chunks]
-    tables = np.full((len(lists), max(map(len, lists))), -1, np.int32)
+    width = max(map(len, lists))
+    tables = np.full((len(lists), width), -1, np.intc)
+    flat = memoryview(tables.reshape(-1))  # three times as fast as assigning through numpy
     for i, blocks in enumerate(lists):
-        tables[i, : len(blocks)] = blocks
+        flat[i * width : i * width + len(blocks)] = blocks
     return tables
