@@ -1,4 +1,4 @@
-"""What does a step cost beside its forward? 16 decoding sequences, a vocabulary of 32,000, a forward that is free.
+"""What does a step cost beside its forward? 16 decoding sequences, a choice of 32,000, a free forward.
 
 The bar: 150 µs from one forward to the next. The period is taken in runs of their own, with one clock reading
 per step; the parts are taken in others, where every boundary reads the clock.
@@ -53,7 +53,10 @@ class Marks:
 
     def medians_us(self) -> dict[str, float]:
         steps = self._steps[SEQS : STEPS - SEQS]
-        return {part: round(1e6 * median(s.get(part, 0.0) for s in steps), 1) for part in self._steps[len(self._steps) // 2]}
+        return {
+            part: round(1e6 * median(s.get(part, 0.0) for s in steps), 1)
+            for part in self._steps[len(self._steps) // 2]
+        }
 
 
 class FreeForward:

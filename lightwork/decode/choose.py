@@ -8,13 +8,15 @@ N rows, V vocabulary size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from math import isfinite
 
 import numpy as np
 
-from lightwork.decode._pick_loops import Winner, compiled
 from lightwork.decode.sampling import Floats, Sampling, noise_key
 
+Winner = Callable[[Floats, float, np.uint64, float, int], int]
 
 _COLDEST = 1e-6
 """Below this temperature float32 could overflow."""
@@ -23,24 +25,33 @@ _CLOSE = 2e-5
 """More than the rounding of a sum of float32 probabilities."""
 
 
+@cache
+def compiled() -> Winner | None:
+    """The compiled pass, or None without numba. The first call takes a second or two, once per machine."""
+    try:
+        from lightwork.decode._pick_loops import winner
+    except ModuleNotFoundError:
+        return None
+    return winner
+
+
 def choose(logits_NV: Floats, hows: Sequence[Sampling], positions: Sequence[int]) -> list[int]:
     """For each row the token at its position, or -1 where `sampling.pick` has to decide.
 
     logits_NV: float32. hows: how each row's token is chosen. Never raises for what the logits hold.
     """
     tops: list[int] = logits_NV.argmax(axis=1).tolist()
-    finite = np.isfinite(logits_NV[np.arange(len(tops)), tops]).tolist()
+    best: list[float] = logits_NV[range(len(tops)), tops].tolist()
     winner = compiled()
     tokens = []
     for i, how in enumerate(hows):
-        if not finite[i] or not how.plain:
-            tokens.append(-1)
-        elif how.temperature == 0.0:
-            tokens.append(tops[i])
-        elif winner is None:
-            tokens.append(-1)
-        else:
-            tokens.append(_sample(winner, logits_NV[i], how, positions[i], tops[i]))
+        token = -1
+        if how.plain and isfinite(best[i]):
+            if how.temperature == 0.0:
+                token = tops[i]
+            elif winner is not None:
+                token = _sample(winner, logits_NV[i], how, positions[i], tops[i])
+        tokens.append(token)
     return tokens
 
 

@@ -14,7 +14,7 @@ V: vocabulary size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +49,8 @@ class Sampling:
 
     temperature: 0 takes the most probable token. top_k: 0 keeps all. logprobs: None reports none; n reports
     the token's and the n most probable ones. Penalties follow their usual definitions: repetition over
-    prompt and output (Keskar et al., "CTRL", 2019), frequency and presence over the output.
+    prompt and output (Keskar et al., "CTRL", 2019), frequency and presence over the output. plain: neither
+    penalties nor biases change the model's scores.
     """
 
     temperature: float = 1.0
@@ -62,6 +63,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    plain: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0.0, 100.0)
@@ -75,15 +77,11 @@ class Sampling:
             _within("logit_bias", bias, -100.0, 100.0)
         if self.logprobs is not None:
             _within("logprobs", self.logprobs, 0, 20)
+        object.__setattr__(self, "plain", not self.penalised and not self.logit_bias)
 
     @property
     def penalised(self) -> bool:
         return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1.0)
-
-    @property
-    def plain(self) -> bool:
-        """The model's scores are taken as they are: no penalty, no bias."""
-        return not self.penalised and not self.logit_bias
 
 
 def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:

@@ -257,9 +257,10 @@ class Engine:
     def _until_end(self, seq: Seq, picks: Sequence[Pick]) -> tuple[Sequence[Pick], FinishReason | None]:
         """The picks up to the one that ends the sequence, and why it ends."""
         left, stop_ids = seq.output_left, seq.request.stop_ids
-        for i, pick in enumerate(picks[:left], 1):
-            if pick.token in stop_ids:
-                return picks[:i], "stop"
+        if stop_ids:
+            for i, pick in enumerate(picks[:left], 1):
+                if pick.token in stop_ids:
+                    return picks[:i], "stop"
         return (picks[:left], "length") if len(picks) >= left else (picks, None)
 
     def _fail(self, step: Step, error: Exception) -> None:
@@ -344,8 +345,9 @@ class Engine:
         trace = self.kernel.trace
         if trace is None:
             return
+        drafted = [len(draft) for draft in step.drafts] or [0] * len(emitted)
         chunks = [
-            (c.seq.id, c.start, c.count, len(step.draft(i)), emitted[i]) for i, c in enumerate(step.chunks)
+            (c.seq.id, c.start, c.count, d, e) for c, d, e in zip(step.chunks, drafted, emitted, strict=True)
         ]
         args = {
             "chunks": chunks,

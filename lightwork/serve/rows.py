@@ -38,7 +38,7 @@ def build_rows(step: Step, kv: KVCache) -> tuple[Rows, list[int]]:
         starts.append(start)
         known.append(end)
     seqs_R = np.arange(len(begins), dtype=np.int32).repeat(counts)
-    index_R = np.arange(len(tokens)) + (np.array(starts) - begins)[seqs_R]
+    index_R = np.arange(len(tokens)) + (np.array(starts) - np.array(begins))[seqs_R]
     tables = _tables(step, kv)
     block_R = index_R // kv.block_size
     positions_R, ancestors_R = index_R, np.zeros(len(tokens), np.uint64)
@@ -80,7 +80,7 @@ def _tables(step: Step, kv: KVCache) -> NDArray[np.int32]:
     lists = [kv.table(chunk.seq.id) for chunk in step.chunks]
     width = max(map(len, lists))
     tables = np.full((len(lists), width), -1, np.intc)
-    flat = memoryview(tables.reshape(-1))  # three times as fast as assigning through numpy
+    flat = tables.reshape(-1).data  # memory to memory: a third of the time of assigning through numpy
     for i, blocks in enumerate(lists):
         flat[i * width : i * width + len(blocks)] = blocks
     return tables

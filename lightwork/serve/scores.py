@@ -14,9 +14,6 @@ from lightwork.decode.sampling import Floats, Pick, Sampling, describe, pick
 from lightwork.serve.schedulers import Step
 
 
-ROOT_ONLY = [0]
-
-
 class LogitScores:
     """Choices made from logits_NV, float32. first: per chunk, the index of its first scored row.
 
@@ -35,12 +32,14 @@ class LogitScores:
         hows: list[Sampling] = []
         positions: list[int] = []
         for i, (chunk, end) in enumerate(zip(step.chunks, [*first[1:], len(logits_NV)], strict=True)):
-            depths = [0, *step.drafts[i].depths()] if step.drafts else ROOT_ONLY
-            self._root.append(end - len(depths))
-            if chunk.start + chunk.count == len(chunk.seq.tokens):
-                rows += range(end - len(depths), end)
-                hows += [chunk.seq.sampling] * len(depths)
-                positions += [chunk.start + chunk.count + depth for depth in depths]
+            depths = (0, *step.drafts[i].depths()) if step.drafts else (0,)
+            root, known = end - len(depths), len(chunk.seq.tokens)
+            self._root.append(root)
+            if chunk.start + chunk.count == known:
+                for row, depth in enumerate(depths, root):
+                    rows.append(row)
+                    hows.append(chunk.seq.sampling)
+                    positions.append(known + depth)
         asked_MV = logits_NV if len(rows) == len(logits_NV) else logits_NV[rows]
         tokens = choose(asked_MV, hows, positions)
         self._chosen = dict(zip(zip(rows, positions, strict=True), tokens, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightwork.decode.choose import compiled
 from lightwork.kernels.rows import Rows
 from lightwork.memory.kv import KVCache
 from lightwork.models import Model
@@ -26,6 +27,7 @@ class TorchRunner:
         self.model = model
         self.kv = kv
         self.pool = model.new_kv(kv.total, kv.block_size)
+        compiled()  # now, rather than in the first step
 
     def run(self, step: Step) -> Future:
         """Resolves to the step's LogitScores."""

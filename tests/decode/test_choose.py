@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from lightwork.decode import choose as choosing
-from lightwork.decode._pick_loops import compiled
-from lightwork.decode.choose import choose
+from lightwork.decode.choose import choose, compiled
 from lightwork.decode.sampling import Sampling, pick
 from lightwork.errors import InvariantError
 
