@@ -8,9 +8,10 @@ again.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from lightwork.errors import InvariantError, RangeError
@@ -28,11 +29,16 @@ class Copy(NamedTuple):
 
 @dataclass(slots=True)
 class Table:
-    """One sequence's blocks. committed: tokens whose KV counts. published: leading blocks in the tree."""
+    """One sequence's blocks. committed: tokens whose KV counts. published: leading blocks in the tree.
 
-    blocks: list[int] = field(default_factory=list)
+    blocks: int32, so that a step's tables are filled by copying memory. shares_part: somebody else may read
+    the partly committed block, as after attaching a prefix that ends in it.
+    """
+
+    blocks: array[int]
     committed: int = 0
     published: int = 0
+    shares_part: bool = False
 
 
 class KVCache:
@@ -78,8 +84,8 @@ class KVCache:
     def needs(self, seq_id: int, upto: int) -> int:
         """Free blocks that reserve(seq_id, upto) would take."""
         table = self._tables[seq_id]
-        missing = self._blocks_for(upto) - len(table.blocks)
-        return (missing if missing > 0 else 0) + (self._shared_tail(table) is not None)
+        missing = -(-upto // self.block_size) - len(table.blocks)
+        return (missing if missing > 0 else 0) + table.shares_part
 
     def needs_new(self, hit: Hit, upto: int) -> int:
         """Free blocks that attaching `hit` and reserving `upto` tokens would take, revived ones included."""
@@ -91,7 +97,8 @@ class KVCache:
         """Free blocks that releasing the sequence would add."""
         return sum(1 for block in self._tables[seq_id].blocks if self._pool.references(block) == 1)
 
-    def table(self, seq_id: int) -> Sequence[int]:
+    def table(self, seq_id: int) -> array[int]:
+        """The sequence's blocks in order, int32. Not to be kept: it grows in place."""
         return self._tables[seq_id].blocks
 
     # -- writing, for the engine
@@ -105,8 +112,8 @@ class KVCache:
         hit = self.peek(tokens)
         for block in hit.blocks:
             self._pool.hold(block)
-        full = hit.num_tokens // self.block_size
-        self._tables[seq_id] = Table(list(hit.blocks), hit.num_tokens, full)
+        full, part = divmod(hit.num_tokens, self.block_size)
+        self._tables[seq_id] = Table(array("i", hit.blocks), hit.num_tokens, full, part > 0)
         return hit.num_tokens
 
     def reserve(self, seq_id: int, upto: int) -> list[Copy] | None:
@@ -116,22 +123,22 @@ class KVCache:
         write), or None when blocks are short.
         """
         table = self._tables[seq_id]
-        tail = self._shared_tail(table)
-        missing = self._blocks_for(upto) - len(table.blocks)
-        if missing <= 0 and tail is None:
+        missing = -(-upto // self.block_size) - len(table.blocks)
+        if missing <= 0 and not table.shares_part:
             return []
-        if max(0, missing) + (tail is not None) > self.free:
+        if max(0, missing) + table.shares_part > self.free:
             return None
         copies = []
-        if tail is not None:
+        if table.shares_part:
+            tail = table.committed // self.block_size
             old, new = table.blocks[tail], self._pool.take()
             table.blocks[tail] = new
             copies.append(
                 Copy(old * self.block_size, new * self.block_size, table.committed % self.block_size)
             )
             self._drop(old)
-        while len(table.blocks) < self._blocks_for(upto):
-            table.blocks.append(self._pool.take())
+            table.shares_part = False
+        table.blocks.extend(self._pool.take() for _ in range(missing))
         return copies
 
     def commit(self, seq_id: int, tokens: Sequence[int], length: int) -> None:
@@ -184,14 +191,6 @@ class KVCache:
 
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
-
-    def _shared_tail(self, table: Table) -> int | None:
-        """Index of the partly committed block if somebody else may read it."""
-        tail = table.committed // self.block_size
-        if not self.prefix_cache or table.committed % self.block_size == 0 or tail >= len(table.blocks):
-            return None
-        block = table.blocks[tail]
-        return tail if self._pool.references(block) > 1 or block in self._tree else None
 
     def _drop(self, block: int) -> None:
         self._pool.drop(block, cache=block in self._tree)

@@ -5,6 +5,7 @@ sequence.py    `Request` (what was asked) and `Sequence` (how far it is)
 schedulers/    which tokens of which sequences run next (`Scheduler.plan(view) -> Step`); one file per
 technique runners/       who carries a step out (`Runner.run(step) -> Scores`): torch, or the simulated
 clock
+scores.py      the choices made from a step's logits
 plan.py        a model, a place and techniques, put together; values nobody set are derived, with a reason
 service.py     an engine on its own thread, for callers that live in asyncio
 http/          the OpenAI-compatible server

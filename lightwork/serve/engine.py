@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -150,20 +151,18 @@ class Engine:
         self._copies = []
         seen: set[int] = set()
         for chunk in step.chunks:
-            seq = chunk.seq
-            if seq.id in seen or seq.busy or chunk.start != seq.computed or not 0 < chunk.count <= seq.left:
+            seq, known = chunk.seq, len(chunk.seq.tokens)
+            ahead = 0 < chunk.count <= known - seq.computed and chunk.start == seq.computed
+            if not ahead or seq.busy or seq.id in seen:
                 raise InvariantError(f"{self.scheduler!r} planned {chunk} against the laws of a step")
             seen.add(seq.id)
-            self._reserve(step, seq, seq.known if chunk.end < seq.known else chunk.end)
+            copies = self.kv.reserve(seq.id, known)
+            if copies is None:
+                raise InvariantError(f"{self.scheduler!r} planned {seq} without blocks for {known} tokens")
+            step.copies += copies
             seq.busy += 1
         if self.proposer is not None:
             self._draft(step, self.proposer)
-
-    def _reserve(self, step: Step, seq: Seq, upto: int) -> None:
-        copies = self.kv.reserve(seq.id, upto)
-        if copies is None:
-            raise InvariantError(f"{self.scheduler!r} planned {seq} without blocks for {upto} tokens")
-        step.copies.extend(copies)
 
     def _draft(self, step: Step, proposer: Proposer) -> None:
         """Offer what the chunks left of the budget to drafts.
@@ -216,36 +215,37 @@ class Engine:
     def _take_in(self, step: Step, i: int, chunk: Chunk, seq: Seq, scores: Scores) -> int:
         if seq.request.prompt_logprobs is not None and seq.sink is not None and chunk.start < seq.prompt_len:
             seq.sink.prompt(seq, scores.prompt(i, seq.request.prompt_logprobs))
-        seq.computed = chunk.end
-        self.kv.commit(seq.id, seq.tokens, chunk.end)
-        if chunk.end < seq.known:
+        seq.computed = end = chunk.end
+        self.kv.commit(seq.id, seq.tokens, end)
+        known = len(seq.tokens)
+        if end < known:
             return 0
         draft = step.draft(i)
-        verdict = self.verifier.verify(draft, lambda node, emitted: scores.pick(i, node, emitted))
-        if draft and self.proposer is not None:
-            self.proposer.accept([seq], [verdict])
-        seq.drafted += len(draft)
-        seq.accepted += len(verdict.path)
-        known = seq.known
+        verdict = self.verifier.verify(draft, partial(scores.pick, i))
+        if draft:
+            if self.proposer is not None:
+                self.proposer.accept([seq], [verdict])
+            seq.drafted += len(draft)
+            seq.accepted += len(verdict.path)
         self._append(seq, verdict.emitted)
-        if seq.finished is None and draft:
-            self._keep_accepted(seq, chunk.end, verdict)
-        return seq.known - known
+        if draft and seq.finished is None:
+            self._keep_accepted(seq, end, verdict)
+        return len(seq.tokens) - known
 
     def _append(self, seq: Seq, emitted: Sequence[Pick]) -> None:
         """Add chosen tokens to the text, up to the one that ends it."""
         picks, reason = self._until_end(seq, emitted)
-        seq.tokens.extend(pick.token for pick in picks)
+        seq.tokens += [pick.token for pick in picks]
         if seq.first_token_s is None:
             seq.first_token_s = self.kernel.now()
         stands = seq.sink.tokens(seq, picks) if seq.sink is not None else None
         if stands is not None:
             del seq.tokens[len(seq.tokens) - len(picks) + stands :]
             reason = "stop"
-        if reason is None:
-            self._release_siblings(seq)
-        else:
+        if reason is not None:
             self._finish(seq, reason)
+        elif seq.siblings:
+            self._release_siblings(seq)
 
     def _keep_accepted(self, seq: Seq, known: int, verdict: Verdict) -> None:
         """The KV of accepted draft rows becomes the sequence's own; the rest is rolled back."""
@@ -256,10 +256,11 @@ class Engine:
 
     def _until_end(self, seq: Seq, picks: Sequence[Pick]) -> tuple[Sequence[Pick], FinishReason | None]:
         """The picks up to the one that ends the sequence, and why it ends."""
-        left = seq.output_left
-        for i, pick in enumerate(picks[:left]):
-            if pick.token in seq.request.stop_ids:
-                return picks[: i + 1], "stop"
+        left, stop_ids = seq.output_left, seq.request.stop_ids
+        if stop_ids:
+            for i, pick in enumerate(picks[:left], 1):
+                if pick.token in stop_ids:
+                    return picks[:i], "stop"
         return (picks[:left], "length") if len(picks) >= left else (picks, None)
 
     def _fail(self, step: Step, error: Exception) -> None:
@@ -344,8 +345,9 @@ class Engine:
         trace = self.kernel.trace
         if trace is None:
             return
+        drafted = [len(draft) for draft in step.drafts] or [0] * len(emitted)
         chunks = [
-            (c.seq.id, c.start, c.count, len(step.draft(i)), emitted[i]) for i, c in enumerate(step.chunks)
+            (c.seq.id, c.start, c.count, d, e) for c, d, e in zip(step.chunks, drafted, emitted, strict=True)
         ]
         args = {
             "chunks": chunks,

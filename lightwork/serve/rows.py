@@ -20,53 +20,67 @@ def build_rows(step: Step, kv: KVCache) -> tuple[Rows, list[int]]:
     log-probabilities are wanted is scored at every row.
     """
     tokens: list[int] = []
-    positions: list[int] = []
-    index: list[int] = []
-    seqs: list[int] = []
-    ancestors: list[int] = []
     scored: list[int] = []
     first: list[int] = []
+    begins: list[int] = []
+    counts: list[int] = []
+    starts: list[int] = []
+    known: list[int] = []
     for i, chunk in enumerate(step.chunks):
-        base, draft = len(tokens), step.draft(i)
-        num_rows = chunk.count + len(draft)
-        tokens += chunk.seq.tokens[chunk.start : chunk.end]
-        tokens += draft.tokens
-        positions += range(chunk.start, chunk.end)
-        positions += [chunk.end - 1 + depth for depth in draft.depths()]
-        index += range(chunk.start, chunk.start + num_rows)
-        seqs += [i] * num_rows
-        ancestors += [0] * chunk.count
-        ancestors += draft.ancestors()
+        begin, start, end = len(tokens), chunk.start, chunk.start + chunk.count
+        tokens += chunk.seq.tokens[start:end]
+        if step.drafts:
+            tokens += step.drafts[i].tokens
         first.append(len(scored))
-        scored += range(base + first_scored(chunk), base + num_rows)
+        scored += range(begin + first_scored(chunk), len(tokens))
+        begins.append(begin)
+        counts.append(len(tokens) - begin)
+        starts.append(start)
+        known.append(end)
+    seqs_R = np.arange(len(begins), dtype=np.int32).repeat(counts)
+    index_R = np.arange(len(tokens)) + (np.array(starts) - np.array(begins))[seqs_R]
     tables = _tables(step, kv)
-    seqs_R = np.array(seqs, np.int32)
-    index_R = np.array(index, np.int64)
-    blocks_R = tables[seqs_R, index_R // kv.block_size].astype(np.int64)
+    block_R = index_R // kv.block_size
+    positions_R, ancestors_R = index_R, np.zeros(len(tokens), np.uint64)
+    if step.drafts:
+        positions_R = index_R.copy()
+        _place_drafts(step, begins, positions_R, ancestors_R)
     rows = Rows(
-        tokens=np.array(tokens, np.int64),
-        positions=np.array(positions, np.int64),
-        slots=blocks_R * kv.block_size + index_R % kv.block_size,
+        tokens=np.array(tokens),
+        positions=positions_R,
+        slots=index_R + (tables[seqs_R, block_R] - block_R) * kv.block_size,
         seqs=seqs_R,
         index=index_R,
-        known=np.array([chunk.end for chunk in step.chunks], np.int64),
-        ancestors=np.array(ancestors, np.uint64),
+        known=np.array(known),
+        ancestors=ancestors_R,
         tables=tables,
         scored=np.array(scored, np.int64),
     )
     return rows, first
 
 
+def _place_drafts(
+    step: Step, begins: list[int], positions_R: NDArray[np.int64], ancestors_R: NDArray[np.uint64]
+) -> None:
+    """Positions of draft rows follow their depth, and they see their ancestors."""
+    for chunk, draft, begin in zip(step.chunks, step.drafts, begins, strict=True):
+        at = slice(begin + chunk.count, begin + chunk.count + len(draft))
+        positions_R[at] = [chunk.end - 1 + depth for depth in draft.depths()]
+        ancestors_R[at] = draft.ancestors()
+
+
 def first_scored(chunk: Chunk) -> int:
     """The chunk's first row whose scores are wanted; chunk.count if none is."""
     if chunk.seq.request.prompt_logprobs is not None and chunk.start < chunk.seq.prompt_len:
         return 0
-    return chunk.count - 1 if chunk.end == chunk.seq.known else chunk.count
+    return chunk.count - (chunk.start + chunk.count == len(chunk.seq.tokens))
 
 
 def _tables(step: Step, kv: KVCache) -> NDArray[np.int32]:
     lists = [kv.table(chunk.seq.id) for chunk in step.chunks]
-    tables = np.full((len(lists), max(map(len, lists))), -1, np.int32)
+    width = max(map(len, lists))
+    tables = np.full((len(lists), width), -1, np.intc)
+    flat = tables.reshape(-1).data  # memory to memory: a third of the time of assigning through numpy
     for i, blocks in enumerate(lists):
-        tables[i, : len(blocks)] = blocks
+        flat[i * width : i * width + len(blocks)] = blocks
     return tables

@@ -109,7 +109,7 @@ class Sequence:
     @property
     def output_left(self) -> int:
         """Output tokens until max_tokens."""
-        return self.request.max_tokens - self.num_output
+        return self.request.max_tokens - len(self.tokens) + self.prompt_len
 
     def __repr__(self) -> str:
         return f"<Sequence {self.id} {self.computed}/{self.known}>"

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
-from lightwork.decode.sampling import Floats, Pick, describe, pick
+from lightwork.decode.choose import compiled
 from lightwork.kernels.rows import Rows
 from lightwork.memory.kv import KVCache
 from lightwork.models import Model
@@ -14,6 +10,7 @@ from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.rows import build_rows
 from lightwork.serve.schedulers import Step
+from lightwork.serve.scores import LogitScores
 
 
 class TorchRunner:
@@ -30,6 +27,7 @@ class TorchRunner:
         self.model = model
         self.kv = kv
         self.pool = model.new_kv(kv.total, kv.block_size)
+        compiled()  # now, rather than in the first step
 
     def run(self, step: Step) -> Future:
         """Resolves to the step's LogitScores."""
@@ -43,31 +41,3 @@ class TorchRunner:
             )
         logits_NV = self.model.forward(rows, self.pool)
         return LogitScores(step, logits_NV.cpu().numpy(), first)
-
-
-class LogitScores:
-    """Choices made from logits. first: per chunk, the index of its first scored row in logits_NV."""
-
-    __slots__ = ("_first", "_logits_NV", "_step")
-
-    def __init__(self, step: Step, logits_NV: Floats, first: list[int]) -> None:
-        self._step = step
-        self._logits_NV = logits_NV
-        self._first = first
-
-    def pick(self, chunk: int, node: int, emitted: Sequence[int]) -> Pick:
-        seq = self._step.chunks[chunk].seq
-        end = self._first[chunk + 1] if chunk + 1 < len(self._first) else len(self._logits_NV)
-        row = end - len(self._step.draft(chunk)) + node
-        output = (*seq.tokens[seq.prompt_len :], *emitted) if seq.sampling.penalised else ()
-        prompt = seq.tokens[: seq.prompt_len] if seq.sampling.penalised else ()
-        return pick(self._logits_NV[row], seq.sampling, seq.known + len(emitted), prompt, output)
-
-    def prompt(self, chunk: int, num_top: int) -> list[Pick]:
-        part = self._step.chunks[chunk]
-        seq = part.seq
-        successors = seq.tokens[part.start + 1 : min(part.end, seq.prompt_len - 1) + 1]
-        first = self._first[chunk]
-        return [
-            describe(np.asarray(self._logits_NV[first + i]), t, num_top) for i, t in enumerate(successors)
-        ]

@@ -120,7 +120,7 @@ def test_the_simulated_engine_decides_like_the_real_one(checkpoint: Make) -> Non
     kernel = Kernel(WallClock(), trace=Trace("real: cpu"))
     engine, model, _ = open_engine(plan, kernel)
     load = requests(24, 40)
-    at_s = np.cumsum(np.random.default_rng(3).exponential(0.004, len(load))).tolist()
+    at_s = np.cumsum(np.random.default_rng(3).exponential(0.001, len(load))).tolist()
     seqs = run_load(engine, at_s, load)
     assert kernel.trace is not None
     again = replay(

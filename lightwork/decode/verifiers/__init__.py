@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from lightwork.decode.proposers import Draft
@@ -14,9 +13,8 @@ PickAt = Callable[[int, Sequence[int]], "Pick"]
 """(node, tokens emitted in this step so far) -> the target's choice after that node."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What one verification decided.
+class Verdict(NamedTuple):
+    """What one verification decided; a NamedTuple for the reason that `Pick` is one.
 
     emitted: at least one pick: the accepted path and the target's own choice after it.
     path: node ids of the accepted draft rows, root to leaf, whose KV is kept.

@@ -28,9 +28,11 @@ class Match:
         node = ROOT
         path: list[int] = []
         emitted: list[Pick] = []
+        tokens: list[int] = []
         while True:
-            choice = pick(node, [e.token for e in emitted])
+            choice = pick(node, tokens)
             emitted.append(choice)
+            tokens.append(choice.token)
             child = draft.child(node, choice.token)
             if child is None:
                 return Verdict(tuple(emitted), tuple(path))

@@ -105,7 +105,7 @@ class StepPlan:
     def running(self, *, decoding: bool) -> Iterator[Seq]:
         """Running sequences that can be planned now, oldest first; those preempted meanwhile are skipped."""
         for seq in self.view.running:
-            if not seq.busy and seq.id not in self._gone and seq.decoding == decoding:
+            if seq.decoding == decoding and not seq.busy and seq.id not in self._gone:
                 yield seq
 
     def decode(self, seq: Seq) -> bool:
@@ -115,14 +115,17 @@ class StepPlan:
         """
         if seq.id in self._gone:
             return False
-        while not self._take(self.view.blocks.needs(seq.id, seq.known)):
+        known = len(seq.tokens)
+        need = self.view.blocks.needs(seq.id, known)
+        while need > self._free:
             victim = self._youngest()
             if victim is None:
                 return False
             self.preempt(victim)
             if victim is seq:
                 return False
-        self._add(seq, seq.computed, seq.left)
+        self._free -= need
+        self._add(seq, seq.computed, known - seq.computed)
         return True
 
     def extend(self, seq: Seq) -> None:
@@ -165,12 +168,6 @@ class StepPlan:
         self._chunks.append(Chunk(seq, start, count))
         self._planned.add(seq.id)
         self.room -= count
-
-    def _take(self, blocks: int) -> bool:
-        if blocks > self._free:
-            return False
-        self._free -= blocks
-        return True
 
     def _youngest(self) -> Seq | None:
         for seq in reversed(self.view.running):
