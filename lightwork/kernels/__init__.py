@@ -2,4 +2,6 @@
 
 rows.py       `Rows`: the one ragged batch of a serving step, which every kernel takes
 attention.py  paged attention: chunks, draft trees, sliding windows, grouped heads
+splits/       who computes which tiles of a decode step's attention
+makespan.py   how long a split takes on a simulated device
 """

@@ -70,6 +70,22 @@ class ClusterCost:
         return int(left / self.spec.kv_bytes_per_token(self.dtype))
 
 
+class EagerCost:
+    """Steps of an engine whose host issues kernels one by one, layer after layer, while the device works.
+
+    A step ends when the slower of the two has ended, as in eager PyTorch, which waits for the chosen tokens
+    after each step. device: its time alone, without a step_s. layer_s: host seconds per layer.
+    """
+
+    def __init__(self, device: ClusterCost, *, layer_s: float) -> None:
+        self.device = device
+        self.layer_s = layer_s
+
+    def stages(self, step: Step) -> Sequence[float]:
+        host_s = self.layer_s * self.device.spec.num_layers / self.device.pp
+        return [max(device_s, host_s) for device_s in self.device.stages(step)]
+
+
 def step_features(step: Step) -> dict[str, float]:
     """What a calibration is fitted on.
 

@@ -127,6 +127,53 @@ def test_an_unsteady_machine_is_not_written_down_unless_forced(unsteady, words, 
     assert parse_place(f"sim:{file}") == unsteady.machine
 
 
+def chased(swings: dict[int, float]) -> tuple[Sample, ...]:
+    """Chases over SWEEP on a machine of L1 and memory; the footprints named swing by these shares."""
+    made = []
+    for size, seconds in curve((CACHES[0], CACHES[-1])):
+        swing = swings.get(size, 0.01)
+        values = tuple(seconds * (1 + swing * (i % 2)) for i in range(8))
+        made.append(Sample(name=f"chase/{size}", method="m", values=values))
+    return tuple(made)
+
+
+def levels_of(samples: tuple[Sample, ...]):
+    return detect_levels([(size, min(s.values)) for size, s in memory.footprints(samples)])
+
+
+def test_footprints_around_a_capacity_may_swing():
+    """They are bimodal wherever the machine is quiet, and no value of the description."""
+    l1 = levels_of(chased({}))[0]
+    around = [SWEEP[i] for i, size in enumerate(SWEEP[:-2]) if size == l1.bytes for i in (i, i + 1, i + 2)]
+    samples = chased(dict.fromkeys(around, 1.0))
+    found = levels_of(samples)
+    assert [level.bytes for level in found] == [l1.bytes, None]
+    assert max(s.spread for s in samples) > 0.6
+    steady = report(spread=0.1)
+    replace(steady, samples=(*steady.samples, *samples, *memory.plateaus(found, samples))).check()
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_plateau_that_swings_is_refused(level: int):
+    flat = levels_of(chased({}))[level].plateau
+    samples = chased(dict.fromkeys(flat, 0.9))
+    steady = report(spread=0.1)
+    every = (*steady.samples, *samples, *memory.plateaus(levels_of(samples), samples))
+    with pytest.raises(LightworkError, match=f"latency/{['l1', 'memory'][level]} swings by"):
+        replace(steady, samples=every).check()
+
+
+def test_a_level_is_described_by_its_plateau():
+    samples = chased({})
+    found = levels_of(samples)
+    l1, main = memory.plateaus(found, samples)
+    assert [len(s.values) for s in (l1, main)] == [8, 8]
+    assert l1.median == pytest.approx(found[0].latency_s, rel=0.02)
+    assert main.median == pytest.approx(found[1].latency_s, rel=0.02)
+    assert set(found[0].plateau).isdisjoint(found[1].plateau)
+    assert l1.method.endswith(f"{len(found[0].plateau)} footprints")
+
+
 def test_a_cache_slower_than_memory_is_refused_however_steady():
     """Streams that wait for a core swing by nothing: each repeat waits for the same time slice."""
     steady = report(spread=0.1)

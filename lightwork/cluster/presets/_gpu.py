@@ -7,13 +7,36 @@ from collections.abc import Mapping
 from lightwork.cluster.devices import Cluster, Device, Link, Memory, Unit
 
 PER_NODE = 8
+CACHE_SOURCES = {
+    "bytes": "published: largest footprint at that latency in the Hopper microbenchmarks' pointer chase",
+    "latency_s": "published: the same pointer chase",
+    "write_bytes_per_s": "assumed: as reading",
+}
 HOST_BYTES = 128e9
+
+
+def cache(name: str, size: float, bytes_per_s: float, latency_s: float) -> Memory:
+    """A cache that is written as fast as it is read. size: bytes, of an L1 those of one multiprocessor."""
+    return Memory(
+        name=name,
+        bytes=size,
+        read_bytes_per_s=bytes_per_s,
+        write_bytes_per_s=bytes_per_s,
+        latency_s=latency_s,
+    )
+
+
+def cache_sources(l1_bandwidth: str, l2_bandwidth: str) -> dict[str, str]:
+    """Sources of an L1 and an L2; their bandwidths have their own."""
+    found = {f"{level}.{field}": why for level in ("l1", "l2") for field, why in CACHE_SOURCES.items()}
+    return found | {"l1.read_bytes_per_s": l1_bandwidth, "l2.read_bytes_per_s": l2_bandwidth}
 
 
 def gpu_nodes(
     unit: Unit,
     memory: Memory,
     *,
+    caches: tuple[Memory, ...] = (),
     num_devices: int,
     host_bytes_per_s: float,
     inner_bytes_per_s: float,
@@ -23,7 +46,10 @@ def gpu_nodes(
     sources: Mapping[str, str],
     link_sources: Mapping[str, str],
 ) -> Cluster:
-    """Nodes of eight GPUs: a host memory behind each, one link between those of a node, one between nodes."""
+    """Nodes of eight GPUs: a host memory behind each, one link between those of a node, one between nodes.
+
+    caches: inner to outer, where they have been measured.
+    """
     host = Memory(
         name="host",
         bytes=HOST_BYTES,
@@ -32,7 +58,9 @@ def gpu_nodes(
         latency_s=10e-6,
     )
     return Cluster(
-        device=Device(name=unit.name, unit=unit, memories=(memory, host), step_s=step_s, sources=sources),
+        device=Device(
+            name=unit.name, unit=unit, memories=(*caches, memory, host), step_s=step_s, sources=sources
+        ),
         num_devices=num_devices,
         per_node=PER_NODE,
         inner=Link(

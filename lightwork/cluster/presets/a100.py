@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightwork.cluster.devices import Cluster, Memory, Unit
-from lightwork.cluster.presets._gpu import gpu_nodes
+from lightwork.cluster.presets._gpu import cache, cache_sources, gpu_nodes
 
 RATES = {
     "matmul/bfloat16": 232e12,
@@ -16,7 +16,12 @@ RATES = {
     "vector/float16": 17e12,
 }
 CURVE = ((1, 0.35), (128, 0.80), (256, 0.89), (512, 0.96), (1024, 1.0))
+CACHES = (cache("l1", 149 << 10, 1.95e13, 23.4e-9), cache("l2", 19_956 << 10, 7.2e12, 145.4e-9))
 SOURCES = {
+    **cache_sources(
+        "published: NVIDIA A100 white paper, 128 bytes per clock and SM; at 1.41 GHz",
+        "published: NVIDIA A100 white paper, 5,120 bytes per clock; at 1.41 GHz",
+    ),
     "unit.count": "published: NVIDIA A100 white paper, 108 SMs",
     "unit.rates": (
         "published: layer profiles of Llama-2-7B shipped with Vidur: 206 TFLOP/s at 256 "
@@ -58,6 +63,7 @@ def cluster(num_devices: int) -> Cluster:
     return gpu_nodes(
         unit,
         memory,
+        caches=CACHES,
         num_devices=num_devices,
         host_bytes_per_s=2.5e10,
         inner_bytes_per_s=2.35e11,

@@ -113,10 +113,9 @@ def _memory(
     )
     sources[f"{name}.read_bytes_per_s"] = read.source
     sources[f"{name}.write_bytes_per_s"] = write.source
-    chases = [s for n, s in named.items() if n.startswith("chase/")]
-    if chases:
-        swing = max(s.spread for s in chases)
-        sources[f"{name}.latency_s"] = f"measured: plateau of a {chases[0].method}; spread to {swing:.0%}"
+    chase = named.get(f"latency/{name}")
+    if chase is not None:
+        sources[f"{name}.latency_s"] = chase.source
     size = float(level.bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     sources[f"{name}.bytes"] = "measured: what the system reports"
     if level.bytes is not None:
@@ -127,7 +126,7 @@ def _memory(
         bytes=size,
         read_bytes_per_s=read.median,
         write_bytes_per_s=write.median,
-        latency_s=level.latency_s,
+        latency_s=chase.median if chase else level.latency_s,
     )
 
 

@@ -17,10 +17,15 @@ BEND = 0.6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """bytes: the largest footprint that still fits; None for the outermost, which nothing exceeded."""
+    """bytes: the largest footprint that still fits; None for the outermost, which nothing exceeded.
+
+    plateau: the footprints whose median latency_s is. Those on a climb belong to no level: part of their
+    accesses hit one and part the next, in shares that change from run to run.
+    """
 
     bytes: int | None
     latency_s: float
+    plateau: tuple[int, ...] = ()
 
 
 def detect_levels(curve: Sequence[tuple[int, float]]) -> tuple[Level, ...]:
@@ -38,12 +43,16 @@ def detect_levels(curve: Sequence[tuple[int, float]]) -> tuple[Level, ...]:
     for first, last in _climbs(latency):
         steepness = [log(latency[i + 1] / latency[i]) for i in range(first, last)]
         edge = first + next(i for i, s in enumerate(steepness) if s >= BEND * max(steepness))
-        flat = latency[min(start, first) : first + 1]
-        levels.append(Level(bytes=sizes[edge], latency_s=median(flat)))
+        flat = slice(min(start, first), first + 1)
+        levels.append(_level(sizes[edge], sizes[flat], latency[flat]))
         start = last
     if latency:
-        levels.append(Level(bytes=None, latency_s=median(latency[start:])))
+        levels.append(_level(None, sizes[start:], latency[start:]))
     return tuple(levels)
+
+
+def _level(capacity: int | None, plateau: Sequence[int], latency: Sequence[float]) -> Level:
+    return Level(bytes=capacity, latency_s=median(latency), plateau=tuple(plateau))
 
 
 def _climbs(latency: Sequence[float]) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,18 @@ def _cycle(lines: int) -> NDArray[np.int64]:
 def footprints(samples: Sequence[Sample]) -> list[tuple[int, Sample]]:
     """The chases among samples, with their footprints in bytes."""
     return [(int(s.name.split("/")[1]), s) for s in samples if s.name.startswith("chase/")]
+
+
+def plateaus(levels: Sequence[Level], samples: Sequence[Sample]) -> list[Sample]:
+    """The latency of each level: in every round, the median of the footprints on its plateau."""
+    chased = dict(footprints(samples))
+    found = []
+    for name, level in zip(level_names(levels), levels, strict=True):
+        flat = [chased[size] for size in level.plateau]
+        values = tuple(median(together) for together in zip(*(s.values for s in flat), strict=True))
+        method = f"{flat[0].method}, {len(flat)} footprints"
+        found.append(Sample(name=f"latency/{name}", method=method, values=values))
+    return found
 
 
 def streams(levels: Sequence[Level], quick: bool) -> list[Bench]:
