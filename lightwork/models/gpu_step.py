@@ -20,14 +20,17 @@ from lightwork.errors import CheckpointError
 from lightwork.kernels.gpu.attention import DevicePlan, lean_attention, place_plan
 from lightwork.kernels.gpu.fused import gated, rms_norm, rotate_and_store
 from lightwork.kernels.gpu.mirror import Mirror
-from lightwork.kernels.gpu.tasks import check_blocks, plan_tasks
+from lightwork.kernels.gpu.tasks import TILES, check_blocks, plan_tasks
 from lightwork.kernels.rows import Rows
 from lightwork.models.model import KVPool, Model
 from lightwork.models.spec import ModelSpec
 from lightwork.models.transformer import logits, rotary
 
 MAX_GRAPH_ROWS = 64
+"""Steps of at most so many rows are captured."""
+
 INTERPRETED_UNITS = 2
+"""Multiprocessors that the interpreter pretends to have."""
 
 
 def supports(spec: ModelSpec) -> bool:
@@ -78,7 +81,9 @@ class GpuStep:
         self._graphs: dict[tuple[int, tuple[int, ...]], _Graph] = {}
         self._captured: tuple[KVPool | None, int] = (None, 0)
         self._units = INTERPRETED_UNITS
+        self._memory = None
         if self.device.type == "cuda":
+            self._memory = torch.cuda.graph_pool_handle()
             self._units = torch.cuda.get_device_properties(self.device).multi_processor_count
 
     @property
@@ -87,6 +92,15 @@ class GpuStep:
 
     def new_kv(self, num_blocks: int, block_size: int) -> KVPool:
         return self.model.new_kv(num_blocks, block_size)
+
+    def warm_up(self, kv: KVPool) -> None:
+        """Compile the kernels and capture graphs of decodes. Overwrites the cache's first slots."""
+        share = self.spec.num_heads // self.spec.num_kv_heads
+        num = self.max_graph_rows.bit_length()
+        shapes = [(1 << i, 1) for i in reversed(range(num))] + [(1, tile.rows(share)) for tile in TILES]
+        for num_seqs, count in shapes:
+            if count <= len(kv.keys_LTGD[0]):
+                self.forward(_first_rows(num_seqs, count, kv.block_size), kv)
 
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: KVPool) -> Tensor:
@@ -120,13 +134,13 @@ class GpuStep:
 
     def _capture(self, batch: _Batch, kv: KVPool) -> _Graph:
         """Run once, so that every kernel is compiled, then capture. Both write what the replay will write."""
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._run(batch, kv)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self._memory):
             logits_NV = self._run(batch, kv)
         return _Graph(graph, batch, logits_NV)
 
@@ -175,7 +189,7 @@ class GpuStep:
                 eps=eps,
             )
             out_RHD = lean_attention(
-                qkv[:, : heads * size].unflatten(1, (heads, size)),
+                qkv[:, : heads * size].view(-1, heads, size),
                 keys_TGD,
                 values_TGD,
                 batch.plans[spec.window(i)],
@@ -188,3 +202,19 @@ class GpuStep:
             up = F.linear(h_Rd, layer.up, layer.up_bias)
             h_Rd = rms_norm(x_Rd, norms[i], eps, add_Rd=F.linear(gated(up), layer.down, layer.down_bias))
         return logits(weights, h_Rd[batch.scored])
+
+
+def _first_rows(num_seqs: int, count: int, block_size: int) -> Rows:
+    """The first `count` rows of sequences that all stand in the pool's first blocks."""
+    index = np.tile(np.arange(count), num_seqs)
+    return Rows(
+        tokens=np.zeros_like(index),
+        positions=index,
+        slots=index,
+        seqs=np.repeat(np.arange(num_seqs, dtype=np.int32), count),
+        index=index,
+        ancestors=np.zeros(len(index), np.uint64),
+        known=np.full(num_seqs, count),
+        tables=np.tile(np.arange(-(-count // block_size), dtype=np.int32), (num_seqs, 1)),
+        scored=np.arange(count - 1, len(index), count),
+    )

@@ -12,6 +12,7 @@ R rows  H query heads  G key-value heads  D head size  T tasks  P partial result
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,8 +49,13 @@ class DevicePlan:
     outputs: Tensor
 
 
-def place_plan(mirror: Mirror, name: str, plan: Plan, rows: Rows, head_size: int, padding: int = 0) -> DevicePlan:
-    """Copy a plan to the device. padding: rows to add that read nothing and give zeros."""
+def place_plan(
+    mirror: Mirror, name: str, plan: Plan, rows: Rows, head_size: int, padding: int = 0
+) -> DevicePlan:
+    """Copy a plan to the device. padding: rows to add that read nothing and give zeros.
+
+    name: of the plan, so that plans of one step do not share buffers.
+    """
 
     def padded(array: np.ndarray, dtype: type) -> np.ndarray:
         return np.pad(array.astype(dtype, copy=False), (0, padding))
@@ -66,8 +72,8 @@ def place_plan(mirror: Mirror, name: str, plan: Plan, rows: Rows, head_size: int
         positions=mirror.put("positions", padded(rows.positions, np.int32)),
         ancestors=mirror.put("ancestors", padded(rows.ancestors.view(np.int64), np.int64)),
         tables=mirror.put("tables", rows.tables),
-        sums=mirror.reserve("sums", 2 * plan.num_partials, torch.float32),
-        outputs=mirror.reserve("outputs", head_size * plan.num_partials, torch.float32),
+        sums=mirror.reserve(f"{name}/sums", 2 * plan.num_partials, torch.float32),
+        outputs=mirror.reserve(f"{name}/outputs", head_size * plan.num_partials, torch.float32),
     )
 
 
@@ -226,7 +232,7 @@ def _chunk(
     high = tl.full([LANES], -1e30, tl.float32)
     weight = tl.zeros([LANES], tl.float32)
     output = tl.zeros([LANES, PADDED], tl.float32)
-    for step in range(0, (end - begin + KEYS - 1) // KEYS):
+    for step in range((end - begin + KEYS - 1) // KEYS):
         j = begin + step * KEYS + tl.arange(0, KEYS)
         there = j < end
         slot = tl.load(table + j // BLOCK, mask=there, other=0).to(tl.int64) * BLOCK + j % BLOCK
@@ -277,7 +283,7 @@ def _fold(
     high = tl.full([1], -1e30, tl.float32)
     weight = tl.zeros([1], tl.float32)
     output = tl.zeros([PADDED], tl.float32)
-    for step in range(0, (chunks + FOLDED - 1) // FOLDED):
+    for step in range((chunks + FOLDED - 1) // FOLDED):
         c = step * FOLDED + tl.arange(0, FOLDED)
         there = c < chunks
         at = first + c * stride

@@ -15,6 +15,12 @@ COLUMNS = 1024
 """Columns of one program of `gated`."""
 
 
+@kernel
+def rounded(x: tensor, dtype: constexpr) -> tensor:
+    """float32 x as a number of another type would hold it."""
+    return x.to(dtype).to(tl.float32)
+
+
 def rms_norm(x_Rd: Tensor, weight_d: Tensor, eps: float, add_Rd: Tensor | None = None) -> Tensor:
     """RMSNorm with float32 statistics (Zhang and Sennrich, 2019), after x += add, in place, if there is one.
 
@@ -52,14 +58,14 @@ def _rms_norm(
     at = tl.program_id(0).to(tl.int64) * HIDDEN
     d = tl.arange(0, BLOCK)
     live = d < HIDDEN
-    row = tl.load(x + at + d, mask=live, other=0.0)
+    row = tl.load(x + at + d, mask=live, other=0.0).to(tl.float32)
     if ADD:
-        row = row + tl.load(add + at + d, mask=live, other=0.0)
-        tl.store(x + at + d, row, mask=live)
-    exact = row.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(exact * exact, 0) / HIDDEN + eps)
-    normed = (exact * scale).to(out.dtype.element_ty)
-    tl.store(out + at + d, normed * tl.load(weight + d, mask=live, other=0.0), mask=live)
+        row = rounded(row + tl.load(add + at + d, mask=live, other=0.0).to(tl.float32), x.dtype.element_ty)
+        tl.store(x + at + d, row.to(x.dtype.element_ty), mask=live)
+    scale = tl.rsqrt(tl.sum(row * row, 0) / HIDDEN + eps)
+    normed = rounded(row * scale, x.dtype.element_ty)
+    weighted = normed * tl.load(weight + d, mask=live, other=0.0).to(tl.float32)
+    tl.store(out + at + d, weighted.to(out.dtype.element_ty), mask=live)
 
 
 def rotate_and_store(
@@ -121,38 +127,36 @@ def _rotate_and_store(
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row).to(tl.int64)
-    head = tl.arange(0, HEADS)
+    dtype: constexpr = qkv.dtype.element_ty
+    head = tl.arange(0, HEADS)[:, None]
     d = tl.arange(0, PADDED)[None, :]
-    inside = (head < QUERIES + 2 * KV_HEADS)[:, None] & (d < HALF)
-    at = qkv + row * (QUERIES + 2 * KV_HEADS) * (2 * HALF) + head[:, None] * (2 * HALF) + d
-    a = tl.load(at, mask=inside, other=0.0)
-    b = tl.load(at + HALF, mask=inside, other=0.0)
-    low, high = a, b
-    is_query = (head < QUERIES)[:, None]
-    is_key = ((head >= QUERIES) & (head < QUERIES + KV_HEADS))[:, None]
+    inside = (head < QUERIES + 2 * KV_HEADS) & (d < HALF)
+    is_query = head < QUERIES
+    is_key = (head >= QUERIES) & (head < QUERIES + KV_HEADS)
+    at = qkv + (row * (QUERIES + 2 * KV_HEADS) + head) * (2 * HALF) + d
+    low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
+    if slot >= 0:
+        value = values + (slot * KV_HEADS + head - QUERIES - KV_HEADS) * (2 * HALF) + d
+        tl.store(value, low.to(dtype), mask=inside & (head >= QUERIES + KV_HEADS))
+        tl.store(value + HALF, high.to(dtype), mask=inside & (head >= QUERIES + KV_HEADS))
     if NORMED:
-        x, y = a.to(tl.float32), b.to(tl.float32)
-        scale = tl.rsqrt((tl.sum(x * x, 1) + tl.sum(y * y, 1)) / (2 * HALF) + eps)[:, None]
-        q_low, q_high = q_norm + d + 0 * head[:, None], q_norm + d + HALF + 0 * head[:, None]
-        k_low, k_high = k_norm + d + 0 * head[:, None], k_norm + d + HALF + 0 * head[:, None]
-        low_weight = tl.load(tl.where(is_query, q_low, k_low), mask=inside, other=0.0)
-        high_weight = tl.load(tl.where(is_query, q_high, k_high), mask=inside, other=0.0)
-        low = (x * scale).to(a.dtype) * low_weight
-        high = (y * scale).to(a.dtype) * high_weight
-    c = tl.load(cos + row * HALF + d, mask=d < HALF, other=0.0)
-    s = tl.load(sin + row * HALF + d, mask=d < HALF, other=0.0)
-    first = (low * c - high * s).to(a.dtype)
-    second = (high * c + low * s).to(a.dtype)
+        scale = tl.rsqrt((tl.sum(low * low, 1) + tl.sum(high * high, 1)) / (2 * HALF) + eps)[:, None]
+        weight = tl.where(is_query, q_norm + d, k_norm + d)
+        low_weight = tl.load(weight, mask=inside, other=0.0).to(tl.float32)
+        high_weight = tl.load(weight + HALF, mask=inside, other=0.0).to(tl.float32)
+        low = rounded(rounded(low * scale, dtype) * low_weight, dtype)
+        high = rounded(rounded(high * scale, dtype) * high_weight, dtype)
+    c = tl.load(cos + row * HALF + d, mask=d < HALF, other=0.0).to(tl.float32)
+    s = tl.load(sin + row * HALF + d, mask=d < HALF, other=0.0).to(tl.float32)
+    first = (rounded(low * c, dtype) - rounded(high * s, dtype)).to(dtype)
+    second = (rounded(high * c, dtype) + rounded(low * s, dtype)).to(dtype)
     tl.store(at, first, mask=inside & is_query)
     tl.store(at + HALF, second, mask=inside & is_query)
     if slot >= 0:
-        key = keys + (slot * KV_HEADS + head[:, None] - QUERIES) * (2 * HALF) + d
+        key = keys + (slot * KV_HEADS + head - QUERIES) * (2 * HALF) + d
         tl.store(key, first, mask=inside & is_key)
         tl.store(key + HALF, second, mask=inside & is_key)
-        is_value = (head >= QUERIES + KV_HEADS)[:, None]
-        value = values + (slot * KV_HEADS + head[:, None] - QUERIES - KV_HEADS) * (2 * HALF) + d
-        tl.store(value, a, mask=inside & is_value)
-        tl.store(value + HALF, b, mask=inside & is_value)
 
 
 def gated(up_RF: Tensor) -> Tensor:
@@ -169,8 +173,7 @@ def _gated(up: tensor, out: tensor, width: tensor, BLOCK: constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = column < width
-    gate = tl.load(up + row * 2 * width + column, mask=live, other=0.0)
-    value = tl.load(up + row * 2 * width + width + column, mask=live, other=0.0)
-    wide = gate.to(tl.float32)
-    activated = (wide / (1.0 + tl.exp(-wide))).to(gate.dtype)
-    tl.store(out + row * width + column, activated * value, mask=live)
+    gate = tl.load(up + row * 2 * width + column, mask=live, other=0.0).to(tl.float32)
+    value = tl.load(up + row * 2 * width + width + column, mask=live, other=0.0).to(tl.float32)
+    activated = rounded(gate / (1.0 + tl.exp(-gate)), up.dtype.element_ty)
+    tl.store(out + row * width + column, (activated * value).to(out.dtype.element_ty), mask=live)

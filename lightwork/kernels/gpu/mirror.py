@@ -54,5 +54,5 @@ class Mirror:
     def end(self) -> None:
         """Mark the last copy of a step."""
         if self.device.type == "cuda":
-            self._copied = self._copied or torch.cuda.Event()
+            self._copied = self._copied or torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
