@@ -172,7 +172,7 @@ def open_engine(
     longest = context(plan, model.spec)
     blocks = kv_blocks(plan, model.spec, dtype, int(longest.value), free_bytes(plan.on))
     kv = KVCache(int(blocks.value), BLOCK_SIZE, prefix_cache=plan.prefix_cache)
-    runner = _runner(plan, model)
+    runner = runner_for(plan.on, model)
     engine = make_engine(
         plan, kernel, kv, lambda kv: runner(kernel, model, kv), int(longest.value), model.spec.vocab_size
     )
@@ -191,9 +191,9 @@ def open_engine(
     return engine, model, settings
 
 
-def _runner(plan: Plan, model: Model) -> Callable[[Kernel, Model, KVCache], Runner]:
+def runner_for(place: str, model: Model) -> Callable[[Kernel, Model, KVCache], Runner]:
     """Triton's kernels on a GPU, if they are installed and know the model; otherwise torch."""
-    if plan.on.startswith("cuda") and find_spec("triton") is not None:
+    if place.startswith("cuda") and find_spec("triton") is not None:
         from lightwork.models.gpu_step import supports
         from lightwork.serve.gpu_runner import GpuRunner
 

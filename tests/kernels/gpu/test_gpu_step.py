@@ -15,12 +15,12 @@ from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.sampling import Sampling
 from lightwork.errors import CheckpointError
 from lightwork.memory.kv import KVCache
-from lightwork.models.gpu_step import GpuStep, supports
+from lightwork.models.gpu_step import GpuStep, _first_rows, supports
 from lightwork.models.model import Model
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.gpu_runner import GpuRunner
-from lightwork.serve.plan import Plan, make_engine
+from lightwork.serve.plan import Plan, make_engine, runner_for
 from lightwork.serve.rows import build_rows
 from lightwork.serve.schedulers import Chunk, Step
 from lightwork.serve.sequence import Request
@@ -107,3 +107,21 @@ def test_served_texts_equal_those_of_torch(checkpoint: Make) -> None:
         )
         texts.append([seq.tokens for seq in run_load(engine, [0.0] * len(load), load)])
     assert texts[0] == texts[1]
+
+
+def test_a_gpu_gets_the_kernels_for_models_they_know(checkpoint: Make) -> None:
+    llama, mixtral = (models.load(str(checkpoint(family))) for family in ("llama", "mixtral"))
+    assert runner_for("cuda:0", llama) is GpuRunner
+    assert runner_for("cuda:0", mixtral) is TorchRunner
+    assert runner_for("cpu", llama) is TorchRunner
+
+
+def test_warming_up_runs_every_tile_and_leaves_no_trace(checkpoint: Make) -> None:
+    model = models.load(str(checkpoint("llama", num_hidden_layers=1)))
+    step, pool = GpuStep(model), model.new_kv(16, 4)
+    step.warm_up(pool)
+    assert pool.keys_LTGD[0, :64].abs().amin(-1).gt(0).all()
+    rows = _first_rows(2, 3, 4)
+    torch.testing.assert_close(
+        step.forward(rows, pool), model.forward(rows, model.new_kv(16, 4)), atol=1e-4, rtol=0
+    )
