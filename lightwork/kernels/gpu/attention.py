@@ -93,32 +93,16 @@ def lean_attention(
     its tasks. A row that sees no key gives zeros.
     """
     num_rows, heads, size = q_RHD.shape
-    kv_heads = keys_TGD.shape[1]
-    share = heads // kv_heads
-    padded = at_least(size, 16)
+    share = heads // keys_TGD.shape[1]
     number_bytes = keys_TGD.element_size()
+    rows = (plan.tables, plan.index, plan.positions, plan.ancestors)
+    shape = {"SHARE": share, "SIZE": size, "PADDED": at_least(size, 16), "enable_fp_fusion": True}
     for tile, tasks, count in plan.parts:
-        workers = units * tile.per_unit
-        lanes = at_least(share, tile.lanes)
+        workers, lanes = units * tile.per_unit, at_least(share, tile.lanes)
         _partials[(workers,)](
-            q_RHD,
-            keys_TGD,
-            values_TGD,
-            tasks,
-            count,
-            plan.tables,
-            plan.index,
-            plan.positions,
-            plan.ancestors,
-            plan.sums,
-            plan.outputs,
-            q_RHD.stride(0),
-            LOG2_E / size**0.5,
-            window or 0,
-            SHARE=share,
-            KV_HEADS=kv_heads,
-            SIZE=size,
-            PADDED=padded,
+            *(q_RHD, keys_TGD, values_TGD, tasks, count, *rows, plan.sums, plan.outputs),
+            *(q_RHD.stride(0), LOG2_E / size**0.5, window or 0),
+            KV_HEADS=keys_TGD.shape[1],
             LANES=lanes,
             KEYS=KEYS_BYTES // number_bytes,
             BLOCK=block_size,
@@ -127,20 +111,11 @@ def lean_attention(
             FIELDS=TASK_FIELDS,
             num_warps=8 if lanes * number_bytes >= 256 else 4,
             num_stages=3 if number_bytes == 2 else 2,
-            enable_fp_fusion=True,
+            **shape,
         )
     out_RHD = torch.empty((num_rows, heads, size), dtype=q_RHD.dtype, device=q_RHD.device)
     _fold[(num_rows, heads)](
-        plan.sums,
-        plan.outputs,
-        plan.folds,
-        out_RHD,
-        SHARE=share,
-        SIZE=size,
-        PADDED=padded,
-        FOLDED=FOLDED,
-        FIELDS=FOLD_FIELDS,
-        enable_fp_fusion=True,
+        plan.sums, plan.outputs, plan.folds, out_RHD, FOLDED=FOLDED, FIELDS=FOLD_FIELDS, **shape
     )
     return out_RHD
 
@@ -224,9 +199,6 @@ def _chunk(
     begin = tl.load(task + 3)
     end = tl.load(task + 4)
     table = tables + tl.load(task + 6)
-    known = tl.load(task + 7)
-    first_row = tl.load(task + 8)
-    first_index = tl.load(task + 9)
     d = tl.arange(0, PADDED)
     # Finite, so that a lane which has seen no key yet subtracts to zero and not to NaN.
     high = tl.full([LANES], -1e30, tl.float32)
@@ -239,17 +211,9 @@ def _chunk(
         at = (slot * KV_HEADS + head) * SIZE
         k = tl.load(keys + at[None, :] + d[:, None], mask=there[None, :] & (d < SIZE)[:, None], other=0.0)
         scores = tl.dot(queries, k, input_precision="ieee") * scale
-        node = j - known
-        bit = tl.minimum(tl.maximum(node, 0), 63).to(tl.int64)
-        drafted = (node >= 0) & (node < 64)
-        visible = (node < 0)[None, :] & (j[None, :] <= own[:, None])
-        visible |= drafted[None, :] & (((branch[:, None] >> bit[None, :]) & 1) == 1)
-        visible &= there[None, :]
+        visible = there[None, :] & _visible(own, branch, j - tl.load(task + 7), j)
         if WINDOWED:
-            fresh = there & (j >= first_index)
-            place = tl.load(positions + first_row + j - first_index, mask=fresh, other=0)
-            place = tl.where(fresh, place, j)
-            visible &= position[:, None] - place[None, :] < window
+            visible &= position[:, None] - _places(positions, task, j, there)[None, :] < window
         scores = tl.where(visible, scores, -1e30)
         higher = tl.maximum(high, tl.max(scores, 1))
         shrink = tl.exp2(high - higher)
@@ -259,6 +223,23 @@ def _chunk(
         weight = weight * shrink + tl.sum(shares, 1)
         high = higher
     return high, weight, output
+
+
+@kernel
+def _visible(own: tensor, branch: tensor, node: tensor, j: tensor) -> tensor:
+    """Which keys j, draft nodes from node 0 on, the lanes see. own: their key index. branch: ancestors."""
+    bit = tl.minimum(tl.maximum(node, 0), 63).to(tl.int64)
+    drafted = (node >= 0) & (node < 64)
+    ancestor = ((branch[:, None] >> bit[None, :]) & 1) == 1
+    return ((node < 0)[None, :] & (j[None, :] <= own[:, None])) | (drafted[None, :] & ancestor)
+
+
+@kernel
+def _places(positions: tensor, task: tensor, j: tensor, there: tensor) -> tensor:
+    """Positions of keys: their index, but for those of this step, which may be draft nodes."""
+    row = j - tl.load(task + 9)
+    fresh = there & (row >= 0)
+    return tl.where(fresh, tl.load(positions + tl.load(task + 8) + row, mask=fresh, other=0), j)
 
 
 @kernel
