@@ -4,6 +4,9 @@ Between matrix products stands one kernel each (`kernels.gpu`). On a GPU, a step
 for each power of two of rows and replayed from then on, since launching its kernels one by one would take
 longer than running them. On a CPU, with Triton's interpreter, every step is computed directly.
 
+Attention gives a row the same bits in any batch. The matrix products are the vendor's, which sum in another
+order for another number of rows, so logits may differ in their last bits with who shares the step.
+
 R rows  N scored rows  d hidden  H query heads  D head size  V vocabulary
 """
 
@@ -81,9 +84,8 @@ class GpuStep:
         self._graphs: dict[tuple[int, tuple[int, ...]], _Graph] = {}
         self._captured: tuple[KVPool | None, int] = (None, 0)
         self._units = INTERPRETED_UNITS
-        self._memory = None
+        self._memory: tuple[int, int] | None = None
         if self.device.type == "cuda":
-            self._memory = torch.cuda.graph_pool_handle()
             self._units = torch.cuda.get_device_properties(self.device).multi_processor_count
 
     @property
@@ -123,6 +125,8 @@ class GpuStep:
         batch = self._place(rows, padded, padded)
         held = (kv, self._mirror.version)
         if self._captured[0] is not held[0] or self._captured[1] != held[1]:
+            # A pool whose graphs are all gone cannot be captured into again.
+            self._memory = torch.cuda.graph_pool_handle()
             self._graphs.clear()
             self._captured = held
         key = (padded, tuple(tile.lanes for plan in batch.plans.values() for tile, _, _ in plan.parts))

@@ -15,12 +15,6 @@ COLUMNS = 1024
 """Columns of one program of `gated`."""
 
 
-@kernel
-def rounded(x: tensor, dtype: constexpr) -> tensor:
-    """float32 x as a number of another type would hold it."""
-    return x.to(dtype).to(tl.float32)
-
-
 def rms_norm(x_Rd: Tensor, weight_d: Tensor, eps: float, add_Rd: Tensor | None = None) -> Tensor:
     """RMSNorm with float32 statistics (Zhang and Sennrich, 2019), after x += add, in place, if there is one.
 
@@ -60,10 +54,11 @@ def _rms_norm(
     live = d < HIDDEN
     row = tl.load(x + at + d, mask=live, other=0.0).to(tl.float32)
     if ADD:
-        row = rounded(row + tl.load(add + at + d, mask=live, other=0.0).to(tl.float32), x.dtype.element_ty)
-        tl.store(x + at + d, row.to(x.dtype.element_ty), mask=live)
+        total = (row + tl.load(add + at + d, mask=live, other=0.0).to(tl.float32)).to(x.dtype.element_ty)
+        tl.store(x + at + d, total, mask=live)
+        row = total.to(tl.float32)
     scale = tl.rsqrt(tl.sum(row * row, 0) / HIDDEN + eps)
-    normed = rounded(row * scale, x.dtype.element_ty)
+    normed = (row * scale).to(x.dtype.element_ty).to(tl.float32)
     weighted = normed * tl.load(weight + d, mask=live, other=0.0).to(tl.float32)
     tl.store(out + at + d, weighted.to(out.dtype.element_ty), mask=live)
 
@@ -145,12 +140,13 @@ def _rotate_and_store(
         weight = tl.where(is_query, q_norm + d, k_norm + d)
         low_weight = tl.load(weight, mask=inside, other=0.0).to(tl.float32)
         high_weight = tl.load(weight + HALF, mask=inside, other=0.0).to(tl.float32)
-        low = rounded(rounded(low * scale, dtype) * low_weight, dtype)
-        high = rounded(rounded(high * scale, dtype) * high_weight, dtype)
+        low = (low * scale).to(dtype).to(tl.float32) * low_weight
+        high = (high * scale).to(dtype).to(tl.float32) * high_weight
+        low, high = low.to(dtype).to(tl.float32), high.to(dtype).to(tl.float32)
     c = tl.load(cos + row * HALF + d, mask=d < HALF, other=0.0).to(tl.float32)
     s = tl.load(sin + row * HALF + d, mask=d < HALF, other=0.0).to(tl.float32)
-    first = (rounded(low * c, dtype) - rounded(high * s, dtype)).to(dtype)
-    second = (rounded(high * c, dtype) + rounded(low * s, dtype)).to(dtype)
+    first = ((low * c).to(dtype).to(tl.float32) - (high * s).to(dtype).to(tl.float32)).to(dtype)
+    second = ((high * c).to(dtype).to(tl.float32) + (low * s).to(dtype).to(tl.float32)).to(dtype)
     tl.store(at, first, mask=inside & is_query)
     tl.store(at + HALF, second, mask=inside & is_query)
     if slot >= 0:
@@ -175,5 +171,5 @@ def _gated(up: tensor, out: tensor, width: tensor, BLOCK: constexpr) -> None:
     live = column < width
     gate = tl.load(up + row * 2 * width + column, mask=live, other=0.0).to(tl.float32)
     value = tl.load(up + row * 2 * width + width + column, mask=live, other=0.0).to(tl.float32)
-    activated = rounded(gate / (1.0 + tl.exp(-gate)), up.dtype.element_ty)
+    activated = (gate / (1.0 + tl.exp(-gate))).to(up.dtype.element_ty).to(tl.float32)
     tl.store(out + row * width + column, (activated * value).to(out.dtype.element_ty), mask=live)

@@ -22,8 +22,8 @@ SMALL_TILES = (Tile(16, 128), Tile(32, 128), Tile(64, 256))
 
 STEPS: dict[str, list[tuple[int, int, tuple[int, ...]]]] = {
     "decodes": [(0, 1, ()), (16, 1, ()), (129, 1, ()), (299, 1, ())],
-    "chunks": [(0, 17, ()), (123, 7, ()), (290, 10, ())],
-    "trees": [(11, 1, TREE), (0, 1, ()), (290, 5, TREE), (128, 1, (-1,))],
+    "chunks": [(0, 17, ()), (127, 3, ()), (294, 6, ())],
+    "trees": [(11, 1, TREE), (0, 1, ()), (294, 1, TREE), (128, 1, (-1,))],
 }
 """Per sequence: keys before the step, known rows in it, parents of draft nodes."""
 
