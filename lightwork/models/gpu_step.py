@@ -13,6 +13,7 @@ R rows  N scored rows  d hidden  H query heads  D head size  V vocabulary
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,9 +45,8 @@ def supports(spec: ModelSpec) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """A step's rows on the device, padded to `num_rows`. plans: by window."""
+    """A step's rows on the device, padding included. plans: by window."""
 
-    num_rows: int
     tokens: Tensor
     positions: Tensor
     slots: Tensor
@@ -82,9 +82,9 @@ class GpuStep:
         self.max_graph_rows = max_graph_rows if self.device.type == "cuda" else 0
         self._mirror = Mirror(self.device)
         self._graphs: dict[tuple[int, tuple[int, ...]], _Graph] = {}
-        self._captured: tuple[KVPool | None, int] = (None, 0)
+        self._captured_for: tuple[KVPool | None, int] = (None, 0)
         self._units = INTERPRETED_UNITS
-        self._memory: tuple[int, int] | None = None
+        self._memory: Any = None
         if self.device.type == "cuda":
             self._units = torch.cuda.get_device_properties(self.device).multi_processor_count
 
@@ -123,12 +123,12 @@ class GpuStep:
         """The step by the graph of its number of rows and tile shapes, captured now if there is none."""
         padded = 1 << (len(rows.tokens) - 1).bit_length()
         batch = self._place(rows, padded, padded)
-        held = (kv, self._mirror.version)
-        if self._captured[0] is not held[0] or self._captured[1] != held[1]:
-            # A pool whose graphs are all gone cannot be captured into again.
+        known_kv, version = self._captured_for
+        if known_kv is not kv or version != self._mirror.version:
+            # A memory pool whose graphs are all gone cannot be captured into again.
             self._memory = torch.cuda.graph_pool_handle()
             self._graphs.clear()
-            self._captured = held
+            self._captured_for = (kv, self._mirror.version)
         key = (padded, tuple(tile.lanes for plan in batch.plans.values() for tile, _, _ in plan.parts))
         found = self._graphs.get(key)
         if found is None:
@@ -161,7 +161,6 @@ class GpuStep:
         scored = np.pad(rows.scored, (0, num_scored - len(rows.scored)))
         slots = np.pad(rows.slots.astype(np.int32), (0, padding), constant_values=-1)
         batch = _Batch(
-            num_rows=num_rows,
             tokens=mirror.put("tokens", np.pad(rows.tokens, (0, padding)))[:num_rows],
             positions=plans[windows[0]].positions[:num_rows],
             slots=mirror.put("slots", slots),
