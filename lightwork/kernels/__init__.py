@@ -4,4 +4,5 @@ rows.py       `Rows`: the one ragged batch of a serving step, which every kernel
 attention.py  paged attention: chunks, draft trees, sliding windows, grouped heads
 splits/       who computes which tiles of a decode step's attention
 makespan.py   how long a split takes on a simulated device
+gpu/          the same in Triton, and what stands between matrix products
 """
