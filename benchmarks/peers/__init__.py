@@ -1,1 +1,1 @@
-"""Adapters of `serve_peers.py`: one file per engine, each run by the interpreter of that engine's environment."""
+"""Adapters of `serve_peers.py`: one `run_*.py` per engine, each run by its own environment."""

@@ -107,7 +107,9 @@ def quantise(source: Path, file: Path, kind: str) -> None:
     import llama_cpp
 
     settings = llama_cpp.llama_model_quantize_default_params()
-    settings.ftype = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[kind]
+    settings.ftype = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[
+        kind
+    ]
     settings.nthread = 2
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(file).encode(), settings)
     if code:

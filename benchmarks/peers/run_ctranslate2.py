@@ -10,7 +10,7 @@ import ctranslate2
 from worker import Options, Tokens, run
 
 COMPUTE = {"f32": "float32", "8bit": "int8_float32"}
-STATIC_BATCH = 8
+STATIC_BATCH = 16
 
 
 class CTranslate2:

@@ -9,6 +9,7 @@ from worker import Options, Tokens, run
 
 import lightwork
 from lightwork.decode.sampling import Sampling
+from lightwork.models import read_shape
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.plan import Plan, open_engine
@@ -16,22 +17,24 @@ from lightwork.serve.sequence import Request
 from lightwork.serve.simulate import run_load
 
 GREEDY = Sampling(temperature=0.0)
-BYTES_PER_NUMBER = 4
 
 
 class Lightwork:
     """One engine, kept from command to command; its prefix cache is off."""
 
     def __init__(self, options: Options) -> None:
+        model = f"hf:{options.model}"
+        per_token = read_shape(model).kv_bytes_per_token("float32")
         plan = Plan(
-            model=f"hf:{options.model}",
+            model=model,
             use=tuple(options.use),
             max_len=options.max_len,
+            kv_bytes=options.kv_tokens * per_token,
             max_seqs=options.seqs,
             prefix_cache=False,
         )
-        self._engine, model, _ = open_engine(plan, Kernel(WallClock()))
-        model.warm_up()
+        self._engine, loaded, _ = open_engine(plan, Kernel(WallClock()))
+        loaded.warm_up()
         self.versions = {"lightwork": lightwork.__version__, "torch": torch.__version__}
 
     def generate(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[Tokens]:

@@ -34,7 +34,10 @@ class OpenVINO:
         self._pipeline = genai.ContinuousBatchingPipeline(
             options.model, scheduler, "CPU", properties(options)
         )
-        self.versions = {"openvino-genai": genai.__version__, "openvino": ov.__version__.split("-")[0]}
+        self.versions = {
+            "openvino-genai": genai.__version__.split("-")[0],
+            "openvino": ov.__version__.split("-")[0],
+        }
 
     def generate(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[Tokens]:
         inputs = [ov.Tensor(np.array([p], np.int64)) for p in prompts]

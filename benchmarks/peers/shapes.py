@@ -1,8 +1,8 @@
 """The three random Llama checkpoints that every engine gets, in Hugging Face layout, bfloat16.
 
 Weights are normal with deviation 1/sqrt(inputs), so activations keep their size and greedy tokens differ. The
-rows of the head for bytes and special tokens are zero: such a token never has the largest logit, so no engine
-stops early, no engine needs an option for that, and every generated token prints as text that streams at once.
+rows of the head for bytes and special tokens are zero: such a token never has the largest logit. So no engine
+stops early, none needs an option for that, and every generated token is text that can be streamed at once.
 """
 
 from __future__ import annotations
