@@ -143,7 +143,7 @@ def memory(ours: Worker, theirs: Worker, load: Load) -> list[Row]:
 
 
 def streams(ours: Server, theirs: Server, load: Load) -> list[Row]:
-    """Concurrent HTTP streams, each server's own."""
+    """Concurrent HTTP streams, each server's own. Gaps compare only where both send a piece per token."""
     for server in (ours, theirs):
         server.run(*load.texts(load.pairs))
     a, b = interleaved(lambda i: ours.run(*load.texts(i)), lambda i: theirs.run(*load.texts(i)), load.pairs)
@@ -153,6 +153,7 @@ def streams(ours: Server, theirs: Server, load: Load) -> list[Row]:
         _of_streams("http ttft p99", "ms", False, a, b, lambda s: 1e3 * s.ttft_p99_s),
         _of_streams("http itl p50", "ms", False, a, b, lambda s: 1e3 * s.itl_p50_s),
         _of_streams("http itl p99", "ms", False, a, b, lambda s: 1e3 * s.itl_p99_s),
+        _of_streams("http pieces", "per token", True, a, b, lambda s: s.pieces),
     ]
 
 

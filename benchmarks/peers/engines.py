@@ -43,7 +43,8 @@ class Serving:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """venv: folder of its environment; empty, the interpreter of this benchmark. files: by weight type.
+    """venv: folder of its environment; if optional, this benchmark's interpreter stands in. files: by weight
+    type.
 
     server: its own OpenAI-compatible server as a command line, None if it has none.
     """
@@ -51,6 +52,7 @@ class Engine:
     name: str
     files: Mapping[str, str]
     venv: str = ""
+    optional: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
     server: Callable[[Serving], Sequence[str]] | None = None
 
@@ -59,7 +61,8 @@ class Engine:
         return HERE / f"run_{self.name}.py"
 
     def python(self, peers: Path) -> Path:
-        return peers / self.venv / "bin" / "python" if self.venv else Path(sys.executable)
+        own = peers / self.venv / "bin" / "python"
+        return own if self.venv and (own.is_file() or not self.optional) else Path(sys.executable)
 
     def environment(self, threads: int, spins: int) -> dict[str, str]:
         """Settings that the engine must find when it is loaded."""
@@ -73,6 +76,27 @@ def _serve_lightwork(s: Serving) -> Sequence[str]:
     use = [part for text in s.use for part in ("--use", text)]
     command = [s.python, "-m", "lightwork", "serve", f"hf:{s.model}", "--port", str(s.port)]
     return [*command, "--max-len", str(s.max_len), *use]
+
+
+def _serve_transformers(s: Serving) -> Sequence[str]:
+    options = {
+        "host": "127.0.0.1",
+        "port": s.port,
+        "device": "cpu",
+        "dtype": "float32" if s.weights == "f32" else "bfloat16",
+        "cb-max-batch-tokens": 2048,
+        "cb-block-size": 32,
+        "cb-num-blocks": -(-s.kv_tokens // 32),
+    }
+    command = [
+        s.python,
+        "-m",
+        "transformers.cli.transformers",
+        "serve",
+        str(s.model),
+        "--continuous-batching",
+    ]
+    return [*command, *(f"--{name}={value}" for name, value in options.items())]
 
 
 def _serve_llama(s: Serving) -> Sequence[str]:
@@ -101,7 +125,14 @@ def _serve_vllm(s: Serving) -> Sequence[str]:
         "max-num-seqs": s.seqs,
         "max-num-batched-tokens": 2048,
     }
-    command = [s.python, "-m", "vllm.entrypoints.cli.main", "serve", str(s.model), "--enforce-eager"]
+    command = [
+        s.python,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(s.model),
+        "--enforce-eager",
+    ]
     return [*command, "--no-enable-prefix-caching", *(f"--{name}={value}" for name, value in options.items())]
 
 
@@ -114,7 +145,13 @@ LIGHTWORK = Engine(
 PEERS = {
     engine.name: engine
     for engine in (
-        Engine(name="transformers", files={"f32": "hf", "bf16": "hf"}),
+        Engine(
+            name="transformers",
+            venv="transformers",
+            optional=True,
+            files={"f32": "hf", "bf16": "hf"},
+            server=_serve_transformers,
+        ),
         Engine(
             name="llama",
             venv="llama",
