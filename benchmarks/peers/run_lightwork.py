@@ -1,0 +1,50 @@
+"""lightwork through its public pieces: a plan, its engine, and a load offered at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from worker import Options, Tokens, run
+
+import lightwork
+from lightwork.decode.sampling import Sampling
+from lightwork.models import read_shape
+from lightwork.runtime.clock import WallClock
+from lightwork.runtime.kernel import Kernel
+from lightwork.serve.plan import Plan, open_engine
+from lightwork.serve.sequence import Request
+from lightwork.serve.simulate import run_load
+
+GREEDY = Sampling(temperature=0.0)
+
+
+class Lightwork:
+    """One engine, kept from command to command; its prefix cache is off."""
+
+    def __init__(self, options: Options) -> None:
+        model = f"hf:{options.model}"
+        per_token = read_shape(model).kv_bytes_per_token("float32")
+        plan = Plan(
+            model=model,
+            use=tuple(options.use),
+            max_len=options.max_len,
+            kv_bytes=options.kv_tokens * per_token,
+            max_seqs=options.seqs,
+            prefix_cache=False,
+        )
+        self._engine, loaded, _ = open_engine(plan, Kernel(WallClock()))
+        loaded.warm_up()
+        self.versions = {"lightwork": lightwork.__version__, "torch": torch.__version__}
+
+    def generate(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[Tokens]:
+        requests = [
+            Request(prompt=tuple(p), max_tokens=n, sampling=GREEDY)
+            for p, n in zip(prompts, lengths, strict=True)
+        ]
+        seqs = run_load(self._engine, [0.0] * len(requests), requests)
+        return [list(seq.tokens[len(p) :]) for seq, p in zip(seqs, prompts, strict=True)]
+
+
+if __name__ == "__main__":
+    run(Lightwork)
