@@ -20,13 +20,13 @@ from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.engine import Engine
+from lightwork.serve.local_runner import LogitScores
 from lightwork.serve.rows import build_rows
 from lightwork.serve.schedulers import Step, View
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import FinishReason, Limits, Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
-from lightwork.serve.torch_runner import LogitScores
 
 SEQS, VOCABULARY, STEPS, BAR_US = 16, 32_000, 600, 150.0
 GREEDY = Sampling(temperature=0.0)

@@ -2,6 +2,8 @@
 
 spec.py         `ModelSpec`: the shape of a model, from config.json or a preset
 transformer.py  `forward(weights, spec, tokens, positions, attend)`: all families, training and serving
+compiled.py     the same in one compiled call on a CPU, from packed.py's bytes
+precisions/     in which numbers that is stored and computed
 gpu_step.py     the same for dense Llama-like models on Triton's kernels, with CUDA graphs
 weights.py      fused weights, and their names in checkpoints
 checkpoint.py   Hugging Face folders: sharded safetensors, memory-mapped
@@ -20,10 +22,12 @@ from lightwork.errors import CheckpointError, MissingExtraError, SpecError
 
 if TYPE_CHECKING:
     from lightwork.models.checkpoint import Progress
+    from lightwork.models.compiled import CompiledModel
     from lightwork.models.model import Model
+    from lightwork.models.precisions import Precision
     from lightwork.models.spec import ModelSpec
 
-__all__ = ["Model", "import_models", "load", "read_shape", "resolve"]
+__all__ = ["Model", "import_models", "load", "load_compiled", "read_shape", "resolve"]
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -75,6 +79,23 @@ def load(uri: str, *, dtype: str = "float32", device: str = "cpu", progress: Pro
     from lightwork.models.model import open_model
 
     return open_model(folder, dtype=dtype, device=device, progress=progress)
+
+
+def load_compiled(uri: str, *, precision: Precision, progress: Progress | None = None) -> CompiledModel:
+    """Load a model for the compiled CPU step, its weights stored as `precision` says.
+
+    Packed weights are kept between runs, so that only the first start converts (and needs torch).
+    progress(phase, bytes done, bytes in all) is called along the way. Raises CheckpointError, SpecError;
+    MissingExtraError without numba, or without torch when weights must be converted.
+    """
+    folder = resolve(uri)
+    try:
+        from lightwork.models.compiled import open_compiled
+    except ModuleNotFoundError as error:
+        if error.name not in ("numba", "llvmlite"):
+            raise
+        raise MissingExtraError("numba", "cpu") from error
+    return open_compiled(folder, precision, progress)
 
 
 def import_models() -> None:

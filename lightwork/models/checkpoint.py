@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from lightwork.errors import CheckpointError
 from lightwork.models.spec import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Progress = Callable[[str, int, int], None]
 """(phase, bytes done, bytes in all)"""
 
 
+STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 UNUSED = ("lm_head.weight", "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """Tensors that checkpoints hold beside the weights: the copy of a tied head, tables that we compute."""
 
@@ -68,6 +71,20 @@ class Checkpoint:
         if self._progress is not None:
             self._progress("read", min(self._done_bytes, self.total_bytes), self.total_bytes)
         return tensor
+
+    @property
+    def files(self) -> list[Path]:
+        """What the checkpoint consists of."""
+        return [self.folder / name for name in sorted(set(self._where.values()))]
+
+    def stored(self) -> str:
+        """The type of its matrices: float32, bfloat16 or float16. Raises CheckpointError for others."""
+        name = next((n for n in self._where if "embed" in n or "wte" in n), next(iter(self._where)))
+        with safe_open(self.folder / self._where[name], framework="np") as file:
+            code = str(file.get_slice(name).get_dtype())
+        if code not in STORED:
+            raise CheckpointError(f"{name} is stored as {code}", expected=", ".join(STORED), fix="convert it")
+        return STORED[code]
 
     def _shard(self, name: str) -> Any:
         if name not in self._open:

@@ -7,44 +7,48 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.errors import InvariantError
-from lightwork.kernels.cpu import attention, step, tile
-from lightwork.kernels.cpu.pack import Format
+from lightwork.errors import CheckpointError, InvariantError
+from lightwork.kernels.cpu import attention, formats, step, tile
+from lightwork.kernels.cpu.formats import MatrixFormat
 from lightwork.kernels.cpu.product import ROW_TILE
 from lightwork.kernels.cpu.rowwise import ACTIVATIONS
 from lightwork.kernels.cpu.state import State
 from lightwork.kernels.cpu.team import Team
 from lightwork.kernels.rows import Rows
-from lightwork.models.packed import Layout
-from lightwork.models.spec import ModelSpec
+from lightwork.models.checkpoint import Checkpoint, Progress
+from lightwork.models.packed import Layout, packed_bytes
+from lightwork.models.precisions import Numbers, Precision
+from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
 
-KV_TYPES = {tile.F32: np.float32, tile.BF16: np.uint16, tile.INT8: np.int8}
+KV_TYPES = {formats.F32: np.float32, formats.BF16: np.uint16, formats.INT8: np.int8}
+EMBED_HALF = {"float32": -1, "bfloat16": 0, "float16": 1}
 FIRST_POSITIONS = 1024
 
 
 class CompiledKV:
     """Keys and values of all slots, as the compiled attention reads them. Blocks are pages of 64 slots.
 
-    keys [L, pages, G, D * 64], values [L, pages, G, padded D * 64]: float32, bfloat16 as uint16, or int8 with a
-    scale per token and head [L, pages, G, 64].
+    keys [L, pages, G, D * 64], values [L, pages, G, padded D * 64]: float32, bfloat16 as uint16, or int8
+    with a scale per token and head [L, pages, G, 64].
     """
 
     def __init__(self, spec: ModelSpec, num_blocks: int, kv_format: int) -> None:
-        self.block_size = attention.PAGE
+        self.block_size = formats.PAGE
         shape = (spec.num_layers, num_blocks, spec.num_kv_heads)
-        scaled = shape if kv_format == tile.INT8 else (1, 1, 1)
+        scaled = shape if kv_format == formats.INT8 else (1, 1, 1)
         kind: Any = KV_TYPES[kv_format]
         self.num_blocks = num_blocks
-        self.keys = np.zeros((*shape, spec.head_size * attention.PAGE), kind)
-        self.values = np.zeros((*shape, _padded(spec.head_size) * attention.PAGE), kind)
-        self.key_scales = np.zeros((*scaled, attention.PAGE), np.float32)
-        self.value_scales = np.zeros((*scaled, attention.PAGE), np.float32)
+        self.keys = np.zeros((*shape, spec.head_size * formats.PAGE), kind)
+        self.values = np.zeros((*shape, _padded(spec.head_size) * formats.PAGE), kind)
+        self.key_scales = np.zeros((*scaled, formats.PAGE), np.float32)
+        self.value_scales = np.zeros((*scaled, formats.PAGE), np.float32)
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +65,8 @@ class CompiledKV:
 class CompiledModel:
     """Weights in packed bytes, buffers, and the threads that run steps.
 
-    generation: the checkpoint's generation_config.json. One step runs at a time.
+    generation: the checkpoint's generation_config.json. numbers: what it is stored and computed in. One
+    step runs at a time.
     """
 
     device = "cpu"
@@ -73,25 +78,25 @@ class CompiledModel:
         tokenizer: Tokenizer,
         generation: dict[str, Any],
         *,
-        kv_format: int = tile.F32,
+        numbers: Numbers,
     ) -> None:
         self.spec = layout.spec
         self.tokenizer = tokenizer
         self.generation = generation
-        self.kv_format = kv_format
+        self.numbers = numbers
         self.nbytes = layout.nbytes
         self._state = State()
-        self._state.set(**_constants(layout, weights, kv_format))
+        self._state.set(**_constants(layout, weights, numbers.kv))
         self._buffers = Buffers(self.spec, layout.form, self._state)
         self._kv: CompiledKV | None = None
         self._team: Team | None = None
         self.set_threads(os.cpu_count() or 1)
 
-    def new_kv(self, num_blocks: int, block_size: int = attention.PAGE) -> CompiledKV:
+    def new_kv(self, num_blocks: int, block_size: int = formats.PAGE) -> CompiledKV:
         """Raises InvariantError for blocks of another size than the kernel's pages."""
-        if block_size != attention.PAGE:
-            raise InvariantError(f"KV blocks of {block_size} tokens", expected=str(attention.PAGE))
-        return CompiledKV(self.spec, num_blocks, self.kv_format)
+        if block_size != formats.PAGE:
+            raise InvariantError(f"KV blocks of {block_size} tokens", expected=str(formats.PAGE))
+        return CompiledKV(self.spec, num_blocks, self.numbers.kv)
 
     def set_threads(self, num_threads: int) -> None:
         """Threads that compute a step."""
@@ -145,10 +150,10 @@ class CompiledModel:
         return self._buffers.logits[: len(rows.scored)]
 
     def _check(self, rows: Rows, kv: CompiledKV) -> None:
-        used = rows.tables[rows.seqs, rows.index // attention.PAGE]
-        limits = {
+        used = rows.tables[rows.seqs, rows.index // formats.PAGE]
+        limits: dict[str, tuple[NDArray[Any], int, int]] = {
             "block": (used, rows.tables.max(initial=-1), kv.num_blocks),
-            "slot": (rows.slots, rows.slots.max(initial=0), kv.num_blocks * attention.PAGE),
+            "slot": (rows.slots, rows.slots.max(initial=0), kv.num_blocks * formats.PAGE),
             "token": (rows.tokens, rows.tokens.max(initial=0), self.spec.vocab_size),
             "position": (rows.positions, rows.positions.max(initial=0), self.spec.max_len),
         }
@@ -206,12 +211,28 @@ def _constants(layout: Layout, weights: NDArray[np.uint8], kv_format: int) -> di
     }
 
 
+def open_compiled(folder: Path, precision: Precision, progress: Progress | None) -> CompiledModel:
+    """Load a Hugging Face folder. Raises CheckpointError."""
+    spec = read_spec(folder)
+    if spec.activation not in ACTIVATIONS:
+        raise CheckpointError(
+            f"activation {spec.activation!r} is not supported", expected=", ".join(ACTIVATIONS)
+        )
+    checkpoint = Checkpoint(folder)
+    stored = checkpoint.stored()
+    numbers = precision.numbers(stored)
+    layout = Layout(spec, numbers.matrices, EMBED_HALF[stored])
+    weights = packed_bytes(layout, checkpoint, progress)
+    generation = read_json(folder, "generation_config.json", optional=True)
+    return CompiledModel(layout, weights, Tokenizer(folder), generation, numbers=numbers)
+
+
 class Buffers:
     """The arrays a step works in, as large as the largest step so far. threads: that compute one."""
 
     threads = 1
 
-    def __init__(self, spec: ModelSpec, form: Format, state: State) -> None:
+    def __init__(self, spec: ModelSpec, form: MatrixFormat, state: State) -> None:
         self._spec = spec
         self._form = form
         self._state = state
@@ -279,15 +300,15 @@ def _batch_arrays(rows: int, scored: int, seqs: int, pages: int) -> dict[str, An
     }
 
 
-def _row_arrays(spec: ModelSpec, form: Format, rows: int, assigned: int, scored: int) -> dict[str, Any]:
+def _row_arrays(spec: ModelSpec, form: MatrixFormat, rows: int, assigned: int, scored: int) -> dict[str, Any]:
     """Buffers of rows between phases; encoded rows only as the format needs them."""
     d, inside = spec.hidden_size, spec.num_heads * spec.head_size
     widest = max(d, inside, spec.ffn_size, spec.dense_ffn_size)
     width = -(-widest // form.group) * form.group + widest % 2
     groups = -(-width // form.group)
     experts = assigned if spec.moe else 1
-    bytes_ = form.code in (tile.CODE8_DOT, tile.CODE4_DOT)
-    sums = form.affine and form.code in (tile.CODE8, tile.CODE4)
+    bytes_ = form.code in (formats.CODE8_DOT, formats.CODE4_DOT)
+    sums = form.affine and form.code in (formats.CODE8, formats.CODE4)
 
     def floats(*size: int) -> NDArray[np.float32]:
         return np.zeros(size, np.float32)
@@ -299,7 +320,7 @@ def _row_arrays(spec: ModelSpec, form: Format, rows: int, assigned: int, scored:
         "wide": floats(assigned, width),
         "gathered": floats(experts, width),
         "width": width,
-        "halves": np.zeros((assigned, width) if form.code == tile.BF16_DOT else (1, 1), np.uint16),
+        "halves": np.zeros((assigned, width) if form.code == formats.BF16_DOT else (1, 1), np.uint16),
         "codes": np.zeros((assigned, width) if bytes_ else (1, 1), np.int8),
         "scales": floats(assigned, groups) if bytes_ else floats(1),
         "sums": np.zeros((assigned, groups) if bytes_ else (1, 1), np.int32),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightwork.errors import RangeError
@@ -61,6 +62,11 @@ class Model:
         self.device = device
         self.dtype = weights.embed.dtype
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return self.weights.nbytes
+
     def new_kv(self, num_blocks: int, block_size: int) -> KVPool:
         return KVPool(self.spec, num_blocks, block_size, self.dtype, self.device)
 
@@ -86,6 +92,10 @@ class Model:
             ),
             pool,
         )
+
+    def logits(self, rows: Rows, kv: KVPool) -> NDArray[np.float32]:
+        """As `forward`, on the host."""
+        return self.forward(rows, kv).cpu().numpy()
 
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: KVPool) -> Tensor:

@@ -12,7 +12,7 @@ import hashlib
 import mmap
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightwork.kernels.cpu import step
-from lightwork.kernels.cpu.pack import Format, pack
+from lightwork.kernels.cpu.formats import BF16, BF16_DOT, F16, MatrixFormat
+from lightwork.kernels.cpu.pack import narrow, pack
+from lightwork.models import import_models
+from lightwork.models.checkpoint import Checkpoint, Progress
 from lightwork.models.spec import ModelSpec
 
 KEPT_BYTES = 64 << 20
 """Models of fewer bytes are packed at each start: it takes less than a second."""
 LAYOUT_VERSION = 1
 ALIGNMENT = 64
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(slots=True)
@@ -40,7 +42,7 @@ class Layout:
     """
 
     spec: ModelSpec
-    form: Format
+    form: MatrixFormat
     embed_half: int
     nbytes: int = 0
     layers: NDArray[np.int64] = field(init=False)
@@ -122,11 +124,12 @@ class _Writer:
         self._progress = progress
         self._done = 0
 
-    def write(self, get: Any) -> None:
+    def write(self, checkpoint: Checkpoint) -> None:
+        import_models()
         from lightwork.models.weights import each_part
 
         layout = self._layout
-        for number, name, tensor in each_part(layout.spec, get):
+        for number, name, tensor in each_part(layout.spec, checkpoint.get):
             if name == "embed":
                 self._put(layout.embed, _embedding(tensor, layout.embed_bytes))
             elif name in ("positions", "norm", "norm_bias"):
@@ -135,6 +138,7 @@ class _Writer:
                 self._pack(layout.head, [tensor])
             else:
                 self._layer(layout.layers[number], name, tensor)
+        checkpoint.check_all_read()
 
     def _layer(self, at: NDArray[np.int64], name: str, tensor: Any) -> None:
         column = int(getattr(step, name.upper()))
@@ -174,12 +178,9 @@ def _embedding(tensor: Any, nbytes: int) -> NDArray[Any]:
     return _floats(tensor) if nbytes == 4 else np.ascontiguousarray(tensor.view(torch.uint16).numpy())
 
 
-def _matrix(tensor: Any, form: Format) -> NDArray[Any]:
+def _matrix(tensor: Any, form: MatrixFormat) -> NDArray[Any]:
     """The matrix as `pack` takes it: 16-bit types as they are if they stay so, everything else in float32."""
     import torch
-
-    from lightwork.kernels.cpu.pack import narrow
-    from lightwork.kernels.cpu.tile import BF16, BF16_DOT, F16
 
     if form.code in (BF16, BF16_DOT) and tensor.dtype == torch.bfloat16:
         return np.ascontiguousarray(tensor.view(torch.uint16).numpy())
@@ -190,26 +191,26 @@ def _matrix(tensor: Any, form: Format) -> NDArray[Any]:
 
 
 def packed_bytes(
-    layout: Layout, get: Any, files: Iterable[Path], progress: Progress | None = None
+    layout: Layout, checkpoint: Checkpoint, progress: Progress | None = None
 ) -> NDArray[np.uint8]:
     """The bytes of a layout, read-only: mapped from a file made earlier, or made now.
 
-    get(name, shape) reads a tensor of the checkpoint; it is called only if no file is there. files: what the
-    checkpoint consists of; a file made from older ones is not used.
+    A file made from an older version of the checkpoint is not used. Raises CheckpointError; MissingExtraError
+    without torch, if the checkpoint has to be read.
     """
     if layout.nbytes < KEPT_BYTES:
-        return _in_memory(layout, get, progress)
-    kept = home() / "packed" / f"{_key(layout, files)}.bin"
+        return _in_memory(layout, checkpoint, progress)
+    kept = home() / "packed" / f"{_key(layout, checkpoint.files)}.bin"
     if not kept.is_file() or kept.stat().st_size != layout.nbytes:
         try:
-            _write_file(kept, layout, get, progress)
+            _write_file(kept, layout, checkpoint, progress)
         except OSError as error:
             warnings.warn(
-                f"packed weights are not kept: {kept.parent}: {error.strerror}. Every start will convert them; "
-                "set LIGHTWORK_HOME to a folder with room",
+                f"packed weights cannot be kept in {kept.parent}: {error.strerror}. Every start will convert "
+                "them; set LIGHTWORK_HOME to a folder with room",
                 stacklevel=2,
             )
-            return _in_memory(layout, get, progress)
+            return _in_memory(layout, checkpoint, progress)
     with kept.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
     mapped.madvise(mmap.MADV_WILLNEED)
@@ -221,14 +222,14 @@ def home() -> Path:
     return Path(os.environ.get("LIGHTWORK_HOME") or Path.home() / ".cache" / "lightwork")
 
 
-def _in_memory(layout: Layout, get: Any, progress: Progress | None) -> NDArray[np.uint8]:
+def _in_memory(layout: Layout, checkpoint: Checkpoint, progress: Progress | None) -> NDArray[np.uint8]:
     blob = np.zeros(layout.nbytes, np.uint8)
-    _Writer(layout, blob, progress).write(get)
+    _Writer(layout, blob, progress).write(checkpoint)
     blob.flags.writeable = False
     return blob
 
 
-def _write_file(kept: Path, layout: Layout, get: Any, progress: Progress | None) -> None:
+def _write_file(kept: Path, layout: Layout, checkpoint: Checkpoint, progress: Progress | None) -> None:
     """Written beside its place and renamed, so that a file of this name is always whole."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     part = kept.with_suffix(f".{os.getpid()}.part")
@@ -237,7 +238,7 @@ def _write_file(kept: Path, layout: Layout, get: Any, progress: Progress | None)
             os.posix_fallocate(file.fileno(), 0, layout.nbytes)
             with mmap.mmap(file.fileno(), layout.nbytes) as mapped:
                 blob = np.frombuffer(mapped, np.uint8)
-                _Writer(layout, blob, progress).write(get)
+                _Writer(layout, blob, progress).write(checkpoint)
                 del blob
                 mapped.flush()
         part.replace(kept)

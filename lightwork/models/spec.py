@@ -44,13 +44,13 @@ class Rope:
     def frequencies(self, head_size: int) -> NDArray[np.float32]:
         """Radians per position of each rotated pair, [head_size / 2]."""
         exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
-        plain: NDArray[np.float32] = np.float32(1) / np.float32(self.theta) ** exponents
+        plain: NDArray[np.float32] = (1 / np.float32(self.theta) ** exponents).astype(np.float32)
         if self.kind == "default":
             return plain
         if self.kind == "linear":
-            return plain / np.float32(self.factor)
+            return (plain / self.factor).astype(np.float32)
         turns = self.original_len * plain / np.float32(2 * pi)
-        ramp = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
+        ramp: NDArray[np.float32] = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
         return (ramp * plain + (1 - ramp) * plain / self.factor).astype(np.float32)
 
 

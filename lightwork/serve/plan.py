@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lightwork.decode.proposers import Proposer
 from lightwork.decode.verifiers import Verifier
 from lightwork.errors import CapacityError, SpecError
+from lightwork.kernels.cpu.formats import BF16, F32, INT8, PAGE
 from lightwork.memory.kv import KVCache
+from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.engine import Engine
 from lightwork.serve.runner import Runner
@@ -26,13 +28,17 @@ from lightwork.techniques import kind_of, parse_all
 if TYPE_CHECKING:
     from lightwork.cluster import Cluster
     from lightwork.models import Model
+    from lightwork.models.compiled import CompiledModel
+    from lightwork.models.precisions import Precision
     from lightwork.models.spec import ModelSpec
+
+    Served = Model | CompiledModel
 
 BLOCK_SIZE = 16
 SMALL_BYTES = 32e6
 """Weights below this stay in a core's cache; two threads then cost more in waiting than they compute."""
 
-SERVED_KINDS = ("scheduler", "proposer", "verifier")
+SERVED_KINDS = ("scheduler", "proposer", "verifier", "precision")
 
 
 class Setting(NamedTuple):
@@ -128,14 +134,21 @@ def context(plan: Plan, spec: ModelSpec) -> Setting:
     return Setting("max_len", str(plan.max_len), "as asked")
 
 
-def kv_blocks(plan: Plan, spec: ModelSpec, dtype: str, max_len: int, memory_bytes: int) -> Setting:
+def kv_blocks(
+    plan: Plan,
+    spec: ModelSpec,
+    dtype: str,
+    max_len: int,
+    memory_bytes: int,
+    block_size: int = BLOCK_SIZE,
+) -> Setting:
     """KV blocks for a memory of memory_bytes free bytes, of which KV may take a quarter unless
     plan.kv_bytes says more.
 
     Raises CapacityError if one sequence of max_len tokens does not fit in what was asked for.
     """
-    block_bytes = spec.kv_bytes_per_token(dtype) * BLOCK_SIZE
-    wanted = plan.max_seqs * -(-max_len // BLOCK_SIZE)
+    block_bytes = spec.kv_bytes_per_token(dtype) * block_size
+    wanted = plan.max_seqs * -(-max_len // block_size)
     if plan.kv_bytes is not None:
         blocks = plan.kv_bytes // block_bytes
         if blocks < 1:
@@ -153,62 +166,75 @@ def kv_blocks(plan: Plan, spec: ModelSpec, dtype: str, max_len: int, memory_byte
 
 def open_engine(
     plan: Plan, kernel: Kernel, progress: Callable[[str, int, int], None] | None = None
-) -> tuple[Engine, Model, list[Setting]]:
+) -> tuple[Engine, Served, list[Setting]]:
     """Load the model and build the engine that serves it for real.
 
     progress(phase, done_bytes, total_bytes) is called while loading. Raises CheckpointError, SpecError.
     """
-    from lightwork import models
-
     if plan.on.startswith("sim:"):
         raise SpecError(
             f"{plan.on} is simulated",
             expected="cpu or cuda:0",
             fix=f"lightwork sim {plan.model} --on {plan.on}",
         )
-    plan.techniques()
-    dtype = "float32" if plan.on == "cpu" else "bfloat16"
-    model = models.load(plan.model, dtype=dtype, device=plan.on, progress=progress)
+    chosen = plan.techniques()
+    model, kv_dtype, block_size, settings = _load(plan, chosen.get("precision"), progress)
     longest = context(plan, model.spec)
-    blocks = kv_blocks(plan, model.spec, dtype, int(longest.value), free_bytes(plan.on))
-    kv = KVCache(int(blocks.value), BLOCK_SIZE, prefix_cache=plan.prefix_cache)
+    memory_bytes = free_bytes(plan.on)
+    blocks = kv_blocks(plan, model.spec, kv_dtype, int(longest.value), memory_bytes, block_size)
+    kv = KVCache(int(blocks.value), block_size, prefix_cache=plan.prefix_cache)
     runner = runner_for(plan.on, model)
     engine = make_engine(
         plan, kernel, kv, lambda kv: runner(kernel, model, kv), int(longest.value), model.spec.vocab_size
     )
-    reason = "exact on a CPU" if plan.on == "cpu" else "half the bytes of float32"
-    settings = [
-        Setting("dtype", dtype, reason),
-        *_threads(plan, model),
-        longest,
-        blocks,
-        Setting(
-            "scheduler",
-            repr(engine.scheduler),
-            "as asked" if "scheduler" in plan.techniques() else "the default",
-        ),
-    ]
+    asked = "as asked" if "scheduler" in chosen else "the default"
+    settings += [*_threads(plan, model), longest, blocks, Setting("scheduler", repr(engine.scheduler), asked)]
     return engine, model, settings
 
 
-def runner_for(place: str, model: Model) -> Callable[[Kernel, Model, KVCache], Runner]:
-    """Triton's kernels on a GPU, if they are installed and know the model; otherwise torch."""
+def _load(
+    plan: Plan, precision: Precision | None, progress: Callable[[str, int, int], None] | None
+) -> tuple[Served, str, int, list[Setting]]:
+    """The model, the type of its keys and values, tokens of a KV block, and why."""
+    from lightwork import models
+
+    if plan.on == "cpu" and find_spec("numba") is not None:
+        compiled = models.load_compiled(plan.model, precision=precision or Stored(), progress=progress)
+        chosen = Setting("precision", repr(precision or Stored()), compiled.numbers.reason)
+        kv_dtype = {F32: "float32", BF16: "bfloat16", INT8: "int8"}[compiled.numbers.kv]
+        return compiled, kv_dtype, PAGE, [chosen, Setting("kv_dtype", kv_dtype, "of that precision")]
+    if precision is not None:
+        raise SpecError(
+            f"{precision!r} is computed by the compiled CPU step only",
+            expected="--on cpu, with the extra 'cpu'",
+            fix='pip install "lightwork[cpu]"' if plan.on == "cpu" else "--on cpu",
+        )
+    dtype = "float32" if plan.on == "cpu" else "bfloat16"
+    reason = (
+        "exact on a CPU; without numba, torch computes" if plan.on == "cpu" else "half the bytes of float32"
+    )
+    model = models.load(plan.model, dtype=dtype, device=plan.on, progress=progress)
+    return model, dtype, BLOCK_SIZE, [Setting("dtype", dtype, reason)]
+
+
+def runner_for(place: str, model: Served) -> Callable[[Kernel, Any, KVCache], Runner]:
+    """Triton's kernels on a GPU, if they are installed and know the model; otherwise the model itself."""
     if place.startswith("cuda") and find_spec("triton") is not None:
         from lightwork.models.gpu_step import supports
         from lightwork.serve.gpu_runner import GpuRunner
 
         if supports(model.spec):
             return GpuRunner
-    from lightwork.serve.torch_runner import TorchRunner
+    from lightwork.serve.local_runner import LocalRunner
 
-    return TorchRunner
+    return LocalRunner
 
 
-def _threads(plan: Plan, model: Model) -> list[Setting]:
+def _threads(plan: Plan, model: Served) -> list[Setting]:
     """Give a CPU model the threads it can use."""
     if plan.on != "cpu":
         return []
-    small = model.weights.nbytes < SMALL_BYTES
+    small = model.nbytes < SMALL_BYTES
     threads = 1 if small else os.cpu_count() or 1
     model.set_threads(threads)
     reason = "its steps are shorter than waking another thread" if small else "one per core"

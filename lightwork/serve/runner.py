@@ -1,6 +1,6 @@
 """Who carries a step out.
 
-For real with torch (`torch_runner`), or on the simulated clock (`simulated_runner`).
+For real on this machine (`local_runner`, `gpu_runner`), or on the simulated clock (`simulated_runner`).
 """
 
 from __future__ import annotations

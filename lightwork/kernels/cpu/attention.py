@@ -22,9 +22,10 @@ import numpy as np
 from llvmlite import ir
 
 from lightwork.kernels.cpu.compiled import bfloat_bits, compiled, intrinsic, summing, types
+from lightwork.kernels.cpu.formats import BF16, F32, INT8, PAGE
 from lightwork.kernels.cpu.rowwise import EXP2, exp2
 from lightwork.kernels.cpu.state import bits_at, floats, int32s, int_at, ints, shorts, signed_bytes
-from lightwork.kernels.cpu.tile import BF16, F32, INT8, multiply
+from lightwork.kernels.cpu.tile import multiply
 from lightwork.kernels.cpu.vectors import (
     FLOATS,
     I64,
@@ -43,7 +44,6 @@ from lightwork.kernels.cpu.vectors import (
     store,
 )
 
-PAGE = 64
 CHUNK_PAGES = 4
 CHUNK = PAGE * CHUNK_PAGES
 MAX_TILE_ROWS = 64
@@ -208,7 +208,7 @@ def find(plan: int, count: int, unit: int) -> tuple[Any, int, int]:
 
 
 @compiled
-def _place(t: Any, buffer: int, thread: int, i: int, width: int) -> int:
+def _place(t: Any, buffer: int, thread: int, i: int, width: int) -> Any:
     """The address of row i of a thread's tile buffer."""
     return buffer + 4 * (thread * t.tile_rows + i) * width
 
@@ -359,7 +359,7 @@ def _first_cut_after(unit: int, units: int, runs: int) -> int:
 
 
 @compiled
-def _kept(t: Any, cut: int, chunk: int, i: int) -> int:
+def _kept(t: Any, cut: int, chunk: int, i: int) -> Any:
     """The address of a partial [padded_head + 2] that waits for its head to be merged."""
     return t.partials + 4 * ((cut * t.chunks + chunk) * t.tile_rows + i) * (t.padded_head + 2)
 

@@ -14,8 +14,13 @@ from lightwork.kernels.cpu.vectors import FLOAT, HALF, I16, I32, Builder, Value
 
 numba: Any = import_module("numba")
 types: Any = import_module("numba.core.types")
-intrinsic: Any = import_module("numba.extending").intrinsic
+_extending: Any = import_module("numba.extending")
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def intrinsic(emit: Callable[..., Any]) -> Any:
+    """A function of compiled code, given by what it emits."""
+    return _extending.intrinsic(emit)
 
 
 def compiled(fn: F) -> F:

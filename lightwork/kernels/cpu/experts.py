@@ -50,7 +50,7 @@ def choose_experts(x: Any, router: Any, scores: Any, normalise: bool, chosen: An
 
 @compiled
 def sort_by_expert(expert_of: Any, order: Any, starts: Any) -> None:
-    """Counting sort: order[i] is the place of assignment i among all A, starts [E + 1] where each expert's begin."""
+    """Counting sort: order[i]: the place of assignment i among all A; starts [E + 1]: of each expert."""
     starts[:] = 0
     for e in expert_of:
         starts[e + 1] += 1

@@ -13,7 +13,6 @@ with zeros. Layout of a block, in the order the micro-kernel reads:
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,58 +20,12 @@ from numpy.typing import NDArray
 
 from lightwork.errors import RangeError
 from lightwork.kernels.cpu.compiled import bfloat_bits, compiled, half_bits, half_value
-from lightwork.kernels.cpu.tile import (
-    BF16_DOT,
-    CENTRE,
-    CODE4,
-    CODE4_DOT,
-    F32,
-)
+from lightwork.kernels.cpu.formats import BF16_DOT, BLOCK, F32, MatrixFormat
 
-BLOCK = 64
 Bytes = NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Format:
-    """How the matrices of a model are stored and multiplied.
-
-    code: one of tile.py's formats. group: inputs that share a scale (formats of codes). affine: groups have
-    offsets too. table: what the 16 codes of CODE4 stand for, evenly spaced where it is empty.
-    """
-
-    code: int = F32
-    group: int = 1
-    affine: bool = False
-    table: tuple[float, ...] = ()
-
-    @property
-    def quantised(self) -> bool:
-        return self.code in CENTRE
-
-    @property
-    def four_bits(self) -> bool:
-        return self.code in (CODE4, CODE4_DOT)
-
-    def padded(self, inputs: int) -> int:
-        """Inputs, rounded up to whole groups or pairs."""
-        unit = self.group if self.quantised else 2 if self.code == BF16_DOT else 1
-        return -(-inputs // unit) * unit
-
-    def block_bytes(self, inputs: int) -> int:
-        """Bytes of one block of 64 outputs."""
-        k = self.padded(inputs)
-        if not self.quantised:
-            return BLOCK * k * (4 if self.code == F32 else 2)
-        head = 2 * BLOCK * (2 if self.affine else 1)
-        return k // self.group * head + BLOCK * k // (2 if self.four_bits else 1)
-
-    def nbytes(self, outputs: int, inputs: int) -> int:
-        """Bytes of a matrix."""
-        return -(-outputs // BLOCK) * self.block_bytes(inputs)
-
-
-def pack(w_NK: NDArray[Any], into: Bytes, form: Format, threads: int = 2) -> None:
+def pack(w_NK: NDArray[Any], into: Bytes, form: MatrixFormat, threads: int = 2) -> None:
     """Write a float32 matrix, or a bfloat16 one given as uint16, into `into`, quantising it if asked.
 
     Raises RangeError if the sizes do not match.
@@ -174,7 +127,7 @@ def put_codes(
 
 
 @compiled
-def _quantise(values: Any, codes: Any, four_bits: bool, affine: bool, table: Any) -> tuple[int, int]:
+def _quantise(values: Any, codes: Any, four_bits: bool, affine: bool, table: Any) -> tuple[Any, Any]:
     """The nearest codes of a group, and float16 bits of the scale and offset they are nearest under."""
     low, high = values.min(), values.max()
     if affine:
@@ -200,7 +153,7 @@ def _encode_evenly(values: Any, codes: Any, scale: Any, offset: Any, middle: Any
 
 
 @compiled
-def _best_scale(values: Any, codes: Any, table: Any) -> int:
+def _best_scale(values: Any, codes: Any, table: Any) -> Any:
     """Of some scales around the one that maps the largest value to the table's end, the least squared error.
 
     Either sign: a table that reaches further below zero than above holds the largest value there.

@@ -9,10 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightwork.kernels.cpu.compiled import compiled
-from lightwork.kernels.cpu.rowwise import activate, group_sums, to_bfloat16, to_bytes
-from lightwork.kernels.cpu.state import floats, int32s, int_at, ints, shorts, signed_bytes
-from lightwork.kernels.cpu.team import take
-from lightwork.kernels.cpu.tile import (
+from lightwork.kernels.cpu.formats import (
     BF16,
     BF16_DOT,
     CODE4,
@@ -21,8 +18,11 @@ from lightwork.kernels.cpu.tile import (
     CODE8_DOT,
     F16,
     F32,
-    multiply,
 )
+from lightwork.kernels.cpu.rowwise import activate, group_sums, to_bfloat16, to_bytes
+from lightwork.kernels.cpu.state import floats, int32s, int_at, ints, shorts, signed_bytes
+from lightwork.kernels.cpu.team import take
+from lightwork.kernels.cpu.tile import multiply
 
 ROW_TILE = 96
 TILE_BYTES = ROW_TILE * 64 * 4
@@ -118,7 +118,7 @@ def _block(t: Any, matrix: int, block: int, buffer: int, first: int, rows: int, 
 
 @compiled
 def _finish(t: Any, then: int, tile: Any, second: Any, bias: int, second_bias: int, out: Any) -> None:
-    """What becomes of one row of a block. tile, second, out: as wide as the outputs; biases: addresses or 0."""
+    """What becomes of one row of a block. tile, second, out: equally wide; biases: addresses or 0."""
     if bias:
         near = floats(bias, tile.shape[0])
         for j in range(tile.shape[0]):
@@ -156,10 +156,10 @@ def product_phase(
     out: int,
     out_width: int,
 ) -> None:
-    """out[r] = then(row r of a buffer times a matrix), for the rows starts[e] .. starts[e + 1] of each expert e.
+    """out[r] = then(row r of a buffer times a matrix), for rows starts[e] .. starts[e + 1] of each expert e.
 
-    matrix: of the first expert; each has one, or two if GATED. starts: address. bias: offset in vectors, or -1.
-    out: float32 rows of out_width, `outputs` of them written.
+    matrix: of the first expert; each has one, or two if GATED. bias: offset in vectors, or -1.
+    out: float32 rows of out_width, of which `outputs` numbers are written.
     """
     each = 2 if then == GATED else 1
     tiles = t.tiles + thread * 2 * TILE_BYTES

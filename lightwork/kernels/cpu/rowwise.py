@@ -124,7 +124,7 @@ def to_bfloat16(x: Any, out: Any) -> None:
 
 @summing
 def to_bytes(x: Any, group: int, out: Any, scales: Any, sums: Any) -> None:
-    """A row as int8 with one scale per group, each group's largest value becoming 127, and the groups' sums."""
+    """A row as int8 with a scale per group, whose largest value becomes 127, and the groups' sums."""
     size = x.shape[0]
     for g in range(scales.shape[0]):
         part = x[g * group : min(size, (g + 1) * group)]

@@ -1,4 +1,4 @@
-"""What the threads of a step share: sizes, settings and addresses of buffers, in one record that all of them read.
+"""What the threads of a step share: sizes, settings and addresses of buffers, in one record.
 
 Compiled functions take the record and open views on its buffers; a record is one pointer to them, where
 tuples of arrays would be hundreds of arguments. Everything is a number of 64 bits.
@@ -20,7 +20,7 @@ from lightwork.kernels.cpu.vectors import I64, Builder, Value
 
 MODEL = (
     "layers num_layers matrices table",  # tables below; float32 [16]
-    "weights vectors embed embed_half positions",  # bytes; float32; [V, d], float32 or bits as embed_half says; float32 [max_len, d] or 0
+    "weights vectors embed embed_half positions",  # bytes; float32; [V, d]; float32 [max_len, d] or 0
     "hidden heads kv_heads head_size padded_head ffn vocab",
     "experts experts_per_token normalise_gates layer_norm gated activation",
     "head norm norm_bias",  # a matrix; offsets in vectors
@@ -43,7 +43,7 @@ SCRATCH = (
     "partials chunks",  # float32 [runs, chunks, tile_rows, padded_head + 2]
     "plan windowed_plan",  # int64 [tiles + 1, 6]
     "expert_scores expert_of gate_of order starts expert_out",
-    "all_rows every_scored",  # int64 [2]: (0, R), (0, N): starts of the rows of one expert where there are none
+    "all_rows every_scored",  # int64 [2]: (0, R) and (0, N), the starts of one expert's rows
     "logits",  # float32 [N, V]
 )
 TEAM = ("threads control counters phases",)

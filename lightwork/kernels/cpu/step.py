@@ -90,10 +90,7 @@ def _forward(t: Any, thread: int) -> None:
         else:
             phase = _attend(t, thread, phase, number, t.ancestors, 0, t.plan, count, units)
         phase = _leave_attention(t, thread, phase, layer)
-        if layer[ROUTER] >= 0:
-            phase = _experts(t, thread, phase, layer)
-        else:
-            phase = _mlp(t, thread, phase, layer)
+        phase = _experts(t, thread, phase, layer) if layer[ROUTER] >= 0 else _mlp(t, thread, phase, layer)
     _score(t, thread, phase)
 
 

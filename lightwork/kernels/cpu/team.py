@@ -1,4 +1,4 @@
-"""Threads that run one compiled function together: shared work, barriers, and a place to wait for the next call.
+"""Threads that run one compiled function together: shared work, barriers, and waiting for a call.
 
 A call costs one semaphore per helper, a barrier some hundred nanoseconds; a parallel loop of numba costs
 microseconds each, and a step has hundreds of them. Helpers wait by spinning for a moment, then asleep.
@@ -84,7 +84,7 @@ def barrier(t: Any, phase: int) -> int:
 
 @compiled
 def take(t: Any, phase: int, thread: int, total: int, piece: int) -> tuple[int, int]:
-    """The next piece (first, last) of a phase's `total` items for a thread; first == last when none is left."""
+    """The next piece (first, last) of a phase's items for a thread; first == last when none is left."""
     for turn in range(t.threads):
         whose = (thread + turn) % t.threads
         first, last = total * whose // t.threads, total * (whose + 1) // t.threads
@@ -100,10 +100,10 @@ def wait_for_call(t: Any, thread: int) -> bool:
     semaphore = t.control + 8 * (SEMAPHORES + LINE * thread)
     for _ in range(SPINS):
         if _sem_trywait(semaphore) == 0:
-            return int_at(t.control, STOP) == 0
+            return bool(int_at(t.control, STOP) == 0)
     while _sem_wait(semaphore) != 0:
         pass
-    return int_at(t.control, STOP) == 0
+    return bool(int_at(t.control, STOP) == 0)
 
 
 @compiled

@@ -17,12 +17,23 @@ Formats, by what is multiplied:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from llvmlite import ir
 
 from lightwork.kernels.cpu.compiled import compile_module, intrinsic, types
+from lightwork.kernels.cpu.formats import (
+    BF16,
+    BF16_DOT,
+    CENTRE,
+    CODE4_DOT,
+    CODE8,
+    CODE8_DOT,
+    F16,
+    F32,
+    INT8,
+)
 from lightwork.kernels.cpu.isa import Isa, host
 from lightwork.kernels.cpu.vectors import (
     BYTES,
@@ -50,11 +61,6 @@ from lightwork.kernels.cpu.vectors import (
     store,
     widen_bf16,
 )
-
-F32, BF16, F16, INT8, BF16_DOT, CODE8, CODE4, CODE8_DOT, CODE4_DOT = range(9)
-CENTRE = {CODE8: 128, CODE8_DOT: 128, CODE4: 8, CODE4_DOT: 8}
-"""The code that means zero in a symmetric format; offsets count from it."""
-
 
 NUM_ARGS = 12
 
@@ -85,14 +91,13 @@ class _Tile(NamedTuple):
 
 @cache
 def kernel(form: int, *, vectors: int = 4, affine: bool = False, isa: Isa | None = None) -> int:
-    """The address of the compiled micro-kernel of a format, for `multiply`. isa: this processor's, by default."""
+    """The address of a format's compiled micro-kernel, for `multiply`. isa: this processor's, by default."""
     module = ir.Module(name=f"tile_{form}_{vectors}_{affine}")
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * NUM_ARGS), "multiply")
     b = ir.IRBuilder(function.append_basic_block("entry"))
-    *addresses, rows, inputs, group = function.args
-    _by_rows(
-        b, _Tile(form, host() if isa is None else isa, 0, vectors, affine, *addresses, inputs, group), rows
-    )
+    values: list[Value] = list(function.args)
+    fixed = (form, host() if isa is None else isa, 0, vectors, affine)
+    _by_rows(b, _Tile(*fixed, *values[:9], *values[10:]), values[9])
     b.ret_void()
     return compile_module(module, "multiply")
 
@@ -141,11 +146,13 @@ def _by_rows(b: Builder, whole: _Tile, rows: Value) -> None:
             count = b.sub(count, b.zext(b.and_(spare, b.icmp_signed(">", left, I64(2))), I64))
 
         with b.if_then(b.icmp_signed(">", count, I64(0))):
-            loop(b, count, [], lambda i, _, height=height, done=done: _at_row(b, whole, height, i, done))
+            loop(b, count, [], partial(_at_row, b, whole, height, done))
         done = b.add(done, b.mul(count, I64(height)))
 
 
-def _at_row(b: Builder, whole: _Tile, height: int, i: Value, done: Value) -> list[Value]:
+def _at_row(
+    b: Builder, whole: _Tile, height: int, done: Value, i: Value, carried: Sequence[Value]
+) -> list[Value]:
     row = b.add(done, b.mul(i, I64(height)))
 
     def moved(address: Value, stride: Value) -> Value:
@@ -217,7 +224,7 @@ def _dot16(b: Builder, isa: Isa, w: Value, x: Value, total: Value) -> Value:
         return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, args)
     low = [b.bitcast(b.shl(one, int_splat(16)), FLOATS) for one in (w, x)]
     high = [b.bitcast(b.and_(one, int_splat(0xFFFF0000)), FLOATS) for one in (w, x)]
-    return fma(b, *high, fma(b, *low, total))
+    return fma(b, high[0], high[1], fma(b, low[0], low[1], total))
 
 
 # -- grouped formats

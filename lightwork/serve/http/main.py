@@ -87,7 +87,7 @@ def load(
         trace=trace,
         settings=settings,
         phases=[("import", imported_s), ("read", read_s), ("warm up", warm_s)],
-        nbytes=model.weights.nbytes,
+        nbytes=model.nbytes,
     )
 
 

@@ -21,13 +21,13 @@ from lightwork.models.model import Model
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.gpu_runner import GpuRunner
+from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.plan import Plan, make_engine, runner_for
 from lightwork.serve.rows import build_rows
 from lightwork.serve.schedulers import Chunk, Step
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
-from lightwork.serve.torch_runner import TorchRunner
 
 Make = Callable[..., Path]
 TEXT = np.random.default_rng(0).integers(0, 256, 40).tolist()
@@ -95,7 +95,7 @@ def test_served_texts_equal_those_of_torch(checkpoint: Make) -> None:
         Request(prompt=tuple(TEXT[4:8]), max_tokens=3, sampling=Sampling(seed=4), prompt_logprobs=1),
     ]
     texts = []
-    for runner in (GpuRunner, TorchRunner):
+    for runner in (GpuRunner, LocalRunner):
         kernel = Kernel(WallClock())
         engine = make_engine(
             Plan(use=(Ngram(k=2),)),
@@ -112,8 +112,8 @@ def test_served_texts_equal_those_of_torch(checkpoint: Make) -> None:
 def test_a_gpu_gets_the_kernels_for_models_they_know(checkpoint: Make) -> None:
     llama, mixtral = (models.load(str(checkpoint(family))) for family in ("llama", "mixtral"))
     assert runner_for("cuda:0", llama) is GpuRunner
-    assert runner_for("cuda:0", mixtral) is TorchRunner
-    assert runner_for("cpu", llama) is TorchRunner
+    assert runner_for("cuda:0", mixtral) is LocalRunner
+    assert runner_for("cpu", llama) is LocalRunner
 
 
 def test_what_warms_up_a_step_has_one_sequence_per_tile_and_fits_a_small_cache() -> None:

@@ -60,14 +60,15 @@ def test_a_seed_gives_one_reply_and_other_seeds_others(client: openai.OpenAI) ->
 
 
 def test_usage_and_timings_add_up(client: openai.OpenAI) -> None:
-    chat(client)
-    reply = chat(client, max_completion_tokens=5)
+    long = [{"role": "user", "content": "Which tools are there, and what does each of them do? " * 2}]
+    chat(client, messages=long)
+    reply = chat(client, messages=long, max_completion_tokens=5)
     usage = reply.usage
     assert usage is not None
     assert usage.completion_tokens == 5
     assert usage.total_tokens == usage.prompt_tokens + 5
     assert usage.prompt_tokens_details is not None
-    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
+    assert usage.prompt_tokens_details.cached_tokens == 64  # one whole block
     timings = reply.model_extra["timings"]  # type: ignore[index]
     assert {"queue_ms", "prefill_ms", "decode_ms", "drafted", "accepted"} <= timings.keys()
 
@@ -279,12 +280,13 @@ def read_metrics(http: httpx.Client) -> dict[str, float]:
 def test_metric_names_are_frozen_and_values_move(
     http: httpx.Client, client: openai.OpenAI, loaded: Loaded
 ) -> None:
-    chat(client, max_tokens=3)
+    long = [{"role": "user", "content": "a prompt of more than one block of keys and values, " * 2}]
+    chat(client, messages=long, max_tokens=3)
     before = read_metrics(http)
     kinds = [line.split()[2:] for line in http.get("/metrics").text.splitlines() if line.startswith("# TYPE")]
     families = sorted(name for name, _ in kinds if not name.endswith("_created"))
     assert families == sorted(f"lightwork_{name}" for name in FROZEN)
-    chat(client, max_tokens=5)
+    chat(client, messages=long, max_tokens=5)
     after = read_metrics(http)
     assert after["lightwork_generation_tokens_total"] - before["lightwork_generation_tokens_total"] == 5
     key = 'lightwork_request_success_total{finished_reason="length"}'

@@ -54,7 +54,12 @@ def test_a_chat_reports_its_prompts_logprobs(http: httpx.Client) -> None:
 
 
 def test_streamed_or_not_the_usage_of_several_prompts_is_the_same(http: httpx.Client) -> None:
-    body = {**LONG, "max_tokens": 3, "prompt": ["a prompt of some length", "and one more, longer"], "n": 3}
+    body = {
+        **LONG,
+        "max_tokens": 3,
+        "prompt": ["a prompt of some length" * 4, "and one more, longer" * 5],
+        "n": 3,
+    }
     http.post(PATH, json=body)
     whole = http.post(PATH, json=body).json()
     options = {"stream": True, "stream_options": {"include_usage": True}}

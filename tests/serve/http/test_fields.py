@@ -184,11 +184,11 @@ def test_streamed_logprobs_continue_their_offsets(http: httpx.Client) -> None:
 
 
 def test_usage_counts_what_was_cached_of_every_prompt_once(http: httpx.Client) -> None:
-    body = {**TEXT, "prompt": [[7] * 40, [8] * 50], "n": 2}
+    body = {**TEXT, "prompt": [[7] * 70, [8] * 130], "n": 2}
     post(http, body)
     usage = post(http, body).json()["usage"]
-    assert usage["prompt_tokens"] == 90
-    assert usage["prompt_tokens_details"]["cached_tokens"] == 32 + 48  # whole blocks of 16
+    assert usage["prompt_tokens"] == 200
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 64 + 128  # whole blocks of 64
 
 
 def test_timings_come_with_the_last_piece_and_a_seed_to_have_it_again(http: httpx.Client) -> None:

@@ -1,0 +1,25 @@
+"""Weights as the checkpoint stores them, everything else in float32.
+
+Paper:  none: what a checkpoint means when nothing is rounded
+Idea:   widening a 16-bit weight to float32 is exact, so half the bytes are read and no bit is lost
+Shapes: float32, bfloat16 or float16 [N, K] -> the same type, in blocks of 64 outputs; keys and values float32
+Cost:   the bytes of the checkpoint per step; float32 multiply-adds
+Claims: lean_attention
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightwork.kernels.cpu.formats import BF16, F16, F32, MatrixFormat
+from lightwork.models.precisions import Numbers
+
+FORMATS = {"float32": F32, "bfloat16": BF16, "float16": F16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """Exact: token for token what float32 arithmetic gives."""
+
+    def numbers(self, stored: str) -> Numbers:
+        return Numbers(MatrixFormat(code=FORMATS[stored]), F32, f"{stored} as stored, computed in float32")
