@@ -2,6 +2,7 @@
 
 spec.py         `ModelSpec`: the shape of a model, from config.json or a preset
 transformer.py  `forward(weights, spec, tokens, positions, attend)`: all families, training and serving
+gpu_step.py     the same for dense Llama-like models on Triton's kernels, with CUDA graphs
 weights.py      fused weights, and their names in checkpoints
 checkpoint.py   Hugging Face folders: sharded safetensors, memory-mapped
 work.py         counted work of a forward, for the cost model
