@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightwork.decode.proposers import Proposer
@@ -158,7 +159,6 @@ def open_engine(
     progress(phase, done_bytes, total_bytes) is called while loading. Raises CheckpointError, SpecError.
     """
     from lightwork import models
-    from lightwork.serve.torch_runner import TorchRunner
 
     if plan.on.startswith("sim:"):
         raise SpecError(
@@ -172,8 +172,9 @@ def open_engine(
     longest = context(plan, model.spec)
     blocks = kv_blocks(plan, model.spec, dtype, int(longest.value), free_bytes(plan.on))
     kv = KVCache(int(blocks.value), BLOCK_SIZE, prefix_cache=plan.prefix_cache)
+    runner = runner_for(plan.on, model)
     engine = make_engine(
-        plan, kernel, kv, lambda kv: TorchRunner(kernel, model, kv), int(longest.value), model.spec.vocab_size
+        plan, kernel, kv, lambda kv: runner(kernel, model, kv), int(longest.value), model.spec.vocab_size
     )
     reason = "exact on a CPU" if plan.on == "cpu" else "half the bytes of float32"
     settings = [
@@ -188,6 +189,19 @@ def open_engine(
         ),
     ]
     return engine, model, settings
+
+
+def runner_for(place: str, model: Model) -> Callable[[Kernel, Model, KVCache], Runner]:
+    """Triton's kernels on a GPU, if they are installed and know the model; otherwise torch."""
+    if place.startswith("cuda") and find_spec("triton") is not None:
+        from lightwork.models.gpu_step import supports
+        from lightwork.serve.gpu_runner import GpuRunner
+
+        if supports(model.spec):
+            return GpuRunner
+    from lightwork.serve.torch_runner import TorchRunner
+
+    return TorchRunner
 
 
 def _threads(plan: Plan, model: Model) -> list[Setting]:

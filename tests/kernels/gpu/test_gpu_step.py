@@ -1,0 +1,158 @@
+"""The forward on the kernels against `Model.forward`, and served texts against those of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lightwork import models
+from lightwork.decode.proposers import Draft
+from lightwork.decode.proposers.ngram import Ngram
+from lightwork.decode.sampling import Sampling
+from lightwork.errors import CheckpointError
+from lightwork.kernels.gpu.mirror import Mirror
+from lightwork.kernels.gpu.tasks import TILES, check_blocks, plan_tasks
+from lightwork.memory.kv import KVCache
+from lightwork.models.gpu_step import GpuStep, _first_rows, supports
+from lightwork.models.model import Model
+from lightwork.runtime.clock import WallClock
+from lightwork.runtime.kernel import Kernel
+from lightwork.serve.gpu_runner import GpuRunner
+from lightwork.serve.plan import Plan, make_engine, runner_for
+from lightwork.serve.rows import build_rows
+from lightwork.serve.schedulers import Chunk, Step
+from lightwork.serve.sequence import Request
+from lightwork.serve.sequence import Sequence as Seq
+from lightwork.serve.simulate import run_load
+from lightwork.serve.torch_runner import TorchRunner
+
+Make = Callable[..., Path]
+TEXT = np.random.default_rng(0).integers(0, 256, 40).tolist()
+SMALL = {"num_hidden_layers": 2}
+
+
+def logits(forward: Model | GpuStep, model: Model) -> list[torch.Tensor]:
+    """Of a prefill beside a decode, a decode, and a tree, through one cache."""
+    kv, pool = KVCache(16, 4), model.new_kv(16, 4)
+    seqs = []
+    for i, text in enumerate((TEXT[:15], TEXT[30:32])):
+        kv.attach(i, ())
+        request = Request(prompt=tuple(text), max_tokens=8, prompt_logprobs=0)
+        seqs.append(Seq(i, request, request.sampling, None, 0.0, list(text), len(text)))
+    long, short = seqs
+    tree = Draft((7, 8, 9), (-1, -1, 0))
+    steps = [
+        Step(chunks=[Chunk(long, 0, 5), Chunk(short, 0, 1)]),
+        Step(chunks=[Chunk(long, 5, 8)]),
+        Step(chunks=[Chunk(long, 13, 2), Chunk(short, 1, 1)], drafts=[tree, Draft()]),
+    ]
+    out = []
+    for step in steps:
+        for i, chunk in enumerate(step.chunks):
+            assert kv.reserve(chunk.seq.id, chunk.end + len(step.draft(i))) is not None
+        out.append(forward.forward(build_rows(step, kv)[0], pool).clone())
+        for chunk in step.chunks:
+            kv.commit(chunk.seq.id, chunk.seq.tokens, chunk.end)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("qwen2", {"sliding_window": 6, "max_window_layers": 1}),
+        ("qwen3", {}),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_logits_equal_those_of_the_reference(checkpoint: Make, family: str, config: dict[str, int]) -> None:
+    model = models.load(str(checkpoint(family, **SMALL, **config)))
+    step = GpuStep(model)
+    for got, right in zip(logits(step, model), logits(model, model), strict=True):
+        torch.testing.assert_close(got, right, atol=1e-4, rtol=0)
+    assert step.num_graphs == 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral"])
+def test_other_families_are_left_to_torch(checkpoint: Make, family: str) -> None:
+    model = models.load(str(checkpoint(family)))
+    assert not supports(model.spec)
+    with pytest.raises(CheckpointError, match="no GPU step"):
+        GpuStep(model)
+
+
+def test_served_texts_equal_those_of_torch(checkpoint: Make) -> None:
+    """Greedy and sampled on the device, filtered and reported on the host, with drafts."""
+    model = models.load(str(checkpoint("llama", num_hidden_layers=1)))
+    repeated = (5, 6, 7, 8, 5, 6, 7)
+    load = [
+        Request(prompt=repeated, max_tokens=5, sampling=Sampling(temperature=0.0)),
+        Request(prompt=tuple(TEXT[:4]), max_tokens=4, sampling=Sampling(temperature=1.2, seed=(1 << 64) - 3)),
+        Request(prompt=tuple(TEXT[4:7]), max_tokens=4, sampling=Sampling(seed=3, top_p=0.8, logprobs=2)),
+        Request(prompt=tuple(TEXT[4:8]), max_tokens=3, sampling=Sampling(seed=4), prompt_logprobs=1),
+    ]
+    texts = []
+    for runner in (GpuRunner, TorchRunner):
+        kernel = Kernel(WallClock())
+        engine = make_engine(
+            Plan(use=(Ngram(k=2),)),
+            kernel,
+            KVCache(64, 4),
+            lambda kv, runner=runner, kernel=kernel: runner(kernel, model, kv),
+            200,
+            model.spec.vocab_size,
+        )
+        texts.append([seq.tokens for seq in run_load(engine, [0.0] * len(load), load)])
+    assert texts[0] == texts[1]
+
+
+def test_a_gpu_gets_the_kernels_for_models_they_know(checkpoint: Make) -> None:
+    llama, mixtral = (models.load(str(checkpoint(family))) for family in ("llama", "mixtral"))
+    assert runner_for("cuda:0", llama) is GpuRunner
+    assert runner_for("cuda:0", mixtral) is TorchRunner
+    assert runner_for("cpu", llama) is TorchRunner
+
+
+def test_what_warms_up_a_step_has_one_sequence_per_tile_and_fits_a_small_cache() -> None:
+    for tile in TILES:
+        rows = _first_rows(1, tile.rows(4), 16)
+        check_blocks(rows, 2, 16)
+        assert [part[0] for part in plan_tasks(rows, 2, 4, None).parts] == [tile]
+    decodes = _first_rows(8, 1, 16)
+    check_blocks(decodes, 1, 16)
+    assert len(decodes.scored) == 8
+
+
+def test_padding_to_a_graphs_size_changes_no_logits_and_writes_nothing(checkpoint: Make) -> None:
+    """What a captured graph runs, launched directly: contexts grow under buffers that stay where they are."""
+    model = models.load(str(checkpoint("llama", num_hidden_layers=1)))
+    step = GpuStep(model)
+    padded, right = model.new_kv(16, 4), model.new_kv(16, 4)
+    batches = []
+    for count in (1, 2):
+        rows = _first_rows(3, count, 4)
+        with torch.inference_mode():
+            batches.append(step._place(rows, 8, 8))
+            got = step._run(batches[-1], padded)
+        assert got.shape == (8, model.spec.vocab_size)
+        torch.testing.assert_close(got[:3], model.forward(rows, right), atol=1e-4, rtol=0)
+        torch.testing.assert_close(padded.keys_LTGD, right.keys_LTGD, atol=1e-5, rtol=0)
+        torch.testing.assert_close(padded.values_LTGD, right.values_LTGD, atol=1e-5, rtol=0)
+    first, second = (batch.plans[None] for batch in batches)
+    assert [t.data_ptr() for t in first.parts[0][1:]] == [t.data_ptr() for t in second.parts[0][1:]]
+    assert first.sums.data_ptr() == second.sums.data_ptr()
+
+
+def test_a_buffer_stays_until_it_has_to_grow() -> None:
+    mirror = Mirror("cpu")
+    small = mirror.put("a", np.arange(5, dtype=np.int32))
+    assert small[:5].tolist() == [0, 1, 2, 3, 4]
+    same = mirror.put("a", np.arange(60, dtype=np.int32))
+    assert (same.data_ptr(), mirror.version) == (small.data_ptr(), 1)
+    grown = mirror.put("a", np.arange(65, dtype=np.int32))
+    assert (len(grown), mirror.version) == (128, 2)
+    assert grown[64] == 64
