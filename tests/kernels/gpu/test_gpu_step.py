@@ -14,6 +14,7 @@ from lightwork.decode.proposers import Draft
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.sampling import Sampling
 from lightwork.errors import CheckpointError
+from lightwork.kernels.gpu.mirror import Mirror
 from lightwork.kernels.gpu.tasks import TILES, check_blocks, plan_tasks
 from lightwork.memory.kv import KVCache
 from lightwork.models.gpu_step import GpuStep, _first_rows, supports
@@ -21,13 +22,13 @@ from lightwork.models.model import Model
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.gpu_runner import GpuRunner
-from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.plan import Plan, make_engine, runner_for
 from lightwork.serve.rows import build_rows
 from lightwork.serve.schedulers import Chunk, Step
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
+from lightwork.serve.local_runner import LocalRunner
 
 Make = Callable[..., Path]
 TEXT = np.random.default_rng(0).integers(0, 256, 40).tolist()
@@ -124,3 +125,34 @@ def test_what_warms_up_a_step_has_one_sequence_per_tile_and_fits_a_small_cache()
     decodes = _first_rows(8, 1, 16)
     check_blocks(decodes, 1, 16)
     assert len(decodes.scored) == 8
+
+
+def test_padding_to_a_graphs_size_changes_no_logits_and_writes_nothing(checkpoint: Make) -> None:
+    """What a captured graph runs, launched directly: contexts grow under buffers that stay where they are."""
+    model = models.load(str(checkpoint("llama", num_hidden_layers=1)))
+    step = GpuStep(model)
+    padded, right = model.new_kv(16, 4), model.new_kv(16, 4)
+    batches = []
+    for count in (1, 2):
+        rows = _first_rows(3, count, 4)
+        with torch.inference_mode():
+            batches.append(step._place(rows, 8, 8))
+            got = step._run(batches[-1], padded)
+        assert got.shape == (8, model.spec.vocab_size)
+        torch.testing.assert_close(got[:3], model.forward(rows, right), atol=1e-4, rtol=0)
+        torch.testing.assert_close(padded.keys_LTGD, right.keys_LTGD, atol=1e-5, rtol=0)
+        torch.testing.assert_close(padded.values_LTGD, right.values_LTGD, atol=1e-5, rtol=0)
+    first, second = (batch.plans[None] for batch in batches)
+    assert [t.data_ptr() for t in first.parts[0][1:]] == [t.data_ptr() for t in second.parts[0][1:]]
+    assert first.sums.data_ptr() == second.sums.data_ptr()
+
+
+def test_a_buffer_stays_until_it_has_to_grow() -> None:
+    mirror = Mirror("cpu")
+    small = mirror.put("a", np.arange(5, dtype=np.int32))
+    assert small[:5].tolist() == [0, 1, 2, 3, 4]
+    same = mirror.put("a", np.arange(60, dtype=np.int32))
+    assert (same.data_ptr(), mirror.version) == (small.data_ptr(), 1)
+    grown = mirror.put("a", np.arange(65, dtype=np.int32))
+    assert (len(grown), mirror.version) == (128, 2)
+    assert grown[64] == 64
