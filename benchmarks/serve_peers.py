@@ -6,9 +6,9 @@ ENVIRONMENTS holds one virtual environment per peer (`benchmarks/peers/README.md
 what each cell measures). stdout has one JSON line per cell and peer, stderr the table. A ratio above one says
 that lightwork is better.
 
-The defaults are for 34M. `--cells`, `--weights`, `--only` and `--pairs` make it shorter: f32 with 3 pairs of
-decode, prefill and memory takes two and a half minutes for five peers, most of it their starts and conversions.
-Conversions and checkpoints are kept in FOLDER; 1.1B needs 20 GB there and 16 GB of memory.
+The defaults are for 34M. `--cells`, `--weights`, `--only` and `--pairs` make it shorter: 3 pairs of decode,
+prefill and memory in f32 took two and a half minutes for five peers, conversions included, on a busy machine.
+Checkpoints and conversions are kept in FOLDER: 25 GB for 1.1B.
 """
 
 from __future__ import annotations
