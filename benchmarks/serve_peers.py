@@ -32,6 +32,9 @@ from peers.process import PeerError, Worker
 from peers.shapes import SHAPES, Shape, write_checkpoint
 from peers.streams import Server, evict, free_port
 
+Versions = dict[str, dict[str, str]]
+"""Of each engine, its own and its libraries'."""
+
 CELLS = ("decode", "prefill", "batch", "memory", "http", "start")
 OFFLINE = {"decode": cells.decode, "prefill": cells.prefill, "batch": cells.batch, "memory": cells.memory}
 
@@ -90,11 +93,12 @@ class Bench:
         )
         return Server(engine, serving, self.log(engine, "server"), self.environment(engine))
 
-    def rows(self, peer: Engine) -> Iterator[tuple[Row, dict[str, str]]]:
+    def rows(self, peer: Engine) -> Iterator[tuple[Row, Versions]]:
         """All cells against one peer, each with the versions. Raises PeerError where an engine fails."""
         chosen = self.options.cells
         with self.worker(LIGHTWORK) as ours, self.worker(peer) as theirs:
-            versions = ours.versions | theirs.versions
+            versions = {LIGHTWORK.name: ours.versions, peer.name: theirs.versions}
+            show(" against ".join(_listed(v) for v in versions.values()))
             for name in (c for c in OFFLINE if c in chosen):
                 yield from ((row, versions) for row in OFFLINE[name](ours, theirs, self.load))
         if "http" in chosen and peer.server is not None:
@@ -121,7 +125,11 @@ def show(*parts: str) -> None:
     print(*parts, file=sys.stderr, flush=True)
 
 
-def show_row(bench: Bench, peer: Engine, row: Row, versions: dict[str, str], limit: float | None) -> None:
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def show_row(bench: Bench, peer: Engine, row: Row, versions: Versions, limit: float | None) -> None:
     middle, low, high = row.summary()
     ours, theirs = median(row.ours), median(row.theirs)
     same = "" if row.agree is None else f"  equal {row.agree:.0%}"
