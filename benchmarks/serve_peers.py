@@ -4,15 +4,18 @@
 
 ENVIRONMENTS holds one virtual environment per peer (`benchmarks/peers/README.md` says how they are made and
 what each cell measures). stdout has one JSON line per cell and peer, stderr the table. A ratio above one says
-that lightwork is better. Times with 9 pairs, both engines counted, on 2 cores: 34M 12 minutes for all cells,
-weight types and peers (half of it starts), 160M about 25, 1.1B about 3 hours; `--cells`, `--only` and
-`--pairs` make it shorter.
+that lightwork is better.
+
+The defaults are for 34M. `--cells`, `--weights`, `--only` and `--pairs` make it shorter: 3 pairs of decode,
+prefill and memory in f32 took two and a half minutes for five peers, conversions included, on a busy machine.
+Checkpoints and conversions are kept in FOLDER: 25 GB for 1.1B.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +31,9 @@ from peers.limits import read_bandwidth, step_bytes
 from peers.process import PeerError, Worker
 from peers.shapes import SHAPES, Shape, write_checkpoint
 from peers.streams import Server, evict, free_port
+
+Versions = dict[str, dict[str, str]]
+"""Of each engine, its own and its libraries'."""
 
 CELLS = ("decode", "prefill", "batch", "memory", "http", "start")
 OFFLINE = {"decode": cells.decode, "prefill": cells.prefill, "batch": cells.batch, "memory": cells.memory}
@@ -87,11 +93,12 @@ class Bench:
         )
         return Server(engine, serving, self.log(engine, "server"), self.environment(engine))
 
-    def rows(self, peer: Engine) -> Iterator[tuple[Row, dict[str, str]]]:
+    def rows(self, peer: Engine) -> Iterator[tuple[Row, Versions]]:
         """All cells against one peer, each with the versions. Raises PeerError where an engine fails."""
         chosen = self.options.cells
         with self.worker(LIGHTWORK) as ours, self.worker(peer) as theirs:
-            versions = ours.versions | theirs.versions
+            versions = {LIGHTWORK.name: ours.versions, peer.name: theirs.versions}
+            show(" against ".join(_listed(v) for v in versions.values()))
             for name in (c for c in OFFLINE if c in chosen):
                 yield from ((row, versions) for row in OFFLINE[name](ours, theirs, self.load))
         if "http" in chosen and peer.server is not None:
@@ -118,7 +125,11 @@ def show(*parts: str) -> None:
     print(*parts, file=sys.stderr, flush=True)
 
 
-def show_row(bench: Bench, peer: Engine, row: Row, versions: dict[str, str], limit: float | None) -> None:
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def show_row(bench: Bench, peer: Engine, row: Row, versions: Versions, limit: float | None) -> None:
     middle, low, high = row.summary()
     ours, theirs = median(row.ours), median(row.theirs)
     same = "" if row.agree is None else f"  equal {row.agree:.0%}"
@@ -210,6 +221,8 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> None:
+    # Ended by a signal, the children are still to be ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = _options()
     sizes = {n: getattr(options, n) for n in ("pairs", "output", "prefill", "requests", "streams")}
     best: dict[tuple[str, ...], tuple[float, str]] = {}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peers.engines import HERE, Engine
+from peers.int8_checkpoint import write_int8
 
 OPENVINO_4BIT = ("--ratio", "1.0", "--group-size", "128")
 
@@ -20,6 +21,9 @@ def prepared(engine: Engine, weights: str, folder: Path, peers: Path) -> Path:
     """
     target = folder / engine.files[weights]
     if target.exists():
+        return target
+    if engine.name == "vllm":
+        write_int8(folder / "hf", target)
         return target
     command = _command(engine, target, folder / "hf", engine.python(peers))
     environment = {**os.environ, **engine.environment(os.cpu_count() or 1, 0)}

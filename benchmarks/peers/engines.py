@@ -168,7 +168,7 @@ PEERS = {
         Engine(
             name="vllm",
             venv="vllm",
-            files={"f32": "hf", "bf16": "hf"},
+            files={"f32": "hf", "bf16": "hf", "8bit": "hf-int8"},
             env={
                 "VLLM_CPU_KVCACHE_SPACE": "1",
                 "VLLM_CPU_OMP_THREADS_BIND": "auto",

