@@ -22,13 +22,13 @@ from lightwork.models.model import Model
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.gpu_runner import GpuRunner
+from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.plan import Plan, make_engine, runner_for
 from lightwork.serve.rows import build_rows
 from lightwork.serve.schedulers import Chunk, Step
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
-from lightwork.serve.local_runner import LocalRunner
 
 Make = Callable[..., Path]
 TEXT = np.random.default_rng(0).integers(0, 256, 40).tolist()
