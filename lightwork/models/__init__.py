@@ -3,7 +3,10 @@
 spec.py         `ModelSpec`: the shape of a model, from config.json or a preset
 transformer.py  `forward(weights, spec, tokens, positions, attend)`: all families, training and serving
 weights.py      fused weights, and their names in checkpoints
-checkpoint.py   Hugging Face folders: sharded safetensors, memory-mapped
+checkpoint.py   tensors by name: of Hugging Face folders (sharded safetensors), memory-mapped
+gguf/           tensors, shape and tokenizer of GGUF files
+packed.py       GPTQ and AWQ matrices of such folders
+codes.py        `Codes`: the one form that quantised matrices are handed on in
 work.py         counted work of a forward, for the cost model
 tokenizer.py    text to tokens and back, chat templates, streaming
 
@@ -28,9 +31,10 @@ BUILTIN = Path(__file__).parent / "builtin"
 
 
 def resolve(uri: str) -> Path:
-    """The folder that a model URI names: `tiny:llama` (built in), `hf:./folder`, or a folder.
+    """The folder or file that a model URI names: `tiny:llama` (built in), `hf:./folder`, a folder, or a GGUF
+    file as `gguf:./file.gguf` or by its name.
 
-    Raises SpecError for an unknown built-in model, CheckpointError if there is no such folder.
+    Raises SpecError for an unknown built-in model, CheckpointError if there is no such folder or file.
     """
     scheme, _, rest = uri.partition(":")
     if scheme == "tiny":
@@ -42,14 +46,22 @@ def resolve(uri: str) -> Path:
                 fix="tiny:llama",
             )
         return BUILTIN / rest
+    if scheme == "gguf" or uri.endswith(".gguf"):
+        return _gguf_file(Path(rest if scheme == "gguf" else uri).expanduser())
     folder = Path(rest if scheme == "hf" else uri).expanduser()
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no folder {folder}",
-            expected="tiny:llama, hf:FOLDER, or a folder",
+            expected="tiny:llama, hf:FOLDER, a folder, or gguf:FILE",
             fix="check the path",
         )
     return folder
+
+
+def _gguf_file(file: Path) -> Path:
+    if not file.is_file():
+        raise CheckpointError(f"there is no file {file}", expected="gguf:FILE", fix="check the path")
+    return file
 
 
 def read_shape(uri: str) -> ModelSpec:
