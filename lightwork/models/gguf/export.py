@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -35,11 +36,11 @@ _TYPE_OF = {dtype: number for number, dtype in SCALARS.items()}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A tensor to write. read: its values, float32."""
+    """A tensor to write. data: its bytes in that format."""
 
     format: Format
     shape: tuple[int, ...]
-    read: Callable[[], NDArray[np.float32]]
+    data: Callable[[], bytes]
 
 
 def write_gguf(folder: Path, file: Path, type: Type) -> None:
@@ -71,7 +72,7 @@ def write_container(file: Path, metadata: Mapping[str, Value], entries: Mapping[
     with file.open("wb") as out:
         _padded(out, header)
         for entry in entries.values():
-            _padded(out, _encoded(entry.read(), entry.format))
+            _padded(out, entry.data())
 
 
 def _check(spec: ModelSpec, arch: str) -> None:
@@ -137,13 +138,9 @@ def _entries(folder: Path, spec: ModelSpec, arch: str, format: Format) -> dict[s
 
     from_checkpoint(spec, record)
 
-    def reader(names: list[str], stacked: bool) -> Callable[[], NDArray[np.float32]]:
-        def read() -> NDArray[np.float32]:
-            tensors = [_rotated(n, checkpoint.get(n, shapes[n]).float(), spec, arch) for n in names]
-            values: NDArray[np.float32] = (torch.stack(tensors) if stacked else tensors[0]).numpy()
-            return values
-
-        return read
+    def encoded(names: list[str], format: Format) -> bytes:
+        tensors = [_rotated(n, checkpoint.get(n, shapes[n]).float(), spec, arch) for n in names]
+        return b"".join(encode(t.numpy(), format) for t in tensors)
 
     entries = {}
     for stored, names in parts.items():
@@ -153,16 +150,14 @@ def _entries(folder: Path, spec: ModelSpec, arch: str, format: Format) -> dict[s
             raise CheckpointError(
                 f"{names[0]} has rows of {shape[-1]}",
                 expected=f"a multiple of {format.block}",
-                fix="q8_0 or f16",
+                fix="f16" if format.block == 32 else "q8_0",
             )
-        entries[stored] = Entry(
-            format=BY_NAME["F32"][1] if full else format,
-            shape=(len(names), *shape) if stacked else shape,
-            read=reader(names, stacked),
-        )
+        own = BY_NAME["F32"][1] if full else format
+        whole = (len(names), *shape) if stacked else shape
+        entries[stored] = Entry(format=own, shape=whole, data=partial(encoded, names, own))
     if spec.rope.kind == "llama3":
         table = rope_factors(spec.rope, spec.head_size)
-        entries[ROPE_FACTORS] = Entry(format=BY_NAME["F32"][1], shape=table.shape, read=lambda: table)
+        entries[ROPE_FACTORS] = Entry(format=BY_NAME["F32"][1], shape=table.shape, data=table.tobytes)
     return entries
 
 
@@ -173,7 +168,8 @@ def _rotated(name: str, tensor: torch.Tensor, spec: ModelSpec, arch: str) -> tor
     return tensor[torch.from_numpy(np.argsort(row_order(len(tensor), spec.head_size)))]
 
 
-def _encoded(values: NDArray[np.float32], format: Format) -> bytes:
+def encode(values: NDArray[np.float32], format: Format) -> bytes:
+    """Values [..., K] in a format; K is a multiple of its blocks."""
     if format.encode is None:
         plain = torch.from_numpy(values).to(PLAIN[format.name])
         return plain.contiguous().view(torch.uint8).numpy().tobytes()

@@ -97,6 +97,9 @@ def _config(file: Container, arch: str) -> dict[str, Any]:
     _check(file, 0 < layers <= len(file.tensors), f"{arch}.block_count is {layers}")
     _check(file, 0 < heads <= hidden and head_size > 0, f"{arch}.attention.head_count is {heads}")
     _check(file, head_size % 2 == 0, f"heads have {head_size} values")
+    used = file.integer(f"{arch}.expert_used_count", 0)
+    _check(file, (0 < used <= experts) if experts else not used, f"rows go to {used} of {experts} experts")
+    _check(file, file.integer(f"{arch}.context_length") > 0, f"{arch}.context_length is 0")
     for key in ("attention.value_length", "rope.dimension_count"):
         value = file.integer(f"{arch}.{key}", head_size)
         _check(file, value == head_size, f"{arch}.{key} is {value} and heads have {head_size} values")
@@ -120,7 +123,7 @@ def _config(file: Container, arch: str) -> dict[str, Any]:
         "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "num_local_experts": experts,
-        "num_experts_per_tok": file.integer(f"{arch}.expert_used_count", 0),
+        "num_experts_per_tok": used,
         "norm_topk_prob": experts > 0,
         "sliding_window": file.integer(f"{arch}.attention.sliding_window", 0),
         "use_sliding_window": True,

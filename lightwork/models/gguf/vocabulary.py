@@ -45,6 +45,13 @@ def read_vocabulary(file: Container) -> tuple[tokenizers.Tokenizer, dict[str, An
     """
     tokens = file.texts("tokenizer.ggml.tokens")
     roles = _special(file, tokens)
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is not None and len(tokens) > embedding.shape[0]:
+        raise CheckpointError(
+            f"{file.path} has {len(tokens)} tokens and {embedding.shape[0]} rows of embedding",
+            expected="a row for each token",
+            fix="convert it again",
+        )
     try:
         if HUGGING_FACE in file.metadata:
             tokenizer = tokenizers.Tokenizer.from_str(file.text(HUGGING_FACE))
