@@ -5,7 +5,7 @@ transformer.py  `forward(weights, spec, tokens, positions, attend)`: all familie
 weights.py      fused weights, and their names in checkpoints
 checkpoint.py   tensors by name: of Hugging Face folders (sharded safetensors), memory-mapped
 gguf/           tensors, shape and tokenizer of GGUF files
-packed.py       GPTQ and AWQ matrices of such folders
+gptq.py         GPTQ and AWQ matrices of such folders
 codes.py        `Codes`: the one form that quantised matrices are handed on in
 work.py         counted work of a forward, for the cost model
 tokenizer.py    text to tokens and back, chat templates, streaming
@@ -46,9 +46,9 @@ def resolve(uri: str) -> Path:
                 fix="tiny:llama",
             )
         return BUILTIN / rest
-    if scheme == "gguf" or uri.endswith(".gguf"):
-        return _gguf_file(Path(rest if scheme == "gguf" else uri).expanduser())
-    folder = Path(rest if scheme == "hf" else uri).expanduser()
+    folder = Path(rest if scheme in ("hf", "gguf") else uri).expanduser()
+    if scheme == "gguf" or folder.suffix == ".gguf":
+        return _gguf_file(folder)
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no folder {folder}",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightwork.errors import CheckpointError
 from lightwork.models.codes import Codes
-from lightwork.models.packed import PARTS, Packing, unpack
+from lightwork.models.gptq import PARTS, Packing, unpack
 from lightwork.models.spec import read_json
 
 Progress = Callable[[str, int, int], None]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightwork.errors import CheckpointError
-from lightwork.models.packed import Packing
+from lightwork.models.gptq import Packing
 from lightwork.runtime.effects import DTYPE_BYTES
 
 ARCHITECTURES = {

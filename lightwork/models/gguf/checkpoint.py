@@ -16,6 +16,7 @@ from lightwork.models.gguf.container import Container, Place
 from lightwork.models.gguf.shape import ROPE_FACTORS, gguf_name, row_order, spec_of
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""What torch calls the formats without blocks."""
 ROTATED = (".q_proj.weight", ".k_proj.weight", ".q_proj.bias", ".k_proj.bias")
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lightwork.errors import CheckpointError
 from lightwork.models.checkpoint import Checkpoint
 from lightwork.models.gguf.blocks import FORMATS, Format
+from lightwork.models.gguf.checkpoint import PLAIN
 from lightwork.models.gguf.container import ALIGNMENT, ARRAY, MAGIC, SCALARS, STRING, VERSIONS, Place, Value
 from lightwork.models.gguf.shape import ARCHITECTURES, ROPE_FACTORS, gguf_name, rope_factors, row_order
 from lightwork.models.gguf.vocabulary import vocabulary_metadata
@@ -30,7 +31,6 @@ BY_NAME = {f.name: (number, f) for number, f in FORMATS.items()}
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2, "q4_k": 14}
 """general.file_type: what llama.cpp calls the whole file."""
 ARCH = {"llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe"}
-PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _TYPE_OF = {dtype: number for number, dtype in SCALARS.items()}
 
 

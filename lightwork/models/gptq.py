@@ -88,7 +88,7 @@ def unpack(packing: Packing, name: str, parts: Mapping[str, NDArray[Any]], shape
         "scales": (inputs // group, outputs),
     }
     for part, expected in wanted.items():
-        _check_part(f"{name}.{part}", parts.get(part), expected, part == "scales")
+        _check_part(f"{name}.{part}", parts.get(part), expected, "f" if part == "scales" else "i")
     if down:
         _check_order(packing, name, parts.get("g_idx"), inputs, group)
         codes = _along_rows(np.ascontiguousarray(parts["qweight"].T), packing.bits)
@@ -114,16 +114,17 @@ def _awq(words: NDArray[np.int32]) -> NDArray[np.uint8]:
     return codes.reshape(len(words), -1, 8)[..., AWQ_ORDER].reshape(codes.shape)
 
 
-def _check_part(name: str, part: NDArray[Any] | None, shape: tuple[int, int], real: bool) -> None:
-    kind = "float" if real else "int32"
+def _check_part(name: str, part: NDArray[Any] | None, shape: tuple[int, int], kind: str) -> None:
+    """kind: numpy's letter for a type of 32 bits."""
     if part is None:
         raise CheckpointError(
             f"there is no tensor {name}", expected="qweight, qzeros and scales", fix="copy it again"
         )
-    if part.shape != shape or (part.dtype != np.int32 and not real) or (real and part.dtype.kind != "f"):
+    if part.shape != shape or part.dtype.kind != kind or part.dtype.itemsize != 4:
+        wanted = "float" if kind == "f" else "int32"
         raise CheckpointError(
             f"{name} is {part.dtype} of shape {part.shape}",
-            expected=f"{kind} of shape {shape}, from config.json and its quantization_config",
+            expected=f"{wanted} of shape {shape}, from config.json and its quantization_config",
             fix="correct bits and group_size in quantization_config, or copy the weights again",
         )
 
