@@ -7,21 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from lightwork.errors import CheckpointError
 from lightwork.models.codes import Codes
 from lightwork.models.gptq import PARTS, Packing, unpack
 from lightwork.models.spec import read_json
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Progress = Callable[[str, int, int], None]
 """(phase, bytes done, bytes in all)"""
 
 
+STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 UNUSED = ("lm_head.weight", "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """Tensors that checkpoints hold beside the weights: the copy of a tied head, tables that we compute."""
 
@@ -30,6 +32,15 @@ class Source(Protocol):
     """Where a model's tensors come from. Every method raises CheckpointError."""
 
     total_bytes: int
+
+    @property
+    def files(self) -> list[Path]:
+        """What the checkpoint consists of."""
+        ...
+
+    def stored(self) -> str:
+        """The type that its embedding is read in: float32, bfloat16 or float16."""
+        ...
 
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A tensor by name; a quantised one in float32."""
@@ -96,6 +107,8 @@ class Checkpoint:
         """A tensor by name; float32 if packed. Raises CheckpointError: missing, misshapen or cut off."""
         codes = self.codes(name, shape) if len(shape) == 2 else None
         if codes is not None:
+            import torch
+
             return torch.from_numpy(codes.dequantised())
         if name not in self._where:  # the published GPT-2 names its tensors without the prefix
             name = name.removeprefix("transformer.")
@@ -112,6 +125,20 @@ class Checkpoint:
         parts = {p: self._tensor(f"{stem}.{p}") for p in PARTS if f"{stem}.{p}" in self._where}
         arrays = {p: (t.float() if t.is_floating_point() else t).numpy() for p, t in parts.items()}
         return unpack(self._packing, stem, arrays, (shape[0], shape[1]))
+
+    @property
+    def files(self) -> list[Path]:
+        """What the checkpoint consists of."""
+        return [self.folder / name for name in sorted(set(self._where.values()))]
+
+    def stored(self) -> str:
+        """The type of its embedding: float32, bfloat16 or float16. Raises CheckpointError for others."""
+        name = next((n for n in self._where if "embed" in n or "wte" in n), next(iter(self._where)))
+        with safe_open(self.folder / self._where[name], framework="np") as file:
+            code = str(file.get_slice(name).get_dtype())
+        if code not in STORED:
+            raise CheckpointError(f"{name} is stored as {code}", expected=", ".join(STORED), fix="convert it")
+        return STORED[code]
 
     def _is_padding(self, name: str) -> bool:
         """A bias of zeros beside a packed matrix: packers write one for layers that have none."""

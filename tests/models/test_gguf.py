@@ -81,7 +81,9 @@ def test_half_precision_is_read_as_it_is(checkpoint: Make, tmp_path: Path, type:
     source, name = open_checkpoint(tmp_path / "m.gguf"), "model.layers.0.mlp.up_proj.weight"
     assert source.codes(name, (48, 32)) is None
     stored = source.get(name, (48, 32))
-    right = open_checkpoint(checkpoint("llama")).get(name, (48, 32))
+    folder = open_checkpoint(checkpoint("llama"))
+    assert (source.stored(), folder.stored()) == ({"f16": "float16", "bf16": "bfloat16"}[type], "float32")
+    right = folder.get(name, (48, 32))
     assert stored.dtype == {"f16": torch.float16, "bf16": torch.bfloat16}[type]
     assert torch.equal(stored, right.to(stored.dtype))
 
@@ -230,6 +232,8 @@ def test_names_and_places(checkpoint: Make, tmp_path: Path) -> None:
     assert 0 < seen[0][0] < seen[-1][0] == seen[-1][1]
     assert models.read_shape(f"gguf:{file}") == read_spec(file) == model.spec
     assert model.spec.family == "llama"
+    assert open_checkpoint(file).files == [file]
+    assert [f.name for f in open_checkpoint(checkpoint("llama")).files] == ["model.safetensors"]
     with pytest.raises(CheckpointError, match="no file"):
         models.load("gguf:missing.gguf")
     with pytest.raises(CheckpointError, match=r"no tensor blk\.0\.attn_q\.bias"):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightwork.errors import CheckpointError
-from lightwork.models.checkpoint import Progress, Reading, misshapen
+from lightwork.models.checkpoint import STORED, Progress, Reading, misshapen
 from lightwork.models.codes import Codes
 from lightwork.models.gguf.container import Container, Place
 from lightwork.models.gguf.shape import ROPE_FACTORS, gguf_name, row_order, spec_of
@@ -29,6 +29,15 @@ class GGUFCheckpoint:
         self._interleaved = self._file.text("general.architecture") == "llama"
         self.total_bytes = sum(p.nbytes for p in self._file.tensors.values())
         self._reading = Reading(self.total_bytes, progress)
+
+    @property
+    def files(self) -> list[Path]:
+        return [self._file.path]
+
+    def stored(self) -> str:
+        """The type that the embedding is read in; float32 if it is quantised."""
+        place = self._file.tensors["token_embd.weight"]
+        return STORED.get(place.format.name, "float32")
 
     def check_all_read(self) -> None:
         """Raises CheckpointError if the file holds weights that the model has no place for."""
