@@ -6,7 +6,10 @@ compiled.py     the same in one compiled call on a CPU, from packed.py's bytes
 precisions/     in which numbers that is stored and computed
 gpu_step.py     the same for dense Llama-like models on Triton's kernels, with CUDA graphs
 weights.py      fused weights, and their names in checkpoints
-checkpoint.py   Hugging Face folders: sharded safetensors, memory-mapped
+checkpoint.py   tensors by name: of Hugging Face folders (sharded safetensors), memory-mapped
+gguf/           tensors, shape and tokenizer of GGUF files
+gptq.py         GPTQ and AWQ matrices of such folders
+codes.py        `Codes`: the one form that quantised matrices are handed on in
 work.py         counted work of a forward, for the cost model
 tokenizer.py    text to tokens and back, chat templates, streaming
 
@@ -33,9 +36,10 @@ BUILTIN = Path(__file__).parent / "builtin"
 
 
 def resolve(uri: str) -> Path:
-    """The folder that a model URI names: `tiny:llama` (built in), `hf:./folder`, or a folder.
+    """The folder or file that a model URI names: `tiny:llama` (built in), `hf:./folder`, a folder, or a GGUF
+    file as `gguf:./file.gguf` or by its name.
 
-    Raises SpecError for an unknown built-in model, CheckpointError if there is no such folder.
+    Raises SpecError for an unknown built-in model, CheckpointError if there is no such folder or file.
     """
     scheme, _, rest = uri.partition(":")
     if scheme == "tiny":
@@ -47,14 +51,22 @@ def resolve(uri: str) -> Path:
                 fix="tiny:llama",
             )
         return BUILTIN / rest
-    folder = Path(rest if scheme == "hf" else uri).expanduser()
+    folder = Path(rest if scheme in ("hf", "gguf") else uri).expanduser()
+    if scheme == "gguf" or folder.suffix == ".gguf":
+        return _gguf_file(folder)
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no folder {folder}",
-            expected="tiny:llama, hf:FOLDER, or a folder",
+            expected="tiny:llama, hf:FOLDER, a folder, or gguf:FILE",
             fix="check the path",
         )
     return folder
+
+
+def _gguf_file(file: Path) -> Path:
+    if not file.is_file():
+        raise CheckpointError(f"there is no file {file}", expected="gguf:FILE", fix="check the path")
+    return file
 
 
 def read_shape(uri: str) -> ModelSpec:

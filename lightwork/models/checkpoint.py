@@ -1,14 +1,19 @@
-"""A model folder in Hugging Face layout: config.json and safetensors, memory-mapped, never pickle."""
+"""The tensors of a model: of a folder in Hugging Face layout (safetensors, never pickle), or of a GGUF file.
+
+Both are memory-mapped, and both name tensors as Hugging Face does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 
 from lightwork.errors import CheckpointError
+from lightwork.models.codes import Codes
+from lightwork.models.gptq import PARTS, Packing, unpack
 from lightwork.models.spec import read_json
 
 if TYPE_CHECKING:
@@ -23,21 +28,74 @@ UNUSED = ("lm_head.weight", "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_b
 """Tensors that checkpoints hold beside the weights: the copy of a tied head, tables that we compute."""
 
 
+class Source(Protocol):
+    """Where a model's tensors come from. Every method raises CheckpointError."""
+
+    total_bytes: int
+
+    @property
+    def files(self) -> list[Path]:
+        """What the checkpoint consists of."""
+        ...
+
+    def stored(self) -> str:
+        """The type that its embedding is read in: float32, bfloat16 or float16."""
+        ...
+
+    def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor by name; a quantised one in float32."""
+        ...
+
+    def codes(self, name: str, shape: tuple[int, int]) -> Codes | None:
+        """A matrix [N, K] in the quantised form it is stored in, or None if it is stored in full."""
+        ...
+
+    def check_all_read(self) -> None:
+        """Refuses weights that the model has no place for."""
+        ...
+
+
+def open_checkpoint(path: Path, progress: Progress | None = None) -> Source:
+    """The tensors of a model folder or a GGUF file."""
+    if path.is_file():
+        from lightwork.models.gguf.checkpoint import GGUFCheckpoint
+
+        return GGUFCheckpoint(path, progress)
+    return Checkpoint(path, progress)
+
+
+class Reading:
+    """Which tensors have been read, and how many bytes, told to `progress`."""
+
+    def __init__(self, total_bytes: int, progress: Progress | None) -> None:
+        self.names: set[str] = set()
+        self._total_bytes = total_bytes
+        self._done_bytes = 0
+        self._progress = progress
+
+    def add(self, name: str, nbytes: int) -> None:
+        self.names.add(name)
+        self._done_bytes += nbytes
+        if self._progress is not None:
+            self._progress("read", min(self._done_bytes, self._total_bytes), self._total_bytes)
+
+
 class Checkpoint:
     """The tensors of a folder, read when asked for. Shards are opened once and stay memory-mapped."""
 
     def __init__(self, folder: Path, progress: Progress | None = None) -> None:
         self.folder = folder
-        self._progress = progress
         self._where = self._index()
         self._open: dict[str, Any] = {}
         self.total_bytes = sum((folder / f).stat().st_size for f in set(self._where.values()))
-        self._done_bytes = 0
-        self._read: set[str] = set()
+        self._reading = Reading(self.total_bytes, progress)
+        config = read_json(folder, "config.json", optional=True)
+        self._packing = Packing.of(config.get("quantization_config"))
 
     def check_all_read(self) -> None:
         """Raises CheckpointError if the files hold weights that the model has no place for."""
-        left = sorted(n for n in self._where if n not in self._read and not n.endswith(UNUSED))
+        unread = self._where.keys() - self._reading.names
+        left = sorted(n for n in unread if not n.endswith(UNUSED) and not self._is_padding(n))
         if left:
             raise CheckpointError(
                 f"{self.folder} holds {len(left)} tensors that config.json has no place for: {left[0]}",
@@ -46,9 +104,48 @@ class Checkpoint:
             )
 
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A tensor by name. Raises CheckpointError if it is missing, misshapen or cut off."""
+        """A tensor by name; float32 if packed. Raises CheckpointError: missing, misshapen or cut off."""
+        codes = self.codes(name, shape) if len(shape) == 2 else None
+        if codes is not None:
+            import torch
+
+            return torch.from_numpy(codes.dequantised())
         if name not in self._where:  # the published GPT-2 names its tensors without the prefix
             name = name.removeprefix("transformer.")
+        tensor = self._tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise misshapen(name, tuple(tensor.shape), shape, "config.json")
+        return tensor
+
+    def codes(self, name: str, shape: tuple[int, ...]) -> Codes | None:
+        """A matrix in quantised form, or None if it is stored in full. Raises CheckpointError."""
+        stem = name.removesuffix(".weight")
+        if self._packing is None or name in self._where or f"{stem}.qweight" not in self._where:
+            return None
+        parts = {p: self._tensor(f"{stem}.{p}") for p in PARTS if f"{stem}.{p}" in self._where}
+        arrays = {p: (t.float() if t.is_floating_point() else t).numpy() for p, t in parts.items()}
+        return unpack(self._packing, stem, arrays, (shape[0], shape[1]))
+
+    @property
+    def files(self) -> list[Path]:
+        """What the checkpoint consists of."""
+        return [self.folder / name for name in sorted(set(self._where.values()))]
+
+    def stored(self) -> str:
+        """The type of its embedding: float32, bfloat16 or float16. Raises CheckpointError for others."""
+        name = next((n for n in self._where if "embed" in n or "wte" in n), next(iter(self._where)))
+        with safe_open(self.folder / self._where[name], framework="np") as file:
+            code = str(file.get_slice(name).get_dtype())
+        if code not in STORED:
+            raise CheckpointError(f"{name} is stored as {code}", expected=", ".join(STORED), fix="convert it")
+        return STORED[code]
+
+    def _is_padding(self, name: str) -> bool:
+        """A bias of zeros beside a packed matrix: packers write one for layers that have none."""
+        stem = name.removesuffix(".bias")
+        return stem != name and f"{stem}.qweight" in self._where and not bool(self._tensor(name).any())
+
+    def _tensor(self, name: str) -> Tensor:
         shard = self._where.get(name)
         if shard is None:
             raise CheckpointError(
@@ -60,31 +157,8 @@ class Checkpoint:
             tensor: Tensor = self._shard(shard).get_tensor(name)
         except (SafetensorError, OSError, ValueError) as error:
             raise _broken(self.folder / shard, error) from error
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(
-                f"{name} has shape {tuple(tensor.shape)}",
-                expected=f"{shape}, from config.json",
-                fix="match the two",
-            )
-        self._read.add(name)
-        self._done_bytes += tensor.nbytes
-        if self._progress is not None:
-            self._progress("read", min(self._done_bytes, self.total_bytes), self.total_bytes)
+        self._reading.add(name, tensor.nbytes)
         return tensor
-
-    @property
-    def files(self) -> list[Path]:
-        """What the checkpoint consists of."""
-        return [self.folder / name for name in sorted(set(self._where.values()))]
-
-    def stored(self) -> str:
-        """The type of its matrices: float32, bfloat16 or float16. Raises CheckpointError for others."""
-        name = next((n for n in self._where if "embed" in n or "wte" in n), next(iter(self._where)))
-        with safe_open(self.folder / self._where[name], framework="np") as file:
-            code = str(file.get_slice(name).get_dtype())
-        if code not in STORED:
-            raise CheckpointError(f"{name} is stored as {code}", expected=", ".join(STORED), fix="convert it")
-        return STORED[code]
 
     def _shard(self, name: str) -> Any:
         if name not in self._open:
@@ -132,6 +206,13 @@ class Checkpoint:
         return CheckpointError(
             f"{self.folder} holds no weights", expected="model.safetensors", fix="check the path"
         )
+
+
+def misshapen(name: str, found: tuple[int, ...], wanted: tuple[int, ...], source: str) -> CheckpointError:
+    """The error for a tensor whose shape is not what source says."""
+    return CheckpointError(
+        f"{name} has shape {found}", expected=f"{wanted}, from {source}", fix="match the two"
+    )
 
 
 def _broken(path: Path, error: Exception) -> CheckpointError:

@@ -21,7 +21,7 @@ from lightwork.kernels.cpu.rowwise import ACTIVATIONS
 from lightwork.kernels.cpu.state import State
 from lightwork.kernels.cpu.team import Team
 from lightwork.kernels.rows import Rows
-from lightwork.models.checkpoint import Checkpoint, Progress
+from lightwork.models.checkpoint import Progress, open_checkpoint
 from lightwork.models.packed import Layout, packed_bytes
 from lightwork.models.precisions import Numbers, Precision
 from lightwork.models.spec import ModelSpec, read_json, read_spec
@@ -212,13 +212,13 @@ def _constants(layout: Layout, weights: NDArray[np.uint8], kv_format: int) -> di
 
 
 def open_compiled(folder: Path, precision: Precision, progress: Progress | None) -> CompiledModel:
-    """Load a Hugging Face folder. Raises CheckpointError."""
+    """Load a Hugging Face folder or a GGUF file. Raises CheckpointError."""
     spec = read_spec(folder)
     if spec.activation not in ACTIVATIONS:
         raise CheckpointError(
             f"activation {spec.activation!r} is not supported", expected=", ".join(ACTIVATIONS)
         )
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_checkpoint(folder)
     stored = checkpoint.stored()
     numbers = precision.numbers(stored)
     layout = Layout(spec, numbers.matrices, EMBED_HALF[stored])

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightwork.errors import RangeError
 from lightwork.kernels.attention import paged_attention, plan_groups
 from lightwork.kernels.rows import Rows
-from lightwork.models.checkpoint import Checkpoint, Progress
+from lightwork.models.checkpoint import Progress, open_checkpoint
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.models.transformer import forward, logits
@@ -118,11 +118,11 @@ class Model:
 
 
 def open_model(folder: Path, *, dtype: str, device: str, progress: Progress | None) -> Model:
-    """Load a Hugging Face folder. Raises CheckpointError, RangeError for an unknown dtype."""
+    """Load a Hugging Face folder or a GGUF file. Raises CheckpointError, RangeError for an unknown dtype."""
     if dtype not in DTYPES:
         raise RangeError(f"dtype is {dtype!r}", expected=", ".join(DTYPES))
     spec = read_spec(folder)
-    checkpoint = Checkpoint(folder, progress)
+    checkpoint = open_checkpoint(folder, progress)
 
     def get(name: str, shape: tuple[int, ...]) -> Tensor:
         return checkpoint.get(name, shape).to(device=device, dtype=DTYPES[dtype])

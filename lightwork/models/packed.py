@@ -24,7 +24,7 @@ from lightwork.kernels.cpu import step
 from lightwork.kernels.cpu.formats import BF16, BF16_DOT, F16, MatrixFormat
 from lightwork.kernels.cpu.pack import narrow, pack
 from lightwork.models import import_models
-from lightwork.models.checkpoint import Checkpoint, Progress
+from lightwork.models.checkpoint import Progress, Source
 from lightwork.models.spec import ModelSpec
 
 KEPT_BYTES = 64 << 20
@@ -124,7 +124,7 @@ class _Writer:
         self._progress = progress
         self._done = 0
 
-    def write(self, checkpoint: Checkpoint) -> None:
+    def write(self, checkpoint: Source) -> None:
         import_models()
         from lightwork.models.weights import each_part
 
@@ -191,7 +191,7 @@ def _matrix(tensor: Any, form: MatrixFormat) -> NDArray[Any]:
 
 
 def packed_bytes(
-    layout: Layout, checkpoint: Checkpoint, progress: Progress | None = None
+    layout: Layout, checkpoint: Source, progress: Progress | None = None
 ) -> NDArray[np.uint8]:
     """The bytes of a layout, read-only: mapped from a file made earlier, or made now.
 
@@ -222,14 +222,14 @@ def home() -> Path:
     return Path(os.environ.get("LIGHTWORK_HOME") or Path.home() / ".cache" / "lightwork")
 
 
-def _in_memory(layout: Layout, checkpoint: Checkpoint, progress: Progress | None) -> NDArray[np.uint8]:
+def _in_memory(layout: Layout, checkpoint: Source, progress: Progress | None) -> NDArray[np.uint8]:
     blob = np.zeros(layout.nbytes, np.uint8)
     _Writer(layout, blob, progress).write(checkpoint)
     blob.flags.writeable = False
     return blob
 
 
-def _write_file(kept: Path, layout: Layout, checkpoint: Checkpoint, progress: Progress | None) -> None:
+def _write_file(kept: Path, layout: Layout, checkpoint: Source, progress: Progress | None) -> None:
     """Written beside its place and renamed, so that a file of this name is always whole."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     part = kept.with_suffix(f".{os.getpid()}.part")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightwork.errors import CheckpointError
+from lightwork.models.gptq import Packing
 from lightwork.runtime.effects import DTYPE_BYTES
 
 ARCHITECTURES = {
@@ -129,15 +130,10 @@ class ModelSpec:
                 expected=", ".join(ARCHITECTURES),
                 fix="another checkpoint",
             )
-        if config.get("quantization_config"):
-            raise CheckpointError(
-                "this checkpoint is quantized",
-                expected="weights in float32, bfloat16 or float16",
-                fix="the checkpoint it was made from",
-            )
+        Packing.of(config.get("quantization_config"))
         try:
             return _gpt2(config, name) if family == "gpt2" else _llama_like(config, family, name)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(
                 f"config.json of this {family} model lacks or garbles {error}",
                 expected="what transformers writes",
@@ -278,7 +274,12 @@ def read_json(folder: Path, name: str, *, optional: bool = False) -> dict[str, A
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The model's shape. Raises CheckpointError."""
+    """The shape of the model in a folder or a GGUF file. Raises CheckpointError."""
+    if folder.is_file():
+        from lightwork.models.gguf.container import Container
+        from lightwork.models.gguf.shape import spec_of
+
+        return spec_of(Container(folder))
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no folder {folder}", expected="a Hugging Face model folder", fix="check the path"

@@ -24,24 +24,11 @@ _MAX_PENDING = 16
 
 
 class Tokenizer:
-    """tokenizer.json and the chat template of a model folder. Raises CheckpointError if it cannot be read."""
+    """Tokenizer and chat template of a model folder or a GGUF file. Raises CheckpointError if unreadable."""
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise CheckpointError(
-                f"{folder} has no tokenizer.json",
-                expected="a fast tokenizer",
-                fix="save it with transformers",
-            )
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception for a damaged file
-            raise CheckpointError(
-                f"{path} cannot be read: {error}", expected="a tokenizer", fix="copy it again"
-            ) from error
-        self._folder = folder
-        self._config = _read(folder / "tokenizer_config.json")
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._tokenizer, self._config, self._generation = _of_file(path) if path.is_file() else _of(path)
 
     @property
     def vocab_size(self) -> int:
@@ -57,7 +44,7 @@ class Tokenizer:
     @cached_property
     def eos_ids(self) -> frozenset[int]:
         """Tokens that end a text: of generation_config.json, else the tokenizer's own."""
-        ids = _read(self._folder / "generation_config.json").get("eos_token_id")
+        ids = self._generation.get("eos_token_id")
         if ids is None:
             ids = self._tokenizer.token_to_id(self.special.get("eos_token", ""))
         return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
@@ -79,13 +66,19 @@ class Tokenizer:
     # -- chat
 
     @cached_property
-    def _template(self) -> jinja2.Template | None:
+    def chat_template(self) -> str | None:
+        """The source of the template that conversations are written with."""
         source = self._config.get("chat_template")
         if isinstance(source, list):
             source = next((t["template"] for t in source if t.get("name") == "default"), None)
-        if source is None and (self._folder / "chat_template.jinja").is_file():
-            source = (self._folder / "chat_template.jinja").read_text(encoding="utf-8")
-        if not source:
+        if source is None and (self._path / "chat_template.jinja").is_file():
+            source = (self._path / "chat_template.jinja").read_text(encoding="utf-8")
+        return source or None
+
+    @cached_property
+    def _template(self) -> jinja2.Template | None:
+        source = self.chat_template
+        if source is None:
             return None
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
@@ -96,7 +89,9 @@ class Tokenizer:
             return environment.from_string(source)
         except jinja2.TemplateError as error:
             raise CheckpointError(
-                f"the chat template of {self._folder} cannot be read: {error}", expected="a Jinja template"
+                f"the chat template of {self._path} cannot be read: {error}",
+                expected="a Jinja template",
+                fix="copy it again",
             ) from error
 
     def chat_text(
@@ -174,6 +169,34 @@ class Detokenizer:
         """Decoded behind the tokens before it: decoders treat the first token of a text differently."""
         decode = self._tokenizer.decode
         return decode(self._context + self._pending)[len(decode(self._context)) :]
+
+
+Parts = tuple[tokenizers.Tokenizer, dict[str, Any], dict[str, Any]]
+"""The tokenizer, tokenizer_config.json, generation_config.json."""
+
+
+def _of(folder: Path) -> Parts:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json",
+            expected="a fast tokenizer",
+            fix="save it with transformers",
+        )
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception for a damaged file
+        raise CheckpointError(
+            f"{path} cannot be read: {error}", expected="a tokenizer", fix="copy it again"
+        ) from error
+    return tokenizer, _read(folder / "tokenizer_config.json"), _read(folder / "generation_config.json")
+
+
+def _of_file(path: Path) -> Parts:
+    from lightwork.models.gguf.container import Container
+    from lightwork.models.gguf.vocabulary import read_vocabulary
+
+    return read_vocabulary(Container(path))
 
 
 def _read(path: Path) -> dict[str, Any]:

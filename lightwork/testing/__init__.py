@@ -1,12 +1,19 @@
 """What tests of this project, and of techniques written elsewhere, share.
 
-Tiny random checkpoints of every family.
+Tiny random checkpoints of every family, and the logits of one text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from lightwork.models import Model
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "mixtral", "qwen3_moe")
 
@@ -81,3 +88,24 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": CHAT_TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def text_logits(model: Model, tokens: Sequence[int]) -> NDArray[np.float32]:
+    """Logits after each token of one text, run as one step: float32 [tokens, V]."""
+    from lightwork.kernels.rows import Rows
+
+    length = len(tokens)
+    at = np.arange(length)
+    rows = Rows(
+        tokens=np.array(tokens, np.int64),
+        positions=at,
+        slots=at,
+        seqs=np.zeros(length, np.int32),
+        index=at,
+        ancestors=np.zeros(length, np.uint64),
+        known=np.array([length]),
+        tables=np.zeros((1, 1), np.int32),
+        scored=at,
+    )
+    logits: NDArray[np.float32] = model.forward(rows, model.new_kv(1, length)).numpy()
+    return logits

@@ -66,7 +66,7 @@ BROKEN: list[tuple[Break, str]] = [
     (lambda f: (f / "config.json").write_text("[]"), "holds a list"),
     (lambda f: edit_config(f, architectures=["MambaForCausalLM"]), "MambaForCausalLM is not supported"),
     (lambda f: edit_config(f, hidden_size=None), "lacks or garbles"),
-    (lambda f: edit_config(f, quantization_config={"bits": 4}), "is quantized"),
+    (lambda f: edit_config(f, quantization_config={"bits": 4}), "is quantised with"),
     (lambda f: edit_config(f, rope_parameters={"rope_type": "yarn"}), "'yarn' is not supported"),
     (lambda f: edit_config(f, intermediate_size=49), "has shape"),
     (lambda f: edit_config(f, num_hidden_layers=2), "no place for: model.layers.2"),
