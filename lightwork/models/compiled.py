@@ -27,7 +27,7 @@ from lightwork.models.precisions import Numbers, Precision
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
 
-KV_TYPES = {formats.F32: np.float32, formats.BF16: np.uint16, formats.INT8: np.int8}
+KV_TYPES = {formats.F32: np.float32, formats.BF16_DOT: np.uint16, formats.INT8: np.int8}
 EMBED_HALF = {"float32": -1, "bfloat16": 0, "float16": 1}
 FIRST_POSITIONS = 1024
 
@@ -57,9 +57,9 @@ class CompiledKV:
     def copy(self, src: Sequence[int], dst: Sequence[int]) -> None:
         """Copy slots, in all layers, one after the other in the order given."""
         for one, other in zip(src, dst, strict=True):
-            attention.copy_token(self.keys, self.values, one, other)
+            attention.copy_token(self.keys, self.values, one, other, self.keys.dtype == np.uint16)
             if self.keys.dtype == np.int8:
-                attention.copy_token(self.key_scales, self.value_scales, one, other)
+                attention.copy_token(self.key_scales, self.value_scales, one, other, False)
 
 
 class CompiledModel:
@@ -205,6 +205,7 @@ def _constants(layout: Layout, weights: NDArray[np.uint8], kv_format: int) -> di
         "affine": form.affine,
         "group": form.group,
         "kv_format": kv_format,
+        "kv_scores": tile.kernel(kv_format, fresh=True),
         "kv_wide": tile.kernel(kv_format),
         "kv_narrow": tile.kernel(kv_format, vectors=1),
         "window": (spec.sliding_window or 0) if spec.windowed else 0,
@@ -347,6 +348,8 @@ def _thread_arrays(spec: ModelSpec, threads: int, pages: int) -> dict[str, Any]:
         "tiles": floats(2, ROW_TILE, 64),
         "q": floats(most, padded),
         "chunk_scores": floats(most, attention.CHUNK),
+        "half_q": np.zeros((threads, most, padded), np.uint16),
+        "half_scores": np.zeros((threads, most, attention.CHUNK), np.uint16),
         "part": floats(most, padded),
         "part_sums": floats(most, 2),
         "out": floats(most, padded),

@@ -190,9 +190,7 @@ def _matrix(tensor: Any, form: MatrixFormat) -> NDArray[Any]:
     return narrow(wide) if form.code in (BF16, BF16_DOT) else wide
 
 
-def packed_bytes(
-    layout: Layout, checkpoint: Source, progress: Progress | None = None
-) -> NDArray[np.uint8]:
+def packed_bytes(layout: Layout, checkpoint: Source, progress: Progress | None = None) -> NDArray[np.uint8]:
     """The bytes of a layout, read-only: mapped from a file made earlier, or made now.
 
     A file made from an older version of the checkpoint is not used. Raises CheckpointError; MissingExtraError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lightwork.decode.proposers import Proposer
 from lightwork.decode.verifiers import Verifier
 from lightwork.errors import CapacityError, SpecError
-from lightwork.kernels.cpu.formats import BF16, F32, INT8, PAGE
+from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
 from lightwork.memory.kv import KVCache
 from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
@@ -201,7 +201,7 @@ def _load(
     if plan.on == "cpu" and find_spec("numba") is not None:
         compiled = models.load_compiled(plan.model, precision=precision or Stored(), progress=progress)
         chosen = Setting("precision", repr(precision or Stored()), compiled.numbers.reason)
-        kv_dtype = {F32: "float32", BF16: "bfloat16", INT8: "int8"}[compiled.numbers.kv]
+        kv_dtype = {F32: "float32", BF16_DOT: "bfloat16", INT8: "int8"}[compiled.numbers.kv]
         return compiled, kv_dtype, PAGE, [chosen, Setting("kv_dtype", kv_dtype, "of that precision")]
     if precision is not None:
         raise SpecError(

@@ -8,7 +8,8 @@ Scalable Attention Mechanism for the Decode-Phase of Transformers", 2024: all ch
 cut into equal runs; only heads that a cut goes through have to be merged afterwards.
 
 Keys of a page lie [D][64], so that a score is one chain over D for 64 keys at once. Values lie [64 keys][64]
-for each 64 of D, and [64 keys][16] for each 16 of what is left.
+for each 64 of D, and [64 keys][16] for each 16 of what is left. In bfloat16 both lie in pairs, [D / 2][64][2]
+and [64 keys / 2][64][2], and queries and weights are rounded to it too (BF16_DOT).
 
 P page of 64 keys  D head size  M rows of one tile: query heads of one key-value head times rows
 """
@@ -22,8 +23,8 @@ import numpy as np
 from llvmlite import ir
 
 from lightwork.kernels.cpu.compiled import bfloat_bits, compiled, intrinsic, summing, types
-from lightwork.kernels.cpu.formats import BF16, F32, INT8, PAGE
-from lightwork.kernels.cpu.rowwise import EXP2, exp2
+from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
+from lightwork.kernels.cpu.rowwise import EXP2, exp2, to_bfloat16
 from lightwork.kernels.cpu.state import bits_at, floats, int32s, int_at, ints, shorts, signed_bytes
 from lightwork.kernels.cpu.tile import multiply
 from lightwork.kernels.cpu.vectors import (
@@ -40,13 +41,14 @@ from lightwork.kernels.cpu.vectors import (
     int_splat,
     load,
     loop,
+    prefetch,
     splat,
     store,
 )
 
 CHUNK_PAGES = 4
 CHUNK = PAGE * CHUNK_PAGES
-MAX_TILE_ROWS = 64
+MAX_TILE_ROWS = 32
 HIDDEN = np.float32(-1e30)
 """The score of a key that a row does not see."""
 
@@ -101,6 +103,21 @@ def _exp2_vector(b: Builder, x: Value) -> Value:
         power = fma(b, power, part, float_splat(float(np.float32(coefficient))))
     bits = b.add(b.bitcast(power, INTS), b.shl(b.fptosi(whole, INTS), int_splat(23)))
     return b.select(b.fcmp_ordered("<", x, low), float_splat(0.0), b.bitcast(bits, FLOATS))
+
+
+@intrinsic
+def _prefetch(typing: Any, address: Any, lines: Any) -> Any:
+    """Ask for some cache lines. Pages lie anywhere, so the processor cannot foresee the next one."""
+
+    def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
+        def body(i: Value, carried: Sequence[Value]) -> list[Value]:
+            prefetch(b, at(b, args[0], b.shl(i, I64(6))))
+            return []
+
+        loop(b, args[1], [], body)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
 
 
 @intrinsic
@@ -214,48 +231,104 @@ def _place(t: Any, buffer: int, thread: int, i: int, width: int) -> Any:
 
 
 @compiled
-def _product(kernel: int, w: int, x: int, x_width: int, rows: int, out: int, out_width: int, k: int) -> None:
-    """out[:rows] += x[:rows, :k] @ w."""
-    multiply(kernel, w, 0, x, 4 * x_width, 0, 0, 0, out, 4 * out_width, rows, k, 1)
+def _product(kernel: int, w: int, x: int, x_stride: int, rows: int, out: int, out_width: int, k: int) -> None:
+    """out[:rows] = x[:rows, :k] @ w, added to it unless the kernel is fresh."""
+    multiply(kernel, w, 0, x, x_stride, 0, 0, 0, out, 4 * out_width, rows, k, 1)
+
+
+@compiled
+def _bytes_per_number(t: Any) -> int:
+    return 4 if t.kv_format == F32 else 2 if t.kv_format == BF16_DOT else 1
+
+
+@compiled
+def _page(t: Any, layer: int, page: int, head: int) -> Any:
+    """The number of a page of one head among all layers'."""
+    return (layer * t.pages + page) * t.kv_heads + head
 
 
 @compiled
 def attend_chunk(
-    t: Any, thread: int, layer: int, head: int, ancestors: int, window: int, tile: Any, chunk: int
+    t: Any,
+    thread: int,
+    layer: int,
+    head: int,
+    ancestors: int,
+    window: int,
+    tile: Any,
+    chunk: int,
+    following: int,
 ) -> None:
-    """The partial result of a tile's rows over one chunk, into this thread's part and part_sums."""
+    """The partial result of a tile's rows over one chunk, into this thread's part and part_sums.
+
+    following: address of the keys that are wanted next, or 0.
+    """
     rows = tile[NUM_ROWS] * (t.heads // t.kv_heads)
     first_page = chunk * CHUNK_PAGES
     last_row = tile[FIRST_ROW] + tile[NUM_ROWS] - 1
     pages = min(CHUNK_PAGES, int_at(t.index, last_row) // PAGE + 1 - first_page)
     table = int32s(t.tables + 4 * (tile[SEQ] * t.table_width + first_page), pages)
     scores = _place(t, t.chunk_scores, thread, 0, CHUNK)
-    part = _place(t, t.part, thread, 0, t.padded_head)
-    size = 4 if t.kv_format == F32 else 2 if t.kv_format == BF16 else 1
-    floats(scores, rows * CHUNK)[:] = 0
-    floats(part, rows * t.padded_head)[:] = 0
+    _score_keys(t, thread, layer, head, table, pages, rows, scores)
     for p in range(pages):
-        place = (layer * t.pages + table[p]) * t.kv_heads + head
+        _hide_keys(t, scores + 4 * p * PAGE, ancestors, window, tile, first_page + p)
+    for i in range(rows):
+        row = scores + 4 * i * CHUNK
+        _weigh(row, 4 * pages, floats(_place(t, t.part_sums, thread, i, 2), 2))
+        if t.kv_format == BF16_DOT:
+            halves = t.half_scores + 2 * (thread * t.tile_rows + i) * CHUNK
+            to_bfloat16(floats(row, pages * PAGE), shorts(halves, pages * PAGE))
+    _add_values(t, thread, layer, head, table, pages, rows, scores)
+    if following:
+        _prefetch(following, t.head_size * PAGE * _bytes_per_number(t) // 64)
+
+
+@compiled
+def _score_keys(
+    t: Any, thread: int, layer: int, head: int, table: Any, pages: int, rows: int, scores: int
+) -> None:
+    """scores = q @ keys, page by page. The next page is fetched meanwhile, then the first values."""
+    page_bytes = t.head_size * PAGE * _bytes_per_number(t)
+    q, stride = _place(t, t.q, thread, 0, t.padded_head), 4 * t.padded_head
+    if t.kv_format == BF16_DOT:
+        q, stride = t.half_q + 2 * thread * t.tile_rows * t.padded_head, 2 * t.padded_head
+    for p in range(pages):
+        place = _page(t, layer, table[p], head)
+        if p + 1 < pages:
+            _prefetch(t.keys + _page(t, layer, table[p + 1], head) * page_bytes, page_bytes // 64)
+        else:
+            value_bytes = t.padded_head * PAGE * _bytes_per_number(t)
+            _prefetch(t.values + _page(t, layer, table[0], head) * value_bytes, value_bytes // 64)
         at = scores + 4 * p * PAGE
-        keys = t.keys + place * t.head_size * PAGE * size
-        q = _place(t, t.q, thread, 0, t.padded_head)
-        _product(t.kv_wide, keys, q, t.padded_head, rows, at, CHUNK, t.head_size)
+        _product(t.kv_scores, t.keys + place * page_bytes, q, stride, rows, at, CHUNK, t.head_size)
         if t.kv_format == INT8:
             _scale_by_token(at, rows, floats(t.key_scales + 4 * place * PAGE, PAGE))
-        _hide_keys(t, at, ancestors, window, tile, first_page + p)
-    for i in range(rows):
-        _weigh(scores + 4 * i * CHUNK, 4 * pages, floats(_place(t, t.part_sums, thread, i, 2), 2))
+
+
+@compiled
+def _add_values(
+    t: Any, thread: int, layer: int, head: int, table: Any, pages: int, rows: int, scores: int
+) -> None:
+    """part = weights @ values, page by page."""
+    part = _place(t, t.part, thread, 0, t.padded_head)
+    floats(part, rows * t.padded_head)[:] = 0
+    size = _bytes_per_number(t)
+    page_bytes = t.padded_head * PAGE * size
     for p in range(pages):
-        place = (layer * t.pages + table[p]) * t.kv_heads + head
-        at = scores + 4 * p * PAGE
+        place = _page(t, layer, table[p], head)
+        if p + 1 < pages:
+            _prefetch(t.values + _page(t, layer, table[p + 1], head) * page_bytes, page_bytes // 64)
+        x, stride = scores + 4 * p * PAGE, 4 * CHUNK
         if t.kv_format == INT8:
-            _scale_by_token(at, rows, floats(t.value_scales + 4 * place * PAGE, PAGE))
+            _scale_by_token(x, rows, floats(t.value_scales + 4 * place * PAGE, PAGE))
+        elif t.kv_format == BF16_DOT:
+            x, stride = t.half_scores + 2 * (thread * t.tile_rows * CHUNK + p * PAGE), 2 * CHUNK
         d = 0
         while d < t.padded_head:
             wide = t.padded_head - d >= 64
             values = t.values + (place * t.padded_head + d) * PAGE * size
             kernel = t.kv_wide if wide else t.kv_narrow
-            _product(kernel, values, at, CHUNK, rows, part + 4 * d, t.padded_head, PAGE)
+            _product(kernel, values, x, stride, rows, part + 4 * d, t.padded_head, PAGE)
             d += 64 if wide else 16
 
 
@@ -306,6 +379,15 @@ def merge(out: Any, out_sums: Any, part: Any, part_sums: Any) -> None:
 
 
 @compiled
+def _first_keys(t: Any, layer: int, plan: int, count: int, unit: int) -> Any:
+    """The address of the first page of keys of a unit."""
+    tile, head, start = find(plan, count, unit)
+    page = (tile[FIRST_CHUNK] + unit - start) * CHUNK_PAGES
+    block = int32s(t.tables + 4 * (tile[SEQ] * t.table_width + page), 1)[0]
+    return t.keys + _page(t, layer, block, head) * t.head_size * PAGE * _bytes_per_number(t)
+
+
+@compiled
 def _merge_row(t: Any, thread: int, i: int, part: int, part_sums: int) -> None:
     merge(
         floats(_place(t, t.out, thread, i, t.padded_head), t.padded_head),
@@ -328,6 +410,9 @@ def _load_queries(t: Any, thread: int, tile: Any, head: int) -> None:
             to = floats(_place(t, t.q, thread, i, t.padded_head), t.head_size)
             for d in range(t.head_size):
                 to[d] = query[d]
+            if t.kv_format == BF16_DOT:
+                halves = t.half_q + 2 * (thread * t.tile_rows + i) * t.padded_head
+                to_bfloat16(query, shorts(halves, t.head_size + t.head_size % 2))
             floats(_place(t, t.out, thread, i, t.padded_head), t.padded_head)[:] = 0
             sums = floats(_place(t, t.out_sums, thread, i, 2), 2)
             sums[0], sums[1] = HIDDEN, np.float32(0)
@@ -386,7 +471,10 @@ def attend_run(
         _load_queries(t, thread, tile, head)
         for u in range(unit, last):
             chunk = u - start
-            attend_chunk(t, thread, layer, head, ancestors, window, tile, tile[FIRST_CHUNK] + chunk)
+            following = _first_keys(t, layer, plan, count, u + 1) if u + 1 < end else 0
+            attend_chunk(
+                t, thread, layer, head, ancestors, window, tile, tile[FIRST_CHUNK] + chunk, following
+            )
             for i in range(tile[NUM_ROWS] * (t.heads // t.kv_heads)):
                 part = _place(t, t.part, thread, i, t.padded_head)
                 part_sums = _place(t, t.part_sums, thread, i, 2)
@@ -422,8 +510,7 @@ def merge_cut(t: Any, thread: int, plan: int, count: int, units: int, runs: int,
 @compiled
 def store_token(t: Any, layer: int, slot: int, head: int, key: Any, value: Any) -> None:
     """Write one token's key and value [D] of one head at a slot (page * 64 + offset)."""
-    page, k = slot // PAGE, slot % PAGE
-    place = (layer * t.pages + page) * t.kv_heads + head
+    k, place = slot % PAGE, _page(t, layer, slot // PAGE, head)
     at_key, at_value = place * t.head_size * PAGE, place * t.padded_head * PAGE
     if t.kv_format == INT8:
         key_scale, value_scale = _byte_scale(key), _byte_scale(value)
@@ -433,28 +520,36 @@ def store_token(t: Any, layer: int, slot: int, head: int, key: Any, value: Any) 
         values = signed_bytes(t.values + at_value, t.padded_head * PAGE)
         for d in range(key.shape[0]):
             keys[d * PAGE + k] = np.int8(np.rint(key[d] / key_scale))
-            values[value_place(d, k, t.padded_head)] = np.int8(np.rint(value[d] / value_scale))
-    elif t.kv_format == BF16:
+            values[value_place(d, k, t.padded_head, False)] = np.int8(np.rint(value[d] / value_scale))
+    elif t.kv_format == BF16_DOT:
         halves = shorts(t.keys + 2 * at_key, t.head_size * PAGE)
         value_halves = shorts(t.values + 2 * at_value, t.padded_head * PAGE)
         for d in range(key.shape[0]):
-            halves[d * PAGE + k] = bfloat_bits(key[d])
-            value_halves[value_place(d, k, t.padded_head)] = bfloat_bits(value[d])
+            halves[key_place(d, k, True)] = bfloat_bits(key[d])
+            value_halves[value_place(d, k, t.padded_head, True)] = bfloat_bits(value[d])
     else:
         wide = floats(t.keys + 4 * at_key, t.head_size * PAGE)
         value_wide = floats(t.values + 4 * at_value, t.padded_head * PAGE)
         for d in range(key.shape[0]):
             wide[d * PAGE + k] = key[d]
-            value_wide[value_place(d, k, t.padded_head)] = value[d]
+            value_wide[value_place(d, k, t.padded_head, False)] = value[d]
 
 
 @compiled
-def value_place(d: int, k: int, width: int) -> int:
-    """Where number d of the value of token k of a page is, in a head of padded size `width`."""
-    block = d // 64 * 64
-    if block + 64 <= width:
-        return block * PAGE + k * 64 + d - block
-    return d // 16 * 16 * PAGE + k * 16 + d % 16
+def key_place(d: int, k: int, pairs: bool) -> int:
+    """Where number d of the key of token k of a page is, in its head."""
+    return (d // 2 * PAGE + k) * 2 + d % 2 if pairs else d * PAGE + k
+
+
+@compiled
+def value_place(d: int, k: int, width: int, pairs: bool) -> int:
+    """Where number d of the value of token k of a page is, in its head of padded size `width`."""
+    block, wide = d // 64 * 64, 64
+    if block + 64 > width:
+        block, wide = d // 16 * 16, 16
+    if pairs:
+        return block * PAGE + (k // 2 * wide + d - block) * 2 + k % 2
+    return block * PAGE + k * wide + d - block
 
 
 @summing
@@ -466,14 +561,15 @@ def _byte_scale(x: Any) -> Any:
 
 
 @compiled
-def copy_token(keys: Any, values: Any, src: int, dst: int) -> None:
+def copy_token(keys: Any, values: Any, src: int, dst: int, pairs: bool) -> None:
     """Copy a token from slot to slot, in all layers and heads. keys, values: [L, pages, G, size * 64]."""
     size, width = keys.shape[3] // PAGE, values.shape[3] // PAGE
     for layer in range(keys.shape[0]):
         for head in range(keys.shape[2]):
             one, other = keys[layer, src // PAGE, head], keys[layer, dst // PAGE, head]
             for d in range(size):
-                other[d * PAGE + dst % PAGE] = one[d * PAGE + src % PAGE]
+                other[key_place(d, dst % PAGE, pairs)] = one[key_place(d, src % PAGE, pairs)]
             one, other = values[layer, src // PAGE, head], values[layer, dst // PAGE, head]
             for d in range(width):
-                other[value_place(d, dst % PAGE, width)] = one[value_place(d, src % PAGE, width)]
+                to = value_place(d, dst % PAGE, width, pairs)
+                other[to] = one[value_place(d, src % PAGE, width, pairs)]

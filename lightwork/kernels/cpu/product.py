@@ -132,13 +132,13 @@ def _finish(t: Any, then: int, tile: Any, second: Any, bias: int, second_bias: i
     elif then == ACTIVATED:
         activate(t.activation, tile, out)
     else:
-        activate(t.activation, tile, tile)
+        activate(t.activation, tile, out)  # not in place: the loop is vectorised only between two arrays
         if second_bias:
             far = floats(second_bias, tile.shape[0])
             for j in range(tile.shape[0]):
                 second[j] += far[j]
         for j in range(tile.shape[0]):
-            out[j] = tile[j] * second[j]
+            out[j] *= second[j]
 
 
 @compiled

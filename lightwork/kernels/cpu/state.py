@@ -25,7 +25,7 @@ MODEL = (
     "experts experts_per_token normalise_gates layer_norm gated activation",
     "head norm norm_bias",  # a matrix; offsets in vectors
     "format kernel affine group",  # of the matrices
-    "kv_format kv_wide kv_narrow",  # of keys and values, and the kernels for 64 and for 16 outputs
+    "kv_format kv_scores kv_wide kv_narrow",  # of keys and values; kernels for keys, values by 64 and by 16
     "window",  # of the layers that have one
 )
 BATCH = (
@@ -40,6 +40,7 @@ SCRATCH = (
     "halves codes scales sums float_sums groups",  # rows encoded for a product: [A, width], [A, groups]
     "tiles",  # float32 [threads, 2, ROW_TILE, 64]
     "q chunk_scores part part_sums out out_sums tile_rows",  # float32 [threads, tile_rows, ...]
+    "half_q half_scores",  # the first two in bfloat16
     "partials chunks",  # float32 [runs, chunks, tile_rows, padded_head + 2]
     "plan windowed_plan",  # int64 [tiles + 1, 6]
     "expert_scores expert_of gate_of order starts expert_out",

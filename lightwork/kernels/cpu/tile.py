@@ -57,6 +57,7 @@ from lightwork.kernels.cpu.vectors import (
     lanes,
     load,
     loop,
+    prefetch,
     splat,
     store,
     widen_bf16,
@@ -73,6 +74,7 @@ class _Tile(NamedTuple):
     rows: int
     vectors: int
     affine: bool
+    fresh: bool
     weights: Value
     table: Value
     x: Value
@@ -84,20 +86,27 @@ class _Tile(NamedTuple):
     out_stride: Value
     inputs: Value
     group: Value
+    ahead: Value
 
     def cells(self) -> list[tuple[int, int]]:
         return [(m, v) for m in range(self.rows) for v in range(self.vectors)]
 
 
 @cache
-def kernel(form: int, *, vectors: int = 4, affine: bool = False, isa: Isa | None = None) -> int:
-    """The address of a format's compiled micro-kernel, for `multiply`. isa: this processor's, by default."""
+def kernel(
+    form: int, *, vectors: int = 4, affine: bool = False, fresh: bool = False, isa: Isa | None = None
+) -> int:
+    """The address of a format's compiled micro-kernel, for `multiply`.
+
+    fresh: out is overwritten, not added to (dense formats). isa: this processor's, by default.
+    """
     module = ir.Module(name=f"tile_{form}_{vectors}_{affine}")
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * NUM_ARGS), "multiply")
     b = ir.IRBuilder(function.append_basic_block("entry"))
     values: list[Value] = list(function.args)
-    fixed = (form, host() if isa is None else isa, 0, vectors, affine)
-    _by_rows(b, _Tile(*fixed, *values[:9], *values[10:]), values[9])
+    fixed = (form, host() if isa is None else isa, 0, vectors, affine, fresh)
+    *addresses, rows, inputs, group = values
+    _by_rows(b, _Tile._make([*fixed, *addresses, inputs, group, I64(0)]), rows)
     b.ret_void()
     return compile_module(module, "multiply")
 
@@ -119,7 +128,7 @@ def multiply(
     inputs: Any,
     group: Any,
 ) -> Any:
-    """out += x @ weights for any number of rows, by the kernel at an address.
+    """out += x @ weights (= if it is fresh) for any number of rows, by the kernel at an address.
 
     weights: address of the block; a group of codes is preceded by its float16 scales [64], and offsets [64]
     if affine. table: float32 [16] of CODE4. x: rows, x_stride bytes apart, in the type the format multiplies.
@@ -150,6 +159,38 @@ def _by_rows(b: Builder, whole: _Tile, rows: Value) -> None:
         done = b.add(done, b.mul(count, I64(height)))
 
 
+LINES_AHEAD = 1
+"""Cache lines per step that a pass over a block's weights fetches of what follows the block.
+
+The first pass comes from memory and computes less than it could; the later ones find the block in the
+second-level cache, and memory would idle."""
+
+
+def _weight_bytes(b: Builder, t: _Tile) -> Value:
+    """Bytes of the weights of all inputs."""
+    width = LANES * t.vectors
+    if t.format not in CENTRE:
+        size = {F32: 4, BF16: 2, F16: 2, INT8: 1, BF16_DOT: 4}[t.format] * width
+        return b.mul(_steps(b, t), I64(size))
+    size = width * (4 if t.format in (CODE8, CODE8_DOT) else 2)
+    head = 2 * width * (2 if t.affine else 1)
+    each = b.add(b.mul(b.lshr(t.group, I64(2)), I64(size)), I64(head))
+    return b.mul(b.sdiv(t.inputs, t.group), each)
+
+
+def _steps(b: Builder, t: _Tile) -> Value:
+    """Steps over all inputs."""
+    return b.lshr(t.inputs, I64(2 if t.format in CENTRE else 1 if t.format == BF16_DOT else 0))
+
+
+def _fetch_ahead(b: Builder, t: _Tile, step: Value) -> None:
+    """In passes after the first: part of the weights that follow this block."""
+    if t.rows >= 4 and t.vectors == 4:
+        place = b.add(t.ahead, b.mul(step, I64(64 * LINES_AHEAD)))
+        for line in range(LINES_AHEAD):
+            prefetch(b, at(b, place, 64 * line))
+
+
 def _at_row(
     b: Builder, whole: _Tile, height: int, done: Value, i: Value, carried: Sequence[Value]
 ) -> list[Value]:
@@ -158,8 +199,13 @@ def _at_row(
     def moved(address: Value, stride: Value) -> Value:
         return b.add(address, b.mul(row, stride))
 
+    block_bytes = _weight_bytes(b, whole)
+    per_pass = b.mul(_steps(b, whole), I64(64 * LINES_AHEAD))
+    fetched = b.mul(b.sub(b.sdiv(b.add(row, I64(5)), I64(6)), I64(1)), per_pass)
+    useful = b.and_(b.icmp_signed(">", row, I64(0)), b.icmp_signed("<", fetched, block_bytes))
     part = whole._replace(
         rows=height,
+        ahead=b.select(useful, b.add(b.add(whole.weights, block_bytes), fetched), whole.weights),
         x=moved(whole.x, whole.x_stride),
         x_scales=moved(whole.x_scales, whole.group_stride),
         x_sums=moved(whole.x_sums, whole.group_stride),
@@ -184,12 +230,14 @@ def _x(b: Builder, t: _Tile, m: int, offset: Value, kind: Any) -> Value:
 def _dense(b: Builder, t: _Tile) -> None:
     pairs = t.format == BF16_DOT
     size = {F32: 4, BF16: 2, F16: 2, INT8: 1, BF16_DOT: 4}[t.format]
-    sums = [load(b, _out(b, t, m, v), FLOATS, 4) for m, v in t.cells()]
+    zero = ir.Constant(FLOATS, None)
+    sums = [zero if t.fresh else load(b, _out(b, t, m, v), FLOATS, 4) for m, v in t.cells()]
     step_bytes = LANES * t.vectors * size
 
     def body(i: Value, sums: Sequence[Value]) -> list[Value]:
         here = at(b, t.weights, b.mul(i, I64(step_bytes)))
         x = [_x(b, t, m, b.shl(i, I64(2)), I32 if pairs else FLOAT) for m in range(t.rows)]
+        _fetch_ahead(b, t, i)
         added = dict(zip(t.cells(), sums, strict=True))
         for v in range(t.vectors):
             place = at(b, here, LANES * size * v)
@@ -198,8 +246,7 @@ def _dense(b: Builder, t: _Tile) -> None:
                 added[m, v] = (_dot16 if pairs else _multiply_add)(b, t.isa, w, x[m], added[m, v])
         return [added[cell] for cell in t.cells()]
 
-    steps = b.lshr(t.inputs, I64(1)) if pairs else t.inputs
-    for (m, v), value in zip(t.cells(), loop(b, steps, sums, body), strict=True):
+    for (m, v), value in zip(t.cells(), loop(b, _steps(b, t), sums, body), strict=True):
         store(b, value, _out(b, t, m, v))
 
 
@@ -249,6 +296,7 @@ def _grouped(b: Builder, t: _Tile) -> None:
         def one_word(i: Value, sums: Sequence[Value]) -> list[Value]:
             word = b.add(first, i)
             here = at(b, codes, b.mul(i, I64(word_bytes)))
+            _fetch_ahead(b, t, word)
             added = dict(zip(t.cells(), sums, strict=True))
             (_word_of_bytes if dot else _word_of_floats)(b, t, here, word, added)
             return [added[cell] for cell in t.cells()]

@@ -86,6 +86,12 @@ def widen_bf16(b: Builder, halves: Value) -> Value:
     return b.bitcast(b.shl(b.zext(halves, INTS), int_splat(16)), FLOATS)
 
 
+def prefetch(b: Builder, address: Value) -> None:
+    """Ask for a cache line. An address that is nobody's does no harm."""
+    pointer = b.inttoptr(address, I8.as_pointer())
+    call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32(0), I32(3), I32(1)])
+
+
 def fold(b: Builder, vector: Value, combine: Callable[[Value, Value], Value]) -> Value:
     """Combine the lanes of a vector pairwise, in a fixed order, into a scalar."""
     for half in (8, 4, 2, 1):

@@ -16,7 +16,6 @@ from typing import Literal
 
 from lightwork.errors import RangeError
 from lightwork.kernels.cpu.formats import (
-    BF16,
     BF16_DOT,
     CODE4,
     CODE4_DOT,
@@ -34,7 +33,7 @@ NF4 = (
 )  # fmt: skip
 """Quantiles of a normal distribution (QLoRA, appendix E)."""
 
-KV_FORMATS = {32: F32, 16: BF16, 8: INT8}
+KV_FORMATS = {32: F32, 16: BF16_DOT, 8: INT8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
