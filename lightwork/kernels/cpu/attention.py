@@ -17,6 +17,7 @@ P page of 64 keys  D head size  M rows of one tile: query heads of one key-value
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,10 @@ from lightwork.kernels.cpu.vectors import (
     fma,
     fold,
     int_splat,
+    largest,
     load,
     loop,
+    narrow_bf16,
     prefetch,
     splat,
     store,
@@ -64,38 +67,46 @@ def _largest(typing: Any, address: Any, vectors: Any) -> Any:
 
     def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
         def body(i: Value, carried: Sequence[Value]) -> list[Value]:
-            value = load(b, at(b, args[0], b.shl(i, I64(6))), FLOATS, 4)
-            return [call(b, "llvm.maxnum.v16f32", FLOATS, [carried[0], value])]
+            return [largest(b, carried[0], load(b, at(b, args[0], b.shl(i, I64(6))), FLOATS, 4))]
 
         (most,) = loop(b, args[1], [float_splat(float(HIDDEN))], body)
-        return fold(b, most, lambda x, y: call(b, "llvm.maxnum.v16f32", FLOATS, [x, y]))
+        return fold(b, most, partial(largest, b))
 
     return types.float32(types.int64, types.int64), generate
 
 
-@intrinsic
-def _exp2_all(typing: Any, address: Any, vectors: Any, shift: Any) -> Any:
-    """x = exp2(x - shift) for 16 * vectors float32 in place; returns their sum."""
+def _exp2_all(halves: bool) -> Any:
+    """An intrinsic: exp2(x - shift) of 16 * vectors float32, in place or to bfloat16; returns their sum."""
 
-    def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
-        down = splat(b, args[2])
+    @intrinsic
+    def exp2_all(typing: Any, address: Any, vectors: Any, shift: Any, out: Any) -> Any:
+        def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
+            down = splat(b, args[2])
 
-        def body(i: Value, carried: Sequence[Value]) -> list[Value]:
-            place = at(b, args[0], b.shl(i, I64(6)))
-            value = _exp2_vector(b, b.fsub(load(b, place, FLOATS, 4), down))
-            store(b, value, place)
-            return [b.fadd(carried[0], value)]
+            def body(i: Value, carried: Sequence[Value]) -> list[Value]:
+                place = at(b, args[0], b.shl(i, I64(6)))
+                value = _exp2_vector(b, b.fsub(load(b, place, FLOATS, 4), down))
+                if halves:
+                    store(b, narrow_bf16(b, value), at(b, args[3], b.shl(i, I64(5))))
+                else:
+                    store(b, value, at(b, args[3], b.shl(i, I64(6))))
+                return [b.fadd(carried[0], value)]
 
-        (total,) = loop(b, args[1], [float_splat(0.0)], body)
-        return fold(b, total, b.fadd)
+            (total,) = loop(b, args[1], [float_splat(0.0)], body)
+            return fold(b, total, b.fadd)
 
-    return types.float32(types.int64, types.int64, types.float32), generate
+        return types.float32(types.int64, types.int64, types.float32, types.int64), generate
+
+    return exp2_all
+
+
+_exp2_floats, _exp2_halves = _exp2_all(False), _exp2_all(True)
 
 
 def _exp2_vector(b: Builder, x: Value) -> Value:
     """2^x for x <= 0, and 0 where it is below the smallest normal number."""
     low = float_splat(-126.0)
-    inside = call(b, "llvm.maxnum.v16f32", FLOATS, [x, low])
+    inside = largest(b, x, low)
     whole = call(b, "llvm.floor.v16f32", FLOATS, [b.fadd(inside, float_splat(0.5))])
     part = b.fsub(inside, whole)
     power = float_splat(float(np.float32(EXP2[-1])))
@@ -270,14 +281,14 @@ def attend_chunk(
     table = int32s(t.tables + 4 * (tile[SEQ] * t.table_width + first_page), pages)
     scores = _place(t, t.chunk_scores, thread, 0, CHUNK)
     _score_keys(t, thread, layer, head, table, pages, rows, scores)
+    all_see = min(int_at(t.index, tile[FIRST_ROW]) + 1, int_at(t.known, tile[SEQ]))
     for p in range(pages):
-        _hide_keys(t, scores + 4 * p * PAGE, ancestors, window, tile, first_page + p)
+        if window or (first_page + p + 1) * PAGE > all_see:
+            _hide_keys(t, scores + 4 * p * PAGE, ancestors, window, tile, first_page + p)
     for i in range(rows):
-        row = scores + 4 * i * CHUNK
-        _weigh(row, 4 * pages, floats(_place(t, t.part_sums, thread, i, 2), 2))
-        if t.kv_format == BF16_DOT:
-            halves = t.half_scores + 2 * (thread * t.tile_rows + i) * CHUNK
-            to_bfloat16(floats(row, pages * PAGE), shorts(halves, pages * PAGE))
+        halves = t.half_scores + 2 * (thread * t.tile_rows + i) * CHUNK
+        sums = floats(_place(t, t.part_sums, thread, i, 2), 2)
+        _weigh(t, scores + 4 * i * CHUNK, halves, 4 * pages, sums)
     _add_values(t, thread, layer, head, table, pages, rows, scores)
     if following:
         _prefetch(following, t.head_size * PAGE * _bytes_per_number(t) // 64)
@@ -333,14 +344,16 @@ def _add_values(
 
 
 @compiled
-def _weigh(scores: int, vectors: int, sums: Any) -> None:
-    """Scores become exp2(score - largest); sums: the largest, and their total."""
-    sums[0] = _largest(scores, vectors)
-    if sums[0] > HIDDEN:
-        sums[1] = _exp2_all(scores, vectors, sums[0])
+def _weigh(t: Any, scores: int, halves: int, vectors: int, sums: Any) -> None:
+    """Scores become exp2(score - largest), in place or in bfloat16; sums: the largest, and their total."""
+    most = _largest(scores, vectors)
+    sums[0] = most
+    if most <= HIDDEN:  # the row sees no key here: any shift that makes every weight zero
+        most = np.float32(0)
+    if t.kv_format == BF16_DOT:
+        sums[1] = _exp2_halves(scores, vectors, most, halves)
     else:
-        sums[1] = 0
-        floats(scores, 16 * vectors)[:] = 0
+        sums[1] = _exp2_floats(scores, vectors, most, scores)
 
 
 @compiled

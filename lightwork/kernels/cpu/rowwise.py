@@ -6,6 +6,7 @@ Every function sees a single row and always sums in the same order, so a row's b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import erf, sqrt
 from typing import Any
 
@@ -20,7 +21,30 @@ from lightwork.kernels.cpu.compiled import (
     summing,
     types,
 )
-from lightwork.kernels.cpu.vectors import FLOAT, I32, Builder, Value, call
+from lightwork.kernels.cpu.vectors import (
+    FLOAT,
+    FLOATS,
+    I8,
+    I32,
+    I64,
+    INTS,
+    LANES,
+    Builder,
+    Value,
+    at,
+    call,
+    float_splat,
+    fold,
+    int_splat,
+    lanes,
+    largest,
+    load,
+    loop,
+    magnitude,
+    narrow_bf16,
+    splat,
+    store,
+)
 
 LOG2_E = np.float32(1.4426950408889634)
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
@@ -116,32 +140,94 @@ def activate(kind: int, x: Any, out: Any) -> None:
 @compiled
 def to_bfloat16(x: Any, out: Any) -> None:
     """Round a row to bfloat16; what follows it in out becomes 0."""
-    for k in range(x.shape[0]):
+    whole = x.shape[0] // LANES
+    if whole:
+        _halves(x.ctypes.data, out.ctypes.data, whole)
+    for k in range(whole * LANES, x.shape[0]):
         out[k] = bfloat_bits(x[k])
     for k in range(x.shape[0], out.shape[0]):
         out[k] = 0
 
 
-@summing
+@intrinsic
+def _halves(typing: Any, x: Any, out: Any, vectors: Any) -> Any:
+    """16 * vectors float32 to bfloat16."""
+
+    def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
+        def body(i: Value, carried: Sequence[Value]) -> list[Value]:
+            value = load(b, at(b, args[0], b.shl(i, I64(6))), FLOATS, 4)
+            store(b, narrow_bf16(b, value), at(b, args[1], b.shl(i, I64(5))))
+            return []
+
+        loop(b, args[2], [], body)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@compiled
 def to_bytes(x: Any, group: int, out: Any, scales: Any, sums: Any) -> None:
-    """A row as int8 with a scale per group, whose largest value becomes 127, and the groups' sums."""
-    size = x.shape[0]
-    for g in range(scales.shape[0]):
-        part = x[g * group : min(size, (g + 1) * group)]
-        codes = out[g * group : (g + 1) * group]
-        most = np.float32(0)
-        for k in range(part.shape[0]):
-            most = max(most, abs(part[k]))
+    """A row as int8 with a scale per group, whose largest value becomes 127, and the groups' sums.
+
+    group: a multiple of 16. What follows the row in out becomes 0.
+    """
+    whole = x.shape[0] // group
+    for g in range(whole):
+        place = x.ctypes.data + 4 * g * group
+        most = _largest_magnitude(place, group // LANES)
         scales[g] = most / np.float32(127)
         inverse = np.float32(127) / most if most > 0 else np.float32(0)
-        total = np.int32(0)
-        for k in range(part.shape[0]):
-            code = np.int32(np.rint(part[k] * inverse))
-            codes[k] = code
-            total += code
-        for k in range(part.shape[0], codes.shape[0]):
-            codes[k] = 0
-        sums[g] = total
+        sums[g] = _bytes(place, out.ctypes.data + g * group, group // LANES, inverse)
+    for g in range(whole, scales.shape[0]):
+        _to_bytes(x[g * group :], out[g * group :], scales[g:], sums[g:])
+
+
+@compiled
+def _to_bytes(part: Any, codes: Any, scales: Any, sums: Any) -> None:
+    """The last group of a row, which may be shorter than a group."""
+    most, total = np.float32(0), np.int32(0)
+    for k in range(part.shape[0]):
+        most = max(most, abs(part[k]))
+    inverse = np.float32(127) / most if most > 0 else np.float32(0)
+    for k in range(codes.shape[0]):
+        code = np.int32(np.rint(part[k] * inverse)) if k < part.shape[0] else np.int32(0)
+        codes[k] = code
+        total += code
+    scales[0], sums[0] = most / np.float32(127), total
+
+
+@intrinsic
+def _largest_magnitude(typing: Any, x: Any, vectors: Any) -> Any:
+    """The largest magnitude of 16 * vectors float32."""
+
+    def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
+        def body(i: Value, carried: Sequence[Value]) -> list[Value]:
+            value = load(b, at(b, args[0], b.shl(i, I64(6))), FLOATS, 4)
+            return [largest(b, carried[0], magnitude(b, value))]
+
+        (most,) = loop(b, args[1], [float_splat(0.0)], body)
+        return fold(b, most, partial(largest, b))
+
+    return types.float32(types.int64, types.int64), generate
+
+
+@intrinsic
+def _bytes(typing: Any, x: Any, out: Any, vectors: Any, inverse: Any) -> Any:
+    """16 * vectors float32 times inverse, rounded to int8; returns their sum."""
+
+    def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
+        factor = splat(b, args[3])
+
+        def body(i: Value, carried: Sequence[Value]) -> list[Value]:
+            value = b.fmul(load(b, at(b, args[0], b.shl(i, I64(6))), FLOATS, 4), factor)
+            code = b.fptosi(call(b, "llvm.rint.v16f32", FLOATS, [value]), INTS)
+            store(b, b.trunc(code, lanes(I8)), at(b, args[1], b.shl(i, I64(4))))
+            return [b.add(carried[0], code)]
+
+        (total,) = loop(b, args[2], [int_splat(0)], body)
+        return fold(b, total, b.add)
+
+    return types.int32(types.int64, types.int64, types.int64, types.float32), generate
 
 
 @summing

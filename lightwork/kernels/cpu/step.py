@@ -43,7 +43,7 @@ from lightwork.kernels.cpu.team import barrier, call_helpers, take, wait_for_cal
 ) = range(18)  # fmt: skip
 
 PHASES_PER_LAYER = 16
-RUNS_PER_THREAD = 4
+RUNS_PER_THREAD = 8
 """Attention is cut into more runs than threads, so that a thread that loses its core does not hold up all."""
 
 

@@ -286,12 +286,14 @@ def _grouped(b: Builder, t: _Tile) -> None:
     groups = b.sdiv(t.inputs, t.group)
     words = b.lshr(t.group, I64(2))
     group_bytes = b.add(b.mul(words, I64(word_bytes)), I64(head_bytes))
-    zero = ir.Constant(INTS if dot else FLOATS, None)
 
     def one_group(g: Value, _: Sequence[Value]) -> list[Value]:
         first = b.mul(g, words)
         head = at(b, t.weights, b.mul(g, group_bytes))
         codes = at(b, head, head_bytes)
+        of_x = [_of_group(b, t, t.x_sums, m, g, I32 if dot else FLOAT) for m in range(t.rows)]
+        # Codes count from a centre that is not zero: its share is known before the first product.
+        start = [b.mul(total, int_splat(-CENTRE[t.format])) if dot else float_splat(0.0) for total in of_x]
 
         def one_word(i: Value, sums: Sequence[Value]) -> list[Value]:
             word = b.add(first, i)
@@ -301,8 +303,8 @@ def _grouped(b: Builder, t: _Tile) -> None:
             (_word_of_bytes if dot else _word_of_floats)(b, t, here, word, added)
             return [added[cell] for cell in t.cells()]
 
-        sums = loop(b, words, [zero] * len(t.cells()), one_word)
-        _scale(b, t, g, head, dict(zip(t.cells(), sums, strict=True)))
+        sums = loop(b, words, [start[m] for m, _ in t.cells()], one_word)
+        _scale(b, t, g, head, of_x, dict(zip(t.cells(), sums, strict=True)))
         return []
 
     loop(b, groups, [], one_group)
@@ -393,30 +395,30 @@ def _look_up(b: Builder, isa: Isa, table: Value, code: Value) -> Value:
     return chosen
 
 
-def _scale(b: Builder, t: _Tile, g: Value, head: Value, sums: dict[tuple[int, int], Value]) -> None:
+def _of_group(b: Builder, t: _Tile, numbers: Value, m: int, g: Value, kind: Any) -> Value:
+    """Sixteen copies of what row m has for a group, in x_scales or x_sums."""
+    if t.format not in (CODE8_DOT, CODE4_DOT) and not t.affine:
+        return float_splat(0.0)
+    row = b.add(b.mul(t.group_stride, I64(m)), b.shl(g, I64(2)))
+    return splat(b, load(b, at(b, numbers, row), kind))
+
+
+def _scale(
+    b: Builder, t: _Tile, g: Value, head: Value, of_x: list[Value], sums: dict[tuple[int, int], Value]
+) -> None:
     """out += scale * sum (+ offset * sum of the inputs), with the row's own scale for bytes."""
     dot = t.format in (CODE8_DOT, CODE4_DOT)
-    four = b.shl(g, I64(2))
     half = lanes(HALF)
-    factor, total = [], []
-    for m in range(t.rows):
-        row = b.add(b.mul(t.group_stride, I64(m)), four)
-        factor.append(splat(b, load(b, at(b, t.x_scales, row), FLOAT)) if dot else None)
-        total.append(
-            splat(b, load(b, at(b, t.x_sums, row), I32 if dot else FLOAT)) if dot or t.affine else None
-        )
+    if dot:
+        factor = [_of_group(b, t, t.x_scales, m, g, FLOAT) for m in range(t.rows)]
+        of_x = [b.fmul(b.sitofp(total, FLOATS), f) for total, f in zip(of_x, factor, strict=True)]
     for v in range(t.vectors):
         scale = b.fpext(load(b, at(b, head, 2 * LANES * v), half), FLOATS)
         place = at(b, head, 2 * LANES * (t.vectors + v))
         offset = b.fpext(load(b, place, half), FLOATS) if t.affine else None
         for m in range(t.rows):
-            out = load(b, _out(b, t, m, v), FLOATS, 4)
-            value, size, of_x = sums[m, v], scale, total[m]
-            if dot:
-                centred = b.sub(value, b.mul(of_x, int_splat(CENTRE[t.format])))
-                value, size = b.sitofp(centred, FLOATS), b.fmul(scale, factor[m])
-                of_x = b.fmul(b.sitofp(of_x, FLOATS), factor[m]) if t.affine else None
-            out = fma(b, value, size, out)
+            value = b.fmul(b.sitofp(sums[m, v], FLOATS), factor[m]) if dot else sums[m, v]
+            out = fma(b, value, scale, load(b, _out(b, t, m, v), FLOATS, 4))
             if t.affine:
-                out = fma(b, offset, of_x, out)
+                out = fma(b, offset, of_x[m], out)
             store(b, out, _out(b, t, m, v))

@@ -62,7 +62,7 @@ def load(b: Builder, address: Value, kind: Any, align: int = 1) -> Value:
 
 
 def store(b: Builder, value: Value, address: Value) -> None:
-    b.store(value, b.inttoptr(address, value.type.as_pointer())).align = 4
+    b.store(value, b.inttoptr(address, value.type.as_pointer())).align = 1
 
 
 def lanes(kind: Any) -> Any:
@@ -84,6 +84,19 @@ def fma(b: Builder, x: Value, y: Value, z: Value) -> Value:
 def widen_bf16(b: Builder, halves: Value) -> Value:
     """Sixteen bfloat16, as int16 lanes, to float32: exact."""
     return b.bitcast(b.shl(b.zext(halves, INTS), int_splat(16)), FLOATS)
+
+
+def narrow_bf16(b: Builder, x: Value) -> Value:
+    """Sixteen float32 rounded to the nearest bfloat16, as int16 lanes."""
+    return b.bitcast(b.fptrunc(x, lanes(BFLOAT)), lanes(I16))
+
+
+def magnitude(b: Builder, x: Value) -> Value:
+    return b.bitcast(b.and_(b.bitcast(x, INTS), int_splat(0x7FFFFFFF)), FLOATS)
+
+
+def largest(b: Builder, x: Value, y: Value) -> Value:
+    return call(b, "llvm.maxnum.v16f32", FLOATS, [x, y])
 
 
 def prefetch(b: Builder, address: Value) -> None:
