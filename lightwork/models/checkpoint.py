@@ -182,7 +182,7 @@ class Checkpoint:
         if not (self.folder / "model.safetensors").is_file():
             raise self._nothing_to_load()
         try:
-            with safe_open(self.folder / "model.safetensors", framework="pt") as file:
+            with safe_open(self.folder / "model.safetensors", framework="np") as file:
                 return dict.fromkeys(file.keys(), "model.safetensors")
         except (SafetensorError, OSError, ValueError) as error:
             raise _broken(self.folder / "model.safetensors", error) from error

@@ -21,9 +21,9 @@ from lightwork.kernels.cpu.rowwise import ACTIVATIONS
 from lightwork.kernels.cpu.state import State
 from lightwork.kernels.cpu.team import Team
 from lightwork.kernels.rows import Rows
-from lightwork.models.checkpoint import Progress, open_checkpoint
+from lightwork.models.checkpoint import Progress, Source, open_checkpoint
 from lightwork.models.packed import Layout, packed_bytes
-from lightwork.models.precisions import Numbers, Precision
+from lightwork.models.precisions import Grouping, Numbers, Precision
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
 
@@ -221,11 +221,26 @@ def open_compiled(folder: Path, precision: Precision, progress: Progress | None)
         )
     checkpoint = open_checkpoint(folder)
     stored = checkpoint.stored()
-    numbers = precision.numbers(stored)
+    numbers = precision.numbers(stored, _grouping(spec, checkpoint))
     layout = Layout(spec, numbers.matrices, EMBED_HALF[stored])
     weights = packed_bytes(layout, checkpoint, progress)
     generation = read_json(folder, "generation_config.json", optional=True)
+    if progress is not None:
+        progress("compile", 0, 0)  # half a minute, once for a machine and version
+    step.prepare()
     return CompiledModel(layout, weights, Tokenizer(folder), generation, numbers=numbers)
+
+
+def _grouping(spec: ModelSpec, checkpoint: Source) -> Grouping | None:
+    """How the checkpoint's matrices are quantised, read off the first."""
+    if spec.family == "gpt2":
+        return None
+    shape = (spec.hidden_size, spec.num_heads * spec.head_size)
+    codes = checkpoint.codes("model.layers.0.self_attn.o_proj.weight", shape)
+    if codes is None:
+        return None
+    symmetric = np.array_equal(codes.offsets, -(2 ** (codes.bits - 1)) * codes.scales)
+    return Grouping(codes.bits, codes.group, not symmetric)
 
 
 class Buffers:

@@ -198,7 +198,7 @@ def _load(
     """The model, the type of its keys and values, tokens of a KV block, and why."""
     from lightwork import models
 
-    if plan.on == "cpu" and find_spec("numba") is not None:
+    if compiles(plan.on):
         compiled = models.load_compiled(plan.model, precision=precision or Stored(), progress=progress)
         chosen = Setting("precision", repr(precision or Stored()), compiled.numbers.reason)
         kv_dtype = {F32: "float32", BF16_DOT: "bfloat16", INT8: "int8"}[compiled.numbers.kv]
@@ -215,6 +215,21 @@ def _load(
     )
     model = models.load(plan.model, dtype=dtype, device=plan.on, progress=progress)
     return model, dtype, BLOCK_SIZE, [Setting("dtype", dtype, reason)]
+
+
+def compiles(place: str) -> bool:
+    """Whether a place computes with the compiled CPU step, rather than with torch."""
+    return place == "cpu" and find_spec("numba") is not None
+
+
+def import_backend(place: str) -> None:
+    """Import what a place computes with, the slow part of a start. Raises MissingExtraError."""
+    if compiles(place):
+        import lightwork.models.compiled  # noqa: F401
+    else:
+        from lightwork.models import import_models
+
+        import_models()
 
 
 def runner_for(place: str, model: Served) -> Callable[[Kernel, Any, KVCache], Runner]:

@@ -19,7 +19,7 @@ from lightwork.kernels.cpu.attention import (
     plan_tiles,
     store_token,
 )
-from lightwork.kernels.cpu.compiled import compiled, stamped
+from lightwork.kernels.cpu.compiled import compiled, numba, stamped, types
 from lightwork.kernels.cpu.experts import choose_experts, mix_experts, sort_by_expert
 from lightwork.kernels.cpu.product import (
     ACTIVATED,
@@ -32,7 +32,7 @@ from lightwork.kernels.cpu.product import (
     row_of,
 )
 from lightwork.kernels.cpu.rowwise import LOG2_E, embed_bits, layer_norm, rms_norm, rotate
-from lightwork.kernels.cpu.state import floats, int_at, ints, shorts
+from lightwork.kernels.cpu.state import State, floats, int_at, ints, shorts
 from lightwork.kernels.cpu.team import barrier, call_helpers, take, wait_for_call
 
 # Columns of a layer's table: matrices by number, WINDOW in tokens (0: none), FFN in numbers, and vectors by
@@ -61,6 +61,12 @@ def run(thread: int, record: Any) -> None:
         return
     while wait_for_call(t, thread):
         _forward(t, thread)
+
+
+def prepare() -> None:
+    """Compile `run`, which takes half a minute, or read what an earlier process compiled."""
+    made: Any = run
+    made.compile((types.int64, numba.typeof(State().record)))
 
 
 @compiled

@@ -1,6 +1,6 @@
 """Precisions: in which numbers a model is stored and computed on a CPU.
 
-Interface: `Precision.numbers(stored)`. To add one: a file with a frozen dataclass named after it.
+Interface: `Precision.numbers(stored, grouping)`. To add one: a file with a frozen dataclass named after it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from lightwork.kernels.cpu.formats import MatrixFormat
 
-__all__ = ["Numbers", "Precision"]
+__all__ = ["Grouping", "Numbers", "Precision"]
 
 
 class Numbers(NamedTuple):
@@ -20,9 +20,17 @@ class Numbers(NamedTuple):
     reason: str
 
 
+class Grouping(NamedTuple):
+    """How a checkpoint is quantised: bits of a code, inputs of a group, whether groups have offsets."""
+
+    bits: int
+    group: int
+    affine: bool
+
+
 class Precision(Protocol):
     """What a model's numbers are turned into when it is loaded."""
 
-    def numbers(self, stored: str) -> Numbers:
-        """stored: type of the checkpoint's matrices: float32, bfloat16 or float16."""
+    def numbers(self, stored: str, grouping: Grouping | None) -> Numbers:
+        """stored: type of the checkpoint: float32, bfloat16 or float16. grouping: of its matrices."""
         ...

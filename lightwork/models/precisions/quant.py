@@ -25,7 +25,7 @@ from lightwork.kernels.cpu.formats import (
     INT8,
     MatrixFormat,
 )
-from lightwork.models.precisions import Numbers
+from lightwork.models.precisions import Grouping, Numbers
 
 NF4 = (
     -1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,
@@ -71,7 +71,7 @@ class Quant:
     def _inputs(self) -> int:
         return self.activations or (16 if self.bits == 16 else 8)
 
-    def numbers(self, stored: str) -> Numbers:
+    def numbers(self, stored: str, grouping: Grouping | None) -> Numbers:
         kv = KV_FORMATS[self.kv_bits]
         if self.bits == 16:
             return Numbers(MatrixFormat(code=BF16_DOT), kv, "bfloat16 products, sums in float32")

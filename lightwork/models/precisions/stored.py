@@ -2,7 +2,7 @@
 
 Paper:  none: what a checkpoint means when nothing is rounded
 Idea:   widening a 16-bit weight to float32 is exact, so half the bytes are read and no bit is lost
-Shapes: float32, bfloat16 or float16 [N, K] -> the same type, in blocks of 64 outputs; keys and values float32
+Shapes: float32, bfloat16, float16 or codes [N, K] -> the same, in blocks of 64 outputs; KV float32
 Cost:   the bytes of the checkpoint per step; float32 multiply-adds
 Claims: lean_attention
 """
@@ -11,15 +11,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightwork.kernels.cpu.formats import BF16, F16, F32, MatrixFormat
-from lightwork.models.precisions import Numbers
+from lightwork.kernels.cpu.formats import BF16, CODE4, CODE8, F16, F32, MatrixFormat
+from lightwork.models.precisions import Grouping, Numbers
 
 FORMATS = {"float32": F32, "bfloat16": BF16, "float16": F16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """Exact: token for token what float32 arithmetic gives."""
+    """Exact: token for token what float32 arithmetic gives.
 
-    def numbers(self, stored: str) -> Numbers:
+    Codes with offsets (Q4_K, AWQ, most GPTQ) are coded again from their values, which may move one step.
+    """
+
+    def numbers(self, stored: str, grouping: Grouping | None) -> Numbers:
+        if grouping is not None:
+            bits, group, affine = grouping
+            form = MatrixFormat(code={8: CODE8, 4: CODE4}[bits], group=group, affine=affine)
+            return Numbers(form, F32, f"{bits} bits in groups of {group} as stored, computed in float32")
         return Numbers(MatrixFormat(code=FORMATS[stored]), F32, f"{stored} as stored, computed in float32")

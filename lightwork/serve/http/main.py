@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from lightwork.errors import UsageError
-from lightwork.models import import_models
 from lightwork.runtime.clock import WallClock, unix_s
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import write_chrome_trace
@@ -22,7 +21,7 @@ from lightwork.runtime.trace import Trace
 from lightwork.serve.http.app import create_app
 from lightwork.serve.http.metrics import Metrics
 from lightwork.serve.http.translate import Served
-from lightwork.serve.plan import Plan, Setting, open_engine
+from lightwork.serve.plan import Plan, Setting, import_backend, open_engine
 from lightwork.serve.service import Service
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def load(
 ) -> Loaded:
     """Load a plan's model, start its engine, and make the app. Raises CheckpointError, SpecError."""
     clock = WallClock()
-    import_models()
+    import_backend(plan.on)
     imported_s = clock.now()
     metrics = Metrics()
     trace = Trace(f"real: {plan.on}", keep=keep_spans, observers=[metrics])
@@ -149,13 +148,15 @@ def serve(
     plan = Plan(model=model, on=on, use=tuple(use), max_len=max_len, kv_bytes=kv_bytes)
     plan.techniques()
     listener = listen(host, port)
+    bar = _Bar()
     try:
-        loaded = load(
-            plan, name=name, api_key=api_key, progress=_Bar(), keep_spans=None if trace else KEPT_SPANS
-        )
+        keep = None if trace else KEPT_SPANS
+        loaded = load(plan, name=name, api_key=api_key, progress=bar, keep_spans=keep)
     except BaseException:
         listener.close()
         raise
+    finally:
+        bar.close()
     _announce(loaded, listener, host)
     try:
         with suppress(KeyboardInterrupt):
@@ -183,31 +184,34 @@ def _announce(loaded: Loaded, listener: socket.socket, host: str) -> None:
 
 
 class _Bar:
-    """Progress of loading, on a terminal only."""
+    """Progress of loading, phase by phase, on a terminal only."""
 
     def __init__(self) -> None:
         self._progress: Any = None
-        self._task: Any = None
+        self._tasks: dict[str, Any] = {}
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         if not sys.stderr.isatty():
             return
         if self._progress is None:
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-            self._progress = Progress(
+            columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                console=Console(stderr=True),
-                transient=True,
+                TaskProgressColumn(show_speed=True),
+                TimeElapsedColumn(),
             )
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
             self._progress.start()
-            self._task = self._progress.add_task(phase, total=total)
-        self._progress.update(self._task, completed=done)
-        if done >= total:
+        if phase not in self._tasks:
+            self._tasks[phase] = self._progress.add_task(phase, total=total or None)
+        self._progress.update(self._tasks[phase], completed=done, total=total or None)
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if self._progress is not None:
             self._progress.stop()
 
 
