@@ -21,7 +21,7 @@ import click
 import torch
 from tokenizers import Tokenizer
 
-from lightwork.agents.worlds.lessons import WORDS, Lessons
+from lightwork.agents.worlds.lessons import WORDS, Lessons, chat
 from lightwork.agents.worlds.plan_world import SYLLABLES, PlanWorld
 from lightwork.agents.worlds.score import Score, exact_share, score, wilson
 from lightwork.models.checkpoint import Checkpoint
@@ -35,6 +35,7 @@ from lightwork.train.vocabulary import build_tokenizer
 BUILTIN = Path(__file__).parent.parent / "lightwork" / "models" / "builtin"
 LEVELS = (1, 2, 3)
 BEYOND = 4  # scored, never trained
+HELD_OUT_CHATS, HELD_OUT_TOKENS = 24, 256
 WATCH_EVERY, WATCH_QUESTIONS, RAISE_AT = 100, 40, 0.85
 SCORE_QUESTIONS = {1: 400, 2: 400, 3: 400, BEYOND: 100}
 SCORE_SEED = 9
@@ -121,6 +122,7 @@ def make(name: str, recipe: Recipe, tokenizer: Tokenizer, folder: Path, resume: 
         write(folder, report)
     weights = read(folder, spec)
     scores = [score(weights, spec, tokenizer, level, n, SCORE_SEED) for level, n in SCORE_QUESTIONS.items()]
+    write_held_out(folder, tokenizer)
     write(folder, report | {"scores": [row(s) for s in scores]})
     click.echo("\n".join(f"{name} {s}" for s in scores))
 
@@ -176,6 +178,16 @@ def describe(name: str, recipe: Recipe, spec: ModelSpec, phases: list[Any]) -> d
 
 def write(folder: Path, report: dict[str, Any]) -> None:
     (folder / "recipe.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def write_held_out(folder: Path, tokenizer: Tokenizer) -> None:
+    """Chats about tools that were never trained on: what `--use Quant` reports perplexity of."""
+    rng, world = Random("held out"), PlanWorld(split="heldout")
+    texts = []
+    for _ in range(HELD_OUT_CHATS):
+        tokens, scored, _ = chat(tokenizer, world.dialogue(rng, rng.choices(LEVELS, k=10)))
+        texts.append({"tokens": tokens[:HELD_OUT_TOKENS], "scored": [int(s) for s in scored[:HELD_OUT_TOKENS]]})
+    (folder / "held_out.json").write_text(json.dumps({"texts": texts}) + "\n", encoding="utf-8")
 
 
 def hashed(lessons: Lessons, digest: hashlib._Hash) -> Iterator[Batch]:

@@ -35,6 +35,7 @@ class KVPool:
         self, spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: str
     ) -> None:
         self.block_size = block_size
+        self.num_blocks = num_blocks
         shape = (spec.num_layers, num_blocks * block_size, spec.num_kv_heads, spec.head_size)
         self.keys_LTGD = torch.zeros(shape, dtype=dtype, device=device)
         self.values_LTGD = torch.zeros(shape, dtype=dtype, device=device)

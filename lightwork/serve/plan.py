@@ -201,8 +201,9 @@ def _load(
     if compiles(plan.on):
         compiled = models.load_compiled(plan.model, precision=precision or Stored(), progress=progress)
         chosen = Setting("precision", repr(precision or Stored()), compiled.numbers.reason)
+        settings = [chosen, *_quality(plan.model, precision, compiled)]
         kv_dtype = {F32: "float32", BF16_DOT: "bfloat16", INT8: "int8"}[compiled.numbers.kv]
-        return compiled, kv_dtype, PAGE, [chosen, Setting("kv_dtype", kv_dtype, "of that precision")]
+        return compiled, kv_dtype, PAGE, [*settings, Setting("kv_dtype", kv_dtype, "of that precision")]
     if precision is not None:
         raise SpecError(
             f"{precision!r} is computed by the compiled CPU step only",
@@ -215,6 +216,22 @@ def _load(
     )
     model = models.load(plan.model, dtype=dtype, device=plan.on, progress=progress)
     return model, dtype, BLOCK_SIZE, [Setting("dtype", dtype, reason)]
+
+
+def _quality(uri: str, precision: Precision | None, model: CompiledModel) -> list[Setting]:
+    """What rounding costs: perplexity of the model's held-out text, as stored and as served."""
+    from lightwork import models
+    from lightwork.models.held_out import perplexity, read_held_out
+
+    texts = read_held_out(models.resolve(uri)) if precision is not None else []
+    if not texts:
+        return []
+    stored = models.load_compiled(uri, precision=Stored())
+    before, after = perplexity(stored, texts), perplexity(model, texts)
+    stored.close()
+    num_tokens = sum(int(text.scored[1:].sum()) for text in texts)
+    value = f"{before:.4f} -> {after:.4f} ({after / before - 1:+.2%})"
+    return [Setting("perplexity", value, f"of {num_tokens} held-out tokens, as stored and as served")]
 
 
 def compiles(place: str) -> bool:

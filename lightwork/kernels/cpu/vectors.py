@@ -14,11 +14,17 @@ from llvmlite import ir
 LANES = 16
 
 
-class _BFloatType(ir.HalfType):  # type: ignore[misc]
+class _BFloatType(ir.Type):  # type: ignore[misc]
     """bfloat16, which llvmlite has no name for."""
 
-    def __str__(self) -> str:
+    def _to_string(self) -> str:
         return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloatType)
+
+    def __hash__(self) -> int:
+        return hash(_BFloatType)
 
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
