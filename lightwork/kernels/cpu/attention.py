@@ -177,7 +177,12 @@ def plan_tiles(t: Any, window: int, plan: int) -> tuple[int, int]:
         last = row
         while last + 1 < t.rows and last + 1 - row < per_tile and seqs[last + 1] == seqs[row]:
             last += 1
-        oldest = max(0, int_at(t.row_positions, row) - window + 1) if window else 0
+        oldest = 0
+        if window:
+            first = int_at(t.row_positions, row)
+            for r in range(row + 1, last + 1):  # branches of a draft begin again near its root
+                first = min(first, int_at(t.row_positions, r))
+            oldest = max(0, first - window + 1)
         first_chunk = min(oldest, index[row]) // CHUNK
         chunks = index[last] // CHUNK + 1 - first_chunk
         tile = ints(plan + 8 * COLUMNS * count, COLUMNS)
