@@ -125,9 +125,10 @@ class CompiledModel:
         )
 
     def close(self) -> None:
-        """End the helper threads."""
+        """End the helper threads; later steps run on the caller's thread alone."""
         if self._team is not None:
             self._team.dismiss()
+            self._state.set(threads=1)
 
     def logits(self, rows: Rows, kv: CompiledKV) -> NDArray[np.float32]:
         """Write the rows' keys and values and return the logits of the scored ones, [N, V].

@@ -42,7 +42,7 @@ def bytes_of(x: torch.Tensor) -> torch.Tensor:
 
 KEEP: dict[int, Keep] = {F32: lambda x: x, BF16: lambda x: x.bfloat16(), INT8: bytes_of}
 TOLERANCE = {F32: 2e-5, BF16: 4e-3, INT8: 8e-3}
-"""Of the largest logit. A key rounded after float32 may differ by its last bit: 2^-8, or 1/127 of the largest."""
+"""Of the largest logit. A key that is rounded may differ by its last bit: 2^-8, or 1/127 of the largest."""
 
 TREE = (-1, -1, 0, 2, 1)
 DEEP = (-1, *range(17), -1, -1, 18)
