@@ -59,7 +59,9 @@ class CompiledKV:
         for one, other in zip(src, dst, strict=True):
             attention.copy_token(self.keys, self.values, one, other)
             if self.keys.dtype == np.int8:
-                attention.copy_token(self.key_scales, self.value_scales, one, other)
+                for scales in (self.key_scales, self.value_scales):
+                    from_page, to_page = one // formats.PAGE, other // formats.PAGE
+                    scales[:, to_page, :, other % formats.PAGE] = scales[:, from_page, :, one % formats.PAGE]
 
 
 class CompiledModel:
