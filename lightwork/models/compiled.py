@@ -153,7 +153,9 @@ class CompiledModel:
         return self._buffers.logits[: len(rows.scored)]
 
     def _check(self, rows: Rows, kv: CompiledKV) -> None:
-        used = rows.tables[rows.seqs, rows.index // formats.PAGE]
+        # A row reads the blocks up to its own: the first that is missing is the end of what it may read.
+        ended = np.pad(rows.tables < 0, ((0, 0), (0, 1)), constant_values=True).argmax(1)
+        used = np.where(rows.index // formats.PAGE < ended[rows.seqs], 0, -1)
         limits: dict[str, tuple[NDArray[Any], int, int]] = {
             "block": (used, rows.tables.max(initial=-1), kv.num_blocks),
             "slot": (rows.slots, rows.slots.max(initial=0), kv.num_blocks * formats.PAGE),
