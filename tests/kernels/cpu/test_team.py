@@ -119,7 +119,7 @@ def test_two_models_in_one_process_do_not_disturb_each_other(checkpoint: Make) -
         worker.start()
     for worker in workers:
         worker.join()
-    assert all(got[0]) and all(got[1]) and len(got[0]) == len(got[1]) == 100
+    assert got == [[True] * 100] * 2
     for steps in both:
         steps.model.close()
 
