@@ -236,11 +236,10 @@ def _write_file(kept: Path, layout: Layout, checkpoint: Checkpoint, progress: Pr
     try:
         with part.open("w+b") as file:
             os.posix_fallocate(file.fileno(), 0, layout.nbytes)
-            with mmap.mmap(file.fileno(), layout.nbytes) as mapped:
-                blob = np.frombuffer(mapped, np.uint8)
-                _Writer(layout, blob, progress).write(checkpoint)
-                del blob
-                mapped.flush()
+            # Left to the collector: closed after an error, while arrays still look at it, it would hide that.
+            mapped = mmap.mmap(file.fileno(), layout.nbytes)
+        _Writer(layout, np.frombuffer(mapped, np.uint8), progress).write(checkpoint)
+        mapped.flush()
         part.replace(kept)
     finally:
         part.unlink(missing_ok=True)
