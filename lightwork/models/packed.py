@@ -248,5 +248,5 @@ def _write_file(kept: Path, layout: Layout, checkpoint: Checkpoint, progress: Pr
 def _key(layout: Layout, files: Iterable[Path]) -> str:
     seen = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files)]
     folder = [str(f.resolve().parent) for f in files][:1]
-    text = repr((LAYOUT_VERSION, folder, seen, layout.form, layout.embed_half))
+    text = repr((LAYOUT_VERSION, folder, seen, layout.spec, layout.form, layout.embed_half))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
