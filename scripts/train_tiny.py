@@ -186,7 +186,9 @@ def write_held_out(folder: Path, tokenizer: Tokenizer) -> None:
     texts = []
     for _ in range(HELD_OUT_CHATS):
         tokens, scored, _ = chat(tokenizer, world.dialogue(rng, rng.choices(LEVELS, k=10)))
-        texts.append({"tokens": tokens[:HELD_OUT_TOKENS], "scored": [int(s) for s in scored[:HELD_OUT_TOKENS]]})
+        texts.append(
+            {"tokens": tokens[:HELD_OUT_TOKENS], "scored": [int(s) for s in scored[:HELD_OUT_TOKENS]]}
+        )
     (folder / "held_out.json").write_text(json.dumps({"texts": texts}) + "\n", encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightwork.errors import CheckpointError, InvariantError
-from lightwork.kernels.cpu import attention, formats, step, tile
+from lightwork.kernels.cpu import attention, formats, pages, step, tile
 from lightwork.kernels.cpu.formats import MatrixFormat
 from lightwork.kernels.cpu.product import ROW_TILE
 from lightwork.kernels.cpu.rowwise import ACTIVATIONS
@@ -57,9 +57,11 @@ class CompiledKV:
     def copy(self, src: Sequence[int], dst: Sequence[int]) -> None:
         """Copy slots, in all layers, one after the other in the order given."""
         for one, other in zip(src, dst, strict=True):
-            attention.copy_token(self.keys, self.values, one, other, self.keys.dtype == np.uint16)
+            pages.copy_token(self.keys, self.values, one, other, self.keys.dtype == np.uint16)
             if self.keys.dtype == np.int8:
-                attention.copy_token(self.key_scales, self.value_scales, one, other, False)
+                for scales in (self.key_scales, self.value_scales):
+                    from_page, to_page = one // formats.PAGE, other // formats.PAGE
+                    scales[:, to_page, :, other % formats.PAGE] = scales[:, from_page, :, one % formats.PAGE]
 
 
 class CompiledModel:
@@ -125,9 +127,10 @@ class CompiledModel:
         )
 
     def close(self) -> None:
-        """End the helper threads."""
+        """End the helper threads; later steps run on the caller's thread alone."""
         if self._team is not None:
             self._team.dismiss()
+            self._state.set(threads=1)
 
     def logits(self, rows: Rows, kv: CompiledKV) -> NDArray[np.float32]:
         """Write the rows' keys and values and return the logits of the scored ones, [N, V].
@@ -150,7 +153,9 @@ class CompiledModel:
         return self._buffers.logits[: len(rows.scored)]
 
     def _check(self, rows: Rows, kv: CompiledKV) -> None:
-        used = rows.tables[rows.seqs, rows.index // formats.PAGE]
+        # A row reads the blocks up to its own: the first that is missing is the end of what it may read.
+        ended = np.pad(rows.tables < 0, ((0, 0), (0, 1)), constant_values=True).argmax(1)
+        used = np.where(rows.index // formats.PAGE < ended[rows.seqs], 0, -1)
         limits: dict[str, tuple[NDArray[Any], int, int]] = {
             "block": (used, rows.tables.max(initial=-1), kv.num_blocks),
             "slot": (rows.slots, rows.slots.max(initial=0), kv.num_blocks * formats.PAGE),

@@ -234,11 +234,10 @@ def _write_file(kept: Path, layout: Layout, checkpoint: Source, progress: Progre
     try:
         with part.open("w+b") as file:
             os.posix_fallocate(file.fileno(), 0, layout.nbytes)
-            with mmap.mmap(file.fileno(), layout.nbytes) as mapped:
-                blob = np.frombuffer(mapped, np.uint8)
-                _Writer(layout, blob, progress).write(checkpoint)
-                del blob
-                mapped.flush()
+            # Left to the collector: closed after an error, while arrays still look at it, it would hide that.
+            mapped = mmap.mmap(file.fileno(), layout.nbytes)
+        _Writer(layout, np.frombuffer(mapped, np.uint8), progress).write(checkpoint)
+        mapped.flush()
         part.replace(kept)
     finally:
         part.unlink(missing_ok=True)
@@ -247,5 +246,5 @@ def _write_file(kept: Path, layout: Layout, checkpoint: Source, progress: Progre
 def _key(layout: Layout, files: Iterable[Path]) -> str:
     seen = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files)]
     folder = [str(f.resolve().parent) for f in files][:1]
-    text = repr((LAYOUT_VERSION, folder, seen, layout.form, layout.embed_half))
+    text = repr((LAYOUT_VERSION, folder, seen, layout.spec, layout.form, layout.embed_half))
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lightwork import models
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.sampling import Sampling
 from lightwork.memory.kv import KVCache
@@ -15,7 +16,8 @@ from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.engine import Engine
-from lightwork.serve.plan import Plan, make_engine, open_engine
+from lightwork.serve.local_runner import LocalRunner
+from lightwork.serve.plan import Plan, kv_blocks, make_engine, open_engine
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
@@ -28,6 +30,18 @@ Make = Callable[..., Path]
 def engine_for(folder: Path, **plan: object) -> Engine:
     kernel = Kernel(WallClock(), trace=Trace("real: cpu"))
     return open_engine(Plan(model=str(folder), max_len=200, **plan), kernel)[0]  # type: ignore[arg-type]
+
+
+def torch_engine_for(folder: Path, **settings: object) -> Engine:
+    """The same, on the torch forward, in blocks of 16."""
+    plan = Plan(model=str(folder), max_len=200, **settings)  # type: ignore[arg-type]
+    model = models.load(str(folder))
+    kernel = Kernel(WallClock(), trace=Trace("real: torch"))
+    blocks = kv_blocks(plan, model.spec, "float32", 200, 1 << 30)
+    kv = KVCache(int(blocks.value), 16, prefix_cache=plan.prefix_cache)
+    return make_engine(
+        plan, kernel, kv, lambda kv: LocalRunner(kernel, model, kv), 200, model.spec.vocab_size
+    )
 
 
 def prompts(num: int, seed: int = 0) -> list[tuple[int, ...]]:
@@ -80,9 +94,25 @@ def test_greedy_text_does_not_depend_on_the_schedule(
     if way == "prefix hits":
         assert texts(engine, load[:3]) == plain[:3]
     assert texts(engine, load) == plain
+    assert preempted(engine) == ("preempted" in way)
+
+
+def preempted(engine: Engine) -> bool:
     assert engine.kernel.trace is not None
-    preempted = sum(span.kind == "preempt" for span in engine.kernel.trace.spans)
-    assert (preempted > 0) == ("preempted" in way)
+    return any(span.kind == "preempt" for span in engine.kernel.trace.spans)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_torch_gives_the_same_text_however_it_is_scheduled(
+    checkpoint: Make, plain: list[list[int]], way: str
+) -> None:
+    settings = WAYS[way] | ({"kv_bytes": 200 * 384} if "preempted" in way else {})
+    engine = torch_engine_for(checkpoint("llama"), **settings)
+    right = [text[:20] for text in plain[:12]]
+    if way == "prefix hits":
+        assert texts(engine, requests(3, 20)) == right[:3]
+    assert texts(engine, requests(12, 20)) == right
+    assert preempted(engine) == ("preempted" in way)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -91,7 +121,9 @@ def test_every_family_greedy_and_sampled(checkpoint: Make, family: str, temperat
     load = requests(6, 24, temperature=temperature, seed=5, top_p=0.95)
     alone = engine_for(checkpoint(family), prefix_cache=False)
     together = engine_for(checkpoint(family), use=(Sarathi(chunk=24), Ngram(k=5)), kv_bytes=40 * 16 * 1200)
-    assert texts(together, load) == texts(alone, load, one_by_one=True)
+    right = texts(alone, load, one_by_one=True)
+    assert texts(together, load) == right
+    assert texts(torch_engine_for(checkpoint(family)), load) == right
 
 
 @pytest.mark.peer

@@ -1,11 +1,17 @@
 """The hot loops of a CPU, compiled by numba from vector code that is written once for every processor.
 
+formats.py    the formats of matrices (needs no numba)
 isa.py        what this processor can do, and what is emitted for it
 vectors.py    the vocabulary of the emitters: sixteen-lane loads, splats, fused multiply-adds
 tile.py       the micro-kernel: rows times a block of 64 outputs, for every format of weights
 pack.py       matrices arranged for it, and quantised
 rowwise.py    norms, rotation, activations, and rows encoded for the micro-kernel
+pages.py      where keys and values lie
+softmax.py    vector code of attention's scores
 attention.py  paged attention on the same micro-kernel, split by equal work
+experts.py    mixture of experts
+product.py    rows times a matrix by all threads
+state.py      what threads share: sizes, settings, addresses
 team.py       threads that run one compiled function together, with barriers and shared work
 step.py       the whole forward of a step in one call
 

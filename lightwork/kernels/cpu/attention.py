@@ -7,143 +7,33 @@ and a key that a row does not see adds exactly nothing. Work is split as in "Lea
 Scalable Attention Mechanism for the Decode-Phase of Transformers", 2024: all chunks of all heads in one line,
 cut into equal runs; only heads that a cut goes through have to be merged afterwards.
 
-Keys of a page lie [D][64], so that a score is one chain over D for 64 keys at once. Values lie [64 keys][64]
-for each 64 of D, and [64 keys][16] for each 16 of what is left. In bfloat16 both lie in pairs, [D / 2][64][2]
-and [64 keys / 2][64][2], and queries and weights are rounded to it too (BF16_DOT).
+In bfloat16, queries and weights are rounded to it too (BF16_DOT). pages.py says where keys and values lie.
 
 P page of 64 keys  D head size  M rows of one tile: query heads of one key-value head times rows
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
-from lightwork.kernels.cpu.compiled import bfloat_bits, compiled, intrinsic, summing, types
-from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
-from lightwork.kernels.cpu.rowwise import EXP2, exp2, to_bfloat16
-from lightwork.kernels.cpu.state import bits_at, floats, int32s, int_at, ints, shorts, signed_bytes
+from lightwork.kernels.cpu.compiled import compiled
+from lightwork.kernels.cpu.formats import BF16_DOT, INT8, PAGE
+from lightwork.kernels.cpu.pages import bytes_per_number, page_of
+from lightwork.kernels.cpu.rowwise import exp2, to_bfloat16
+from lightwork.kernels.cpu.softmax import HIDDEN, exp2_floats, exp2_halves, fetch, hide, largest_of
+from lightwork.kernels.cpu.state import bits_at, floats, int32s, int_at, ints, shorts
 from lightwork.kernels.cpu.tile import multiply
-from lightwork.kernels.cpu.vectors import (
-    FLOATS,
-    I64,
-    INTS,
-    Builder,
-    Value,
-    at,
-    call,
-    float_splat,
-    fma,
-    fold,
-    int_splat,
-    largest,
-    load,
-    loop,
-    narrow_bf16,
-    prefetch,
-    splat,
-    store,
-)
 
 CHUNK_PAGES = 4
 CHUNK = PAGE * CHUNK_PAGES
 MAX_TILE_ROWS = 32
-HIDDEN = np.float32(-1e30)
-"""The score of a key that a row does not see."""
 
 SEQ, FIRST_ROW, NUM_ROWS, FIRST_CHUNK, NUM_CHUNKS, UNITS_BEFORE, COLUMNS = range(7)
 
 
-# -- vector code
-
-
-@intrinsic
-def _largest(typing: Any, address: Any, vectors: Any) -> Any:
-    """The largest of 16 * vectors float32."""
-
-    def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
-        def body(i: Value, carried: Sequence[Value]) -> list[Value]:
-            return [largest(b, carried[0], load(b, at(b, args[0], b.shl(i, I64(6))), FLOATS, 4))]
-
-        (most,) = loop(b, args[1], [float_splat(float(HIDDEN))], body)
-        return fold(b, most, partial(largest, b))
-
-    return types.float32(types.int64, types.int64), generate
-
-
-def _exp2_all(halves: bool) -> Any:
-    """An intrinsic: exp2(x - shift) of 16 * vectors float32, in place or to bfloat16; returns their sum."""
-
-    @intrinsic
-    def exp2_all(typing: Any, address: Any, vectors: Any, shift: Any, out: Any) -> Any:
-        def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
-            down = splat(b, args[2])
-
-            def body(i: Value, carried: Sequence[Value]) -> list[Value]:
-                place = at(b, args[0], b.shl(i, I64(6)))
-                value = _exp2_vector(b, b.fsub(load(b, place, FLOATS, 4), down))
-                if halves:
-                    store(b, narrow_bf16(b, value), at(b, args[3], b.shl(i, I64(5))))
-                else:
-                    store(b, value, at(b, args[3], b.shl(i, I64(6))))
-                return [b.fadd(carried[0], value)]
-
-            (total,) = loop(b, args[1], [float_splat(0.0)], body)
-            return fold(b, total, b.fadd)
-
-        return types.float32(types.int64, types.int64, types.float32, types.int64), generate
-
-    return exp2_all
-
-
-_exp2_floats, _exp2_halves = _exp2_all(False), _exp2_all(True)
-
-
-def _exp2_vector(b: Builder, x: Value) -> Value:
-    """2^x for x <= 0, and 0 where it is below the smallest normal number."""
-    low = float_splat(-126.0)
-    inside = largest(b, x, low)
-    whole = call(b, "llvm.floor.v16f32", FLOATS, [b.fadd(inside, float_splat(0.5))])
-    part = b.fsub(inside, whole)
-    power = float_splat(float(np.float32(EXP2[-1])))
-    for coefficient in reversed(EXP2[:-1]):
-        power = fma(b, power, part, float_splat(float(np.float32(coefficient))))
-    bits = b.add(b.bitcast(power, INTS), b.shl(b.fptosi(whole, INTS), int_splat(23)))
-    return b.select(b.fcmp_ordered("<", x, low), float_splat(0.0), b.bitcast(bits, FLOATS))
-
-
-@intrinsic
-def _prefetch(typing: Any, address: Any, lines: Any) -> Any:
-    """Ask for some cache lines. Pages lie anywhere, so the processor cannot foresee the next one."""
-
-    def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
-        def body(i: Value, carried: Sequence[Value]) -> list[Value]:
-            prefetch(b, at(b, args[0], b.shl(i, I64(6))))
-            return []
-
-        loop(b, args[1], [], body)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
-
-
-@intrinsic
-def _hide(typing: Any, address: Any, visible: Any) -> Any:
-    """Give 64 scores whose bit in `visible` is not set the score of a hidden key."""
-
-    def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
-        for v in range(4):
-            place = at(b, args[0], 64 * v)
-            bits = b.trunc(b.lshr(args[1], I64(16 * v)), ir.IntType(16))
-            shown = b.bitcast(bits, ir.VectorType(ir.IntType(1), 16))
-            store(b, b.select(shown, load(b, place, FLOATS, 4), float_splat(float(HIDDEN))), place)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.uint64), generate
+# -- who sees what
 
 
 @compiled
@@ -205,7 +95,12 @@ def plan_tiles(t: Any, window: int, plan: int) -> tuple[int, int]:
         last = row
         while last + 1 < t.rows and last + 1 - row < per_tile and seqs[last + 1] == seqs[row]:
             last += 1
-        oldest = max(0, int_at(t.row_positions, row) - window + 1) if window else 0
+        oldest = 0
+        if window:
+            first = int_at(t.row_positions, row)
+            for r in range(row + 1, last + 1):  # branches of a draft begin again near its root
+                first = min(first, int_at(t.row_positions, r))
+            oldest = max(0, first - window + 1)
         first_chunk = min(oldest, index[row]) // CHUNK
         chunks = index[last] // CHUNK + 1 - first_chunk
         tile = ints(plan + 8 * COLUMNS * count, COLUMNS)
@@ -248,17 +143,6 @@ def _product(kernel: int, w: int, x: int, x_stride: int, rows: int, out: int, ou
 
 
 @compiled
-def _bytes_per_number(t: Any) -> int:
-    return 4 if t.kv_format == F32 else 2 if t.kv_format == BF16_DOT else 1
-
-
-@compiled
-def _page(t: Any, layer: int, page: int, head: int) -> Any:
-    """The number of a page of one head among all layers'."""
-    return (layer * t.pages + page) * t.kv_heads + head
-
-
-@compiled
 def attend_chunk(
     t: Any,
     thread: int,
@@ -291,7 +175,7 @@ def attend_chunk(
         _weigh(t, scores + 4 * i * CHUNK, halves, 4 * pages, sums)
     _add_values(t, thread, layer, head, table, pages, rows, scores)
     if following:
-        _prefetch(following, t.head_size * PAGE * _bytes_per_number(t) // 64)
+        fetch(following, t.head_size * PAGE * bytes_per_number(t) // 64)
 
 
 @compiled
@@ -299,17 +183,17 @@ def _score_keys(
     t: Any, thread: int, layer: int, head: int, table: Any, pages: int, rows: int, scores: int
 ) -> None:
     """scores = q @ keys, page by page. The next page is fetched meanwhile, then the first values."""
-    page_bytes = t.head_size * PAGE * _bytes_per_number(t)
+    page_bytes = t.head_size * PAGE * bytes_per_number(t)
     q, stride = _place(t, t.q, thread, 0, t.padded_head), 4 * t.padded_head
     if t.kv_format == BF16_DOT:
         q, stride = t.half_q + 2 * thread * t.tile_rows * t.padded_head, 2 * t.padded_head
     for p in range(pages):
-        place = _page(t, layer, table[p], head)
+        place = page_of(t, layer, table[p], head)
         if p + 1 < pages:
-            _prefetch(t.keys + _page(t, layer, table[p + 1], head) * page_bytes, page_bytes // 64)
+            fetch(t.keys + page_of(t, layer, table[p + 1], head) * page_bytes, page_bytes // 64)
         else:
-            value_bytes = t.padded_head * PAGE * _bytes_per_number(t)
-            _prefetch(t.values + _page(t, layer, table[0], head) * value_bytes, value_bytes // 64)
+            value_bytes = t.padded_head * PAGE * bytes_per_number(t)
+            fetch(t.values + page_of(t, layer, table[0], head) * value_bytes, value_bytes // 64)
         at = scores + 4 * p * PAGE
         _product(t.kv_scores, t.keys + place * page_bytes, q, stride, rows, at, CHUNK, t.head_size)
         if t.kv_format == INT8:
@@ -323,12 +207,12 @@ def _add_values(
     """part = weights @ values, page by page."""
     part = _place(t, t.part, thread, 0, t.padded_head)
     floats(part, rows * t.padded_head)[:] = 0
-    size = _bytes_per_number(t)
+    size = bytes_per_number(t)
     page_bytes = t.padded_head * PAGE * size
     for p in range(pages):
-        place = _page(t, layer, table[p], head)
+        place = page_of(t, layer, table[p], head)
         if p + 1 < pages:
-            _prefetch(t.values + _page(t, layer, table[p + 1], head) * page_bytes, page_bytes // 64)
+            fetch(t.values + page_of(t, layer, table[p + 1], head) * page_bytes, page_bytes // 64)
         x, stride = scores + 4 * p * PAGE, 4 * CHUNK
         if t.kv_format == INT8:
             _scale_by_token(x, rows, floats(t.value_scales + 4 * place * PAGE, PAGE))
@@ -346,14 +230,14 @@ def _add_values(
 @compiled
 def _weigh(t: Any, scores: int, halves: int, vectors: int, sums: Any) -> None:
     """Scores become exp2(score - largest), in place or in bfloat16; sums: the largest, and their total."""
-    most = _largest(scores, vectors)
+    most = largest_of(scores, vectors)
     sums[0] = most
     if most <= HIDDEN:  # the row sees no key here: any shift that makes every weight zero
         most = np.float32(0)
     if t.kv_format == BF16_DOT:
-        sums[1] = _exp2_halves(scores, vectors, most, halves)
+        sums[1] = exp2_halves(scores, vectors, most, halves)
     else:
-        sums[1] = _exp2_floats(scores, vectors, most, scores)
+        sums[1] = exp2_floats(scores, vectors, most, scores)
 
 
 @compiled
@@ -374,7 +258,7 @@ def _hide_keys(t: Any, scores: int, ancestors: int, window: int, tile: Any, page
         mask = visible(page, int_at(t.index, row), known, oldest, bits_at(ancestors, row))
         if mask != ~np.uint64(0):
             for h in range(heads):
-                _hide(scores + 4 * (r * heads + h) * CHUNK, mask)
+                hide(scores + 4 * (r * heads + h) * CHUNK, mask)
 
 
 # -- merging, and the whole
@@ -397,7 +281,7 @@ def _first_keys(t: Any, layer: int, plan: int, count: int, unit: int) -> Any:
     tile, head, start = find(plan, count, unit)
     page = (tile[FIRST_CHUNK] + unit - start) * CHUNK_PAGES
     block = int32s(t.tables + 4 * (tile[SEQ] * t.table_width + page), 1)[0]
-    return t.keys + _page(t, layer, block, head) * t.head_size * PAGE * _bytes_per_number(t)
+    return t.keys + page_of(t, layer, block, head) * t.head_size * PAGE * bytes_per_number(t)
 
 
 @compiled
@@ -515,74 +399,3 @@ def merge_cut(t: Any, thread: int, plan: int, count: int, units: int, runs: int,
             kept = _kept(t, cut, chunk, i)
             _merge_row(t, thread, i, kept, kept + 4 * t.padded_head)
     _store_result(t, thread, tile, head)
-
-
-# -- the pool
-
-
-@compiled
-def store_token(t: Any, layer: int, slot: int, head: int, key: Any, value: Any) -> None:
-    """Write one token's key and value [D] of one head at a slot (page * 64 + offset)."""
-    k, place = slot % PAGE, _page(t, layer, slot // PAGE, head)
-    at_key, at_value = place * t.head_size * PAGE, place * t.padded_head * PAGE
-    if t.kv_format == INT8:
-        key_scale, value_scale = _byte_scale(key), _byte_scale(value)
-        floats(t.key_scales + 4 * place * PAGE, PAGE)[k] = key_scale
-        floats(t.value_scales + 4 * place * PAGE, PAGE)[k] = value_scale
-        keys = signed_bytes(t.keys + at_key, t.head_size * PAGE)
-        values = signed_bytes(t.values + at_value, t.padded_head * PAGE)
-        for d in range(key.shape[0]):
-            keys[d * PAGE + k] = np.int8(np.rint(key[d] / key_scale))
-            values[value_place(d, k, t.padded_head, False)] = np.int8(np.rint(value[d] / value_scale))
-    elif t.kv_format == BF16_DOT:
-        halves = shorts(t.keys + 2 * at_key, t.head_size * PAGE)
-        value_halves = shorts(t.values + 2 * at_value, t.padded_head * PAGE)
-        for d in range(key.shape[0]):
-            halves[key_place(d, k, True)] = bfloat_bits(key[d])
-            value_halves[value_place(d, k, t.padded_head, True)] = bfloat_bits(value[d])
-    else:
-        wide = floats(t.keys + 4 * at_key, t.head_size * PAGE)
-        value_wide = floats(t.values + 4 * at_value, t.padded_head * PAGE)
-        for d in range(key.shape[0]):
-            wide[d * PAGE + k] = key[d]
-            value_wide[value_place(d, k, t.padded_head, False)] = value[d]
-
-
-@compiled
-def key_place(d: int, k: int, pairs: bool) -> int:
-    """Where number d of the key of token k of a page is, in its head."""
-    return (d // 2 * PAGE + k) * 2 + d % 2 if pairs else d * PAGE + k
-
-
-@compiled
-def value_place(d: int, k: int, width: int, pairs: bool) -> int:
-    """Where number d of the value of token k of a page is, in its head of padded size `width`."""
-    block, wide = d // 64 * 64, 64
-    if block + 64 > width:
-        block, wide = d // 16 * 16, 16
-    if pairs:
-        return block * PAGE + (k // 2 * wide + d - block) * 2 + k % 2
-    return block * PAGE + k * wide + d - block
-
-
-@summing
-def _byte_scale(x: Any) -> Any:
-    most = np.float32(0)
-    for d in range(x.shape[0]):
-        most = max(most, abs(x[d]))
-    return most / np.float32(127) if most > 0 else np.float32(1)
-
-
-@compiled
-def copy_token(keys: Any, values: Any, src: int, dst: int, pairs: bool) -> None:
-    """Copy a token from slot to slot, in all layers and heads. keys, values: [L, pages, G, size * 64]."""
-    size, width = keys.shape[3] // PAGE, values.shape[3] // PAGE
-    for layer in range(keys.shape[0]):
-        for head in range(keys.shape[2]):
-            one, other = keys[layer, src // PAGE, head], keys[layer, dst // PAGE, head]
-            for d in range(size):
-                other[key_place(d, dst % PAGE, pairs)] = one[key_place(d, src % PAGE, pairs)]
-            one, other = values[layer, src // PAGE, head], values[layer, dst // PAGE, head]
-            for d in range(width):
-                to = value_place(d, dst % PAGE, width, pairs)
-                other[to] = one[value_place(d, src % PAGE, width, pairs)]

@@ -53,6 +53,8 @@ _kept: list[Any] = []
 
 def compile_module(module: Any, name: str) -> int:
     """Compile LLVM IR for this processor; the address of one of its functions, valid for the process."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
     )

@@ -132,16 +132,28 @@ def _quantise(values: Any, codes: Any, four_bits: bool, affine: bool, table: Any
     low, high = values.min(), values.max()
     if affine:
         span = np.float32(15 if four_bits else 255)
-        scale = half_bits((high - low) / span)
+        scale = _step_bits(high - low, span)
         middle = np.float32(8 if four_bits else 128)
         offset = half_bits(low + middle * half_value(scale))
         _encode_evenly(values, codes, half_value(scale), half_value(offset), middle, span)
         return scale, offset
     if not four_bits:
-        scale = half_bits(max(-low, high) / np.float32(127))
+        scale = _step_bits(max(-low, high), np.float32(127))
         _encode_evenly(values, codes, half_value(scale), np.float32(0), np.float32(128), np.float32(255))
         return scale, 0
     return _best_scale(values, codes, table), 0
+
+
+@compiled
+def _step_bits(reach: Any, steps: Any) -> Any:
+    """reach / steps as float16 bits; the next larger one where so many steps would fall short by half of one.
+
+    Only scales below 6e-5 are rounded so coarsely.
+    """
+    bits = half_bits(reach / steps)
+    if half_value(bits) * (steps + np.float32(0.5)) < reach:
+        bits += np.uint16(1)
+    return bits
 
 
 @compiled

@@ -17,10 +17,10 @@ from lightwork.kernels.cpu.attention import (
     keep_near_ancestors,
     merge_cut,
     plan_tiles,
-    store_token,
 )
 from lightwork.kernels.cpu.compiled import compiled, numba, stamped, types
 from lightwork.kernels.cpu.experts import choose_experts, mix_experts, sort_by_expert
+from lightwork.kernels.cpu.pages import store_token
 from lightwork.kernels.cpu.product import (
     ACTIVATED,
     ADDED,

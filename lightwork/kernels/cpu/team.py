@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -133,6 +134,8 @@ class Team:
         for thread in range(num_threads):
             libc.sem_init(ctypes.c_void_p(self._semaphore(thread)), 0, 0)
         self._post = libc.sem_post
+        # A helper must not outlive the memory it sleeps in: whoever gets that next would share its semaphore.
+        weakref.finalize(self, _dismiss, self.control, self._helpers, self._post)
 
     def employ(self, work: Callable[[int, NDArray[Any]], None], state: State) -> None:
         """Let the helpers run work(thread, record), which returns when they are dismissed."""
@@ -153,12 +156,22 @@ class Team:
 
     def dismiss(self) -> None:
         """End what the helpers do."""
-        self.control[STOP] = 1
-        for thread in range(1, len(self._helpers) + 1):
-            self._post(ctypes.c_void_p(self._semaphore(thread)))
-        for helper in self._helpers:
-            helper.join()
-        self._helpers.clear()
+        _dismiss(self.control, self._helpers, self._post)
 
     def _semaphore(self, thread: int) -> int:
-        return int(self.control.ctypes.data) + 8 * (SEMAPHORES + LINE * thread)
+        return _semaphore(self.control, thread)
+
+
+def _semaphore(control: NDArray[np.int64], thread: int) -> int:
+    """The address of a thread's semaphore."""
+    return int(control.ctypes.data) + 8 * (SEMAPHORES + LINE * thread)
+
+
+def _dismiss(control: NDArray[np.int64], helpers: list[threading.Thread], post: Any) -> None:
+    control[STOP] = 1
+    for thread in range(1, len(helpers) + 1):
+        post(ctypes.c_void_p(_semaphore(control, thread)))
+    for helper in helpers:
+        if helper is not threading.current_thread():
+            helper.join()
+    helpers.clear()

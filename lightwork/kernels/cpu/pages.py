@@ -1,0 +1,97 @@
+"""Where keys and values lie, and how they get there.
+
+Keys of a page lie [D][64], so that a score is one chain over D for 64 keys at once. Values lie [64 keys][64]
+for each 64 of D, and [64 keys][16] for each 16 of what is left. In bfloat16 both lie in pairs, [D / 2][64][2]
+and [64 keys / 2][64][2].
+
+D head size
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lightwork.kernels.cpu.compiled import bfloat_bits, compiled, summing
+from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
+from lightwork.kernels.cpu.state import floats, shorts, signed_bytes
+
+
+@compiled
+def bytes_per_number(t: Any) -> int:
+    return 4 if t.kv_format == F32 else 2 if t.kv_format == BF16_DOT else 1
+
+
+@compiled
+def page_of(t: Any, layer: int, page: int, head: int) -> Any:
+    """The number of a page of one head among all layers'."""
+    return (layer * t.pages + page) * t.kv_heads + head
+
+
+@compiled
+def store_token(t: Any, layer: int, slot: int, head: int, key: Any, value: Any) -> None:
+    """Write one token's key and value [D] of one head at a slot (page * 64 + offset)."""
+    k, place = slot % PAGE, page_of(t, layer, slot // PAGE, head)
+    at_key, at_value = place * t.head_size * PAGE, place * t.padded_head * PAGE
+    if t.kv_format == INT8:
+        key_scale, value_scale = _byte_scale(key), _byte_scale(value)
+        floats(t.key_scales + 4 * place * PAGE, PAGE)[k] = key_scale
+        floats(t.value_scales + 4 * place * PAGE, PAGE)[k] = value_scale
+        keys = signed_bytes(t.keys + at_key, t.head_size * PAGE)
+        values = signed_bytes(t.values + at_value, t.padded_head * PAGE)
+        for d in range(key.shape[0]):
+            keys[d * PAGE + k] = np.int8(np.rint(key[d] / key_scale))
+            values[value_place(d, k, t.padded_head, False)] = np.int8(np.rint(value[d] / value_scale))
+    elif t.kv_format == BF16_DOT:
+        halves = shorts(t.keys + 2 * at_key, t.head_size * PAGE)
+        value_halves = shorts(t.values + 2 * at_value, t.padded_head * PAGE)
+        for d in range(key.shape[0]):
+            halves[key_place(d, k, True)] = bfloat_bits(key[d])
+            value_halves[value_place(d, k, t.padded_head, True)] = bfloat_bits(value[d])
+    else:
+        wide = floats(t.keys + 4 * at_key, t.head_size * PAGE)
+        value_wide = floats(t.values + 4 * at_value, t.padded_head * PAGE)
+        for d in range(key.shape[0]):
+            wide[d * PAGE + k] = key[d]
+            value_wide[value_place(d, k, t.padded_head, False)] = value[d]
+
+
+@compiled
+def key_place(d: int, k: int, pairs: bool) -> int:
+    """Where number d of the key of token k of a page is, in its head."""
+    return (d // 2 * PAGE + k) * 2 + d % 2 if pairs else d * PAGE + k
+
+
+@compiled
+def value_place(d: int, k: int, width: int, pairs: bool) -> int:
+    """Where number d of the value of token k of a page is, in its head of padded size `width`."""
+    block, wide = d // 64 * 64, 64
+    if block + 64 > width:
+        block, wide = d // 16 * 16, 16
+    if pairs:
+        return block * PAGE + (k // 2 * wide + d - block) * 2 + k % 2
+    return block * PAGE + k * wide + d - block
+
+
+@summing
+def _byte_scale(x: Any) -> Any:
+    most = np.float32(0)
+    for d in range(x.shape[0]):
+        most = max(most, abs(x[d]))
+    return most / np.float32(127) if most > 0 else np.float32(1)
+
+
+@compiled
+def copy_token(keys: Any, values: Any, src: int, dst: int, pairs: bool) -> None:
+    """Copy a token from slot to slot, in all layers and heads. keys, values: [L, pages, G, size * 64]."""
+    size, width = keys.shape[3] // PAGE, values.shape[3] // PAGE
+    for layer in range(keys.shape[0]):
+        for head in range(keys.shape[2]):
+            one, other = keys[layer, src // PAGE, head], keys[layer, dst // PAGE, head]
+            for d in range(size):
+                other[key_place(d, dst % PAGE, pairs)] = one[key_place(d, src % PAGE, pairs)]
+            one, other = values[layer, src // PAGE, head], values[layer, dst // PAGE, head]
+            for d in range(width):
+                to = value_place(d, dst % PAGE, width, pairs)
+                other[to] = one[value_place(d, src % PAGE, width, pairs)]

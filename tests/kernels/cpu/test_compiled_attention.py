@@ -1,0 +1,146 @@
+"""The compiled attention inside a step: by its definition, and with bits of its own in every company."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("numba")
+
+from steps import Keep, Logits, Part, Steps, by_definition
+
+from lightwork import models
+from lightwork.kernels.cpu.formats import BF16, F32, INT8, MatrixFormat
+from lightwork.models.compiled import CompiledModel
+from lightwork.models.precisions import Numbers
+from lightwork.models.precisions.quant import Quant
+from lightwork.models.precisions.stored import Stored
+
+Make = Callable[..., Path]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptAs:
+    """Weights as they are; keys and values in one format."""
+
+    kv: int
+
+    def numbers(self, stored: str) -> Numbers:
+        return Numbers(MatrixFormat(code=F32), self.kv, "for this test")
+
+
+def bytes_of(x: torch.Tensor) -> torch.Tensor:
+    """Numbers of eight bits, a scale per token and head."""
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return (x / scale).round() * scale
+
+
+KEEP: dict[int, Keep] = {F32: lambda x: x, BF16: lambda x: x.bfloat16(), INT8: bytes_of}
+TOLERANCE = {F32: 2e-5, BF16: 4e-3, INT8: 8e-3}
+"""Of the largest logit. A key that is rounded may differ by its last bit: 2^-8, or 1/127 of the largest."""
+
+TREE = (-1, -1, 0, 2, 1)
+DEEP = (-1, *range(17), -1, -1, 18)
+"""A chain of 18 nodes, and more branches at its root: the rows of one tile are far from each other."""
+
+STEPS = {
+    "decodes": [Part(0, 0, 1), Part(1, 16, 1), Part(2, 129, 1), Part(3, 299, 1)],
+    "chunks": [Part(0, 0, 1), Part(1, 0, 17), Part(2, 17, 113), Part(3, 130, 170)],
+    "trees": [Part(0, 0, 6, (-1, 0)), Part(1, 16, 1, TREE), Part(2, 129, 1, TREE), Part(3, 297, 3, TREE)],
+    "a deep tree": [Part(4, 344, 1, DEEP), Part(5, 253, 2, DEEP), Part(6, 0, 1, DEEP)],
+    "a long context": [Part(7, 1480, 20, TREE)],
+}
+HEADS = [(4, 4), (4, 1), (8, 1)]
+SHAPES = [
+    (size, heads, (None, 5, 100)[(i + j) % 3])
+    for i, size in enumerate((8, 24, 64, 80, 96, 128))
+    for j, heads in enumerate(HEADS)
+]
+
+
+def shaped(make: Make, size: int, heads: tuple[int, int], window: int | None) -> Path:
+    """A model of one layer."""
+    shape = {"num_attention_heads": heads[0], "num_key_value_heads": heads[1], "head_dim": size}
+    config = {"num_hidden_layers": 1, "sliding_window": window, "max_position_embeddings": 2048}
+    return make("mistral", **shape, **config)
+
+
+def close(got: Logits, expected: Logits, share: float) -> None:
+    np.testing.assert_allclose(got, expected, atol=share * abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "heads", "window"), SHAPES, ids=[f"D={s} H={h[0]} G={h[1]} window={w}" for s, h, w in SHAPES]
+)
+def test_attention_follows_its_definition(
+    checkpoint: Make, size: int, heads: tuple[int, int], window: int | None
+) -> None:
+    folder = str(shaped(checkpoint, size, heads, window))
+    reference = models.load(folder)
+    for kv, keep in KEEP.items():
+        model = models.load_compiled(folder, precision=KeptAs(kv=kv))
+        for parts in STEPS.values():
+            for part, got in zip(parts, Steps(model).after(parts), strict=True):
+                close(got, by_definition(reference, part, keep), TOLERANCE[kv])
+        model.close()
+
+
+PRECISIONS = {
+    "float32": ("float32", Stored()),
+    "bfloat16": ("bfloat16", Stored()),
+    "float16": ("float16", Stored()),
+    **{
+        repr(q): ("bfloat16", q)
+        for q in (
+            Quant(bits=16),
+            Quant(bits=8),
+            Quant(bits=4),
+            Quant(bits=8, activations=32),
+            Quant(bits=4, activations=32, table="nf4"),
+            Quant(bits=8, group=32, kv_bits=8),
+        )
+    },
+}
+COMPANY = [Part(0, 250, 9), Part(1, 299, 1, TREE), Part(2, 0, 33), Part(3, 65, 1), Part(4, 129, 1, DEEP)]
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def model(request: pytest.FixtureRequest, checkpoint: Make) -> Iterator[CompiledModel]:
+    """Three layers, one of them with a window, of odd sizes."""
+    stored, precision = PRECISIONS[request.param]
+    folder = checkpoint("qwen2", dtype=stored, intermediate_size=75, sliding_window=100)
+    made = models.load_compiled(str(folder), precision=precision)
+    yield made
+    made.close()
+
+
+def test_bits_do_not_depend_on_the_number_of_threads(model: CompiledModel) -> None:
+    model.set_threads(1)
+    alone = Steps(model).after(COMPANY)
+    for threads in (2, 3, 7):
+        model.set_threads(threads)
+        for one, other in zip(alone, Steps(model).after(COMPANY), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_bits_of_a_sequence_are_the_same_alone_and_in_a_batch(model: CompiledModel) -> None:
+    model.set_threads(2)
+    together = Steps(model).after(COMPANY)
+    for part, got in zip(COMPANY, together, strict=True):
+        np.testing.assert_array_equal(Steps(model).after([part])[0], got)
+
+
+def test_a_chunk_of_tokens_has_the_bits_of_as_many_steps(model: CompiledModel) -> None:
+    model.set_threads(2)
+    chunked, stepped = Steps(model), Steps(model)
+    before = Part(0, 0, 230)
+    chunked.run([before])
+    stepped.run([before])
+    (whole,) = chunked.run([Part(0, 230, 64)])
+    for i, row in enumerate(whole):
+        np.testing.assert_array_equal(stepped.run([Part(0, 230 + i, 1)])[0][0], row)
