@@ -246,5 +246,6 @@ def test_keys_and_values_of_fewer_bits_are_near(checkpoint: Make, family: str) -
         got[kv_bits] = logits_of(model)
         model.close()
     times = OTHER_EXPERT if family in ("mixtral", "qwen3_moe") else 1
-    assert 0 < distance(got[16], got[32]) < 0.015 * times
+    # In bfloat16, queries and the weights of values are rounded as well.
+    assert 0 < distance(got[16], got[32]) < 0.03 * times
     assert 0 < distance(got[8], got[32]) < 0.03 * times

@@ -31,6 +31,6 @@ class Grouping(NamedTuple):
 class Precision(Protocol):
     """What a model's numbers are turned into when it is loaded."""
 
-    def numbers(self, stored: str, grouping: Grouping | None) -> Numbers:
+    def numbers(self, stored: str, grouping: Grouping | None = None) -> Numbers:
         """stored: type of the checkpoint: float32, bfloat16 or float16. grouping: of its matrices."""
         ...

@@ -71,7 +71,7 @@ class Quant:
     def _inputs(self) -> int:
         return self.activations or (16 if self.bits == 16 else 8)
 
-    def numbers(self, stored: str, grouping: Grouping | None) -> Numbers:
+    def numbers(self, stored: str, grouping: Grouping | None = None) -> Numbers:
         kv = KV_FORMATS[self.kv_bits]
         if self.bits == 16:
             return Numbers(MatrixFormat(code=BF16_DOT), kv, "bfloat16 products, sums in float32")

@@ -24,7 +24,7 @@ class Stored:
     Codes with offsets (Q4_K, AWQ, most GPTQ) are coded again from their values, which may move one step.
     """
 
-    def numbers(self, stored: str, grouping: Grouping | None) -> Numbers:
+    def numbers(self, stored: str, grouping: Grouping | None = None) -> Numbers:
         if grouping is not None:
             bits, group, affine = grouping
             form = MatrixFormat(code={8: CODE8, 4: CODE4}[bits], group=group, affine=affine)
