@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from worker import Options, Tokens, run
 
 import lightwork
@@ -35,7 +34,7 @@ class Lightwork:
         )
         self._engine, loaded, _ = open_engine(plan, Kernel(WallClock()))
         loaded.warm_up()
-        self.versions = {"lightwork": lightwork.__version__, "torch": torch.__version__}
+        self.versions = {"lightwork": lightwork.__version__}
 
     def generate(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[Tokens]:
         requests = [

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE = 16
 SMALL_BYTES = 32e6
-"""Weights below this stay in a core's cache; two threads then cost more in waiting than they compute."""
+"""Weights below this stay in a core's cache; two threads of torch then wait longer than they compute."""
 
 SERVED_KINDS = ("scheduler", "proposer", "verifier", "precision")
 
@@ -266,7 +266,7 @@ def _threads(plan: Plan, model: Served) -> list[Setting]:
     """Give a CPU model the threads it can use."""
     if plan.on != "cpu":
         return []
-    small = model.nbytes < SMALL_BYTES
+    small = model.nbytes < SMALL_BYTES and not compiles(plan.on)
     threads = 1 if small else os.cpu_count() or 1
     model.set_threads(threads)
     reason = "its steps are shorter than waking another thread" if small else "one per core"
