@@ -77,7 +77,7 @@ QUANTS = {
 }
 NEAR = {"bfloat16": 0.02, "8 bits": 0.05, "4 bits": 0.05}
 """Root mean square, of that of the logits, where inputs are rounded too: to 2^-9 of themselves, or 1/254 of
-the group's largest, in some 12 products one after the other. With float inputs only the order of sums differs."""
+the group's largest, in some 12 products in a row. With float inputs only the order of sums differs."""
 OTHER_EXPERT = 2
 """Times as much where a row between two experts may take the other one."""
 
