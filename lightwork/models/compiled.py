@@ -155,7 +155,7 @@ class CompiledModel:
     def _check(self, rows: Rows, kv: CompiledKV) -> None:
         # A row reads the blocks up to its own: the first that is missing is the end of what it may read.
         ended = np.pad(rows.tables < 0, ((0, 0), (0, 1)), constant_values=True).argmax(1)
-        used = np.where(rows.index // formats.PAGE < ended[rows.seqs], 0, -1)
+        used = np.where((rows.index >= 0) & (rows.index // formats.PAGE < ended[rows.seqs]), 0, -1)
         limits: dict[str, tuple[NDArray[Any], int, int]] = {
             "block": (used, rows.tables.max(initial=-1), kv.num_blocks),
             "slot": (rows.slots, rows.slots.max(initial=0), kv.num_blocks * formats.PAGE),

@@ -162,6 +162,7 @@ BAD: dict[str, Callable[[Any], None]] = {
     "a row's block is -1 ": lambda rows: rows.tables[1, :1].fill(-1),
     "a row's block is 160": lambda rows: rows.tables[1, :1].fill(160),
     "a row's block is -1  ": lambda rows: rows.index.__setitem__(-1, 64 * rows.tables.shape[1]),
+    "a row's block is -1   ": lambda rows: rows.index.__setitem__(0, -1),
     "a row's slot is -1": lambda rows: rows.slots.__setitem__(2, -1),
     "a row's slot is 10240": lambda rows: rows.slots.__setitem__(2, 160 * 64),
     "a row's token is -5": lambda rows: rows.tokens.__setitem__(0, -5),
