@@ -1,8 +1,8 @@
-"""Checkpoints that many tests share, made once per session."""
+"""What many tests share, made once per session: checkpoints, and a home of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +23,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes to the user's home; processes that tests start do not either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTWORK_HOME", str(tmp_path_factory.mktemp("home")))
+        yield

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lightwork.kernels.cpu.formats import F32, MatrixFormat
 from lightwork.kernels.rows import Rows
 from lightwork.models.model import Model
+from lightwork.models.precisions import Grouping, Numbers
 from lightwork.models.transformer import forward, logits
 
 PAGE = 64
@@ -113,6 +115,17 @@ class Steps:
         """The parts in one step, after all that lies before them."""
         self.begin(parts)
         return self.run(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptAs:
+    """A precision for tests: any format of matrices, of keys and of values."""
+
+    matrices: MatrixFormat = field(default_factory=MatrixFormat)
+    kv: int = F32
+
+    def numbers(self, stored: str, grouping: Grouping | None = None) -> Numbers:
+        return Numbers(self.matrices, self.kv, "for a test")
 
 
 Keep = Callable[[torch.Tensor], torch.Tensor]

@@ -19,6 +19,7 @@ from statistics import fmean
 import numpy as np
 
 from lightwork.claims import Lab, Measured, claim
+from lightwork.claims._attention import FORMATS, SHAPES, of_probe, over_torch
 from lightwork.cluster import parse_place
 from lightwork.kernels.makespan import makespan
 from lightwork.kernels.splits import Grid
@@ -228,3 +229,33 @@ def workers_end_together(lab: Lab) -> Measured:
         most, mean = int((runs[:, 1] - runs[:, 0]).max()), grid.total / workers
         worst = max(worst, most / mean / (1 + workers / grid.total))
     return Measured(worst, f"{RANDOM_GRIDS} batches, seed {lab.seed}")
+
+
+@claim(
+    "lean_attention",
+    title="compiled attention: bytes per second over a read of memory, worst of 3 shapes and 3 formats",
+    paper="our bar on a CPU",
+    expect=0.8,
+    within=0.0,
+    bound="at least",
+    mode="real",
+)
+def attention_at_memory_speed(lab: Lab) -> Measured:
+    seen = {f"{shape} {kind}": of_probe(shape, kind, lab.seed) for shape in SHAPES for kind in FORMATS}
+    worst = min(seen, key=lambda words: seen[words])
+    return Measured(seen[worst], "; ".join(f"{words} {share:.2f}" for words, share in seen.items()))
+
+
+@claim(
+    "lean_attention",
+    title="compiled attention over torch's gather and attention, the lesser of float32 and bfloat16",
+    paper="our bar on a CPU",
+    expect=5.0,
+    within=0.0,
+    bound="at least",
+    mode="real",
+)
+def attention_over_torch(lab: Lab) -> Measured:
+    seen = {kind: over_torch(kind, lab.seed) for kind in ("float32", "bfloat16")}
+    note = ", ".join(f"{kind} {ratio:.1f}x" for kind, ratio in seen.items())
+    return Measured(min(seen.values()), f"{SHAPES[0]}: {note}")

@@ -132,10 +132,23 @@ class Checkpoint:
         return [self.folder / name for name in sorted(set(self._where.values()))]
 
     def stored(self) -> str:
-        """The type of its embedding: float32, bfloat16 or float16. Raises CheckpointError for others."""
-        name = next((n for n in self._where if "embed" in n or "wte" in n), next(iter(self._where)))
-        with safe_open(self.folder / self._where[name], framework="np") as file:
-            code = str(file.get_slice(name).get_dtype())
+        """The type of its matrices: float32, bfloat16 or float16.
+
+        Raises CheckpointError for others, and if the embedding, which is asked, is missing or cut off.
+        """
+        name = next((n for n in self._where if "embed" in n or "wte" in n), None)
+        if name is None:
+            raise CheckpointError(
+                f"{self.folder} has no embedding",
+                expected="all tensors of config.json's model",
+                fix="copy it again",
+            )
+        path = self.folder / self._where[name]
+        try:
+            with safe_open(path, framework="np") as file:
+                code = str(file.get_slice(name).get_dtype())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _broken(path, error) from error
         if code not in STORED:
             raise CheckpointError(f"{name} is stored as {code}", expected=", ".join(STORED), fix="convert it")
         return STORED[code]

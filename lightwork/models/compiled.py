@@ -6,7 +6,7 @@ R rows  N scored rows  d hidden  D head size  G key-value heads  V vocabulary
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,12 @@ class CompiledModel:
         position that does not exist, before anything is computed.
         """
         self._check(rows, kv)
+        self._use(kv)
+        self._buffers.fill(rows)
+        step.run(0, self._state.record)
+        return self._buffers.logits[: len(rows.scored)]
+
+    def _use(self, kv: CompiledKV) -> None:
         if kv is not self._kv:
             self._kv = kv
             self._state.set(
@@ -148,14 +154,24 @@ class CompiledModel:
                 value_scales=kv.value_scales,
                 pages=kv.num_blocks,
             )
+
+    def attention_alone(self, rows: Rows, kv: CompiledKV) -> Callable[[], None]:
+        """A function that computes the first layer's attention of these rows and nothing else, to measure it.
+
+        Nothing but that function may be called until the model is closed.
+        """
+        self._check(rows, kv)
+        self._use(kv)
         self._buffers.fill(rows)
-        step.run(0, self._state.record)
-        return self._buffers.logits[: len(rows.scored)]
+        assert self._team is not None
+        self._team.employ(step.attend_alone, self._state)
+        step.attend_alone(0, self._state.record)
+        return lambda: step.attend_alone(0, self._state.record)
 
     def _check(self, rows: Rows, kv: CompiledKV) -> None:
         # A row reads the blocks up to its own: the first that is missing is the end of what it may read.
         ended = np.pad(rows.tables < 0, ((0, 0), (0, 1)), constant_values=True).argmax(1)
-        used = np.where(rows.index // formats.PAGE < ended[rows.seqs], 0, -1)
+        used = np.where((rows.index >= 0) & (rows.index // formats.PAGE < ended[rows.seqs]), 0, -1)
         limits: dict[str, tuple[NDArray[Any], int, int]] = {
             "block": (used, rows.tables.max(initial=-1), kv.num_blocks),
             "slot": (rows.slots, rows.slots.max(initial=0), kv.num_blocks * formats.PAGE),

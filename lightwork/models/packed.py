@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightwork.errors import CheckpointError
 from lightwork.kernels.cpu import step
 from lightwork.kernels.cpu.formats import BF16, BF16_DOT, F16, MatrixFormat
 from lightwork.kernels.cpu.pack import narrow, pack
@@ -31,6 +32,8 @@ KEPT_BYTES = 64 << 20
 """Models of fewer bytes are packed at each start: it takes less than a second."""
 LAYOUT_VERSION = 1
 ALIGNMENT = 64
+LARGEST = 65504.0
+"""The largest float16, the type of scales."""
 
 
 @dataclass(slots=True)
@@ -118,18 +121,21 @@ class Layout:
 class _Writer:
     """Fills the bytes of a layout from a checkpoint's tensors."""
 
-    def __init__(self, layout: Layout, blob: NDArray[np.uint8], progress: Progress | None) -> None:
+    def __init__(
+        self, layout: Layout, blob: NDArray[np.uint8], checkpoint: Source, progress: Progress | None
+    ) -> None:
         self._layout = layout
         self._blob = blob
+        self._checkpoint = checkpoint
         self._progress = progress
         self._done = 0
 
-    def write(self, checkpoint: Source) -> None:
+    def write(self) -> None:
         import_models()
         from lightwork.models.weights import each_part
 
         layout = self._layout
-        for number, name, tensor in each_part(layout.spec, checkpoint.get):
+        for number, name, tensor in each_part(layout.spec, self._tensor):
             if name == "embed":
                 self._put(layout.embed, _embedding(tensor, layout.embed_bytes))
             elif name in ("positions", "norm", "norm_bias"):
@@ -138,7 +144,20 @@ class _Writer:
                 self._pack(layout.head, [tensor])
             else:
                 self._layer(layout.layers[number], name, tensor)
-        checkpoint.check_all_read()
+        self._checkpoint.check_all_read()
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> Any:
+        """A tensor by name. Raises CheckpointError for a matrix that no scale makes codes of."""
+        tensor = self._checkpoint.get(name, shape)
+        if self._layout.form.quantised and tensor.ndim == 2:
+            low, high = (float(x) for x in tensor.aminmax())
+            if not (low >= -LARGEST and high <= LARGEST):
+                raise CheckpointError(
+                    f"{name} cannot be quantised: it holds {low if abs(low) > abs(high) else high}",
+                    expected=f"numbers of at most {LARGEST:.0f}",
+                    fix="--use Stored",
+                )
+        return tensor
 
     def _layer(self, at: NDArray[np.int64], name: str, tensor: Any) -> None:
         column = int(getattr(step, name.upper()))
@@ -222,7 +241,7 @@ def home() -> Path:
 
 def _in_memory(layout: Layout, checkpoint: Source, progress: Progress | None) -> NDArray[np.uint8]:
     blob = np.zeros(layout.nbytes, np.uint8)
-    _Writer(layout, blob, progress).write(checkpoint)
+    _Writer(layout, blob, checkpoint, progress).write()
     blob.flags.writeable = False
     return blob
 
@@ -236,7 +255,7 @@ def _write_file(kept: Path, layout: Layout, checkpoint: Source, progress: Progre
             os.posix_fallocate(file.fileno(), 0, layout.nbytes)
             # Left to the collector: closed after an error, while arrays still look at it, it would hide that.
             mapped = mmap.mmap(file.fileno(), layout.nbytes)
-        _Writer(layout, np.frombuffer(mapped, np.uint8), progress).write(checkpoint)
+        _Writer(layout, np.frombuffer(mapped, np.uint8), checkpoint, progress).write()
         mapped.flush()
         part.replace(kept)
     finally:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lightwork import models
 from lightwork.errors import CheckpointError
+from lightwork.models.precisions.stored import Stored
 from lightwork.models.spec import ModelSpec, read_spec
 
 Break = Callable[[Path], object]
@@ -49,16 +50,22 @@ def lose_shard(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
 
 
-def cut(folder: Path) -> None:
-    path = folder / "model.safetensors"
+def cut(folder: Path, name: str = "model.safetensors") -> None:
+    path = folder / name
     path.write_bytes(path.read_bytes()[:-1000])
+
+
+def cut_shards(folder: Path) -> None:
+    shard(folder)
+    for number in (1, 2):
+        cut(folder, f"model-0000{number}-of-00002.safetensors")
 
 
 def pickle_only(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-NORM = "model.norm.weight"
+NORM, EMBED = "model.norm.weight", "model.embed_tokens.weight"
 BROKEN: list[tuple[Break, str]] = [
     (shutil.rmtree, "there is no folder"),
     (lambda f: (f / "config.json").unlink(), r"has no config\.json"),
@@ -74,16 +81,26 @@ BROKEN: list[tuple[Break, str]] = [
     (pickle_only, "only pickle files"),
     (lose_shard, "lacks the shard model-00002-of-00002"),
     (cut, "cut off or damaged"),
+    (cut_shards, "00[12]-of-00002.safetensors is cut off or damaged"),
+    (lambda f: edit_weights(f, lambda s: s.pop(EMBED)), "has no (tensor|embedding)"),
     (lambda f: edit_weights(f, lambda s: s.pop(NORM)), f"has no tensor {NORM}"),
     (lambda f: (f / "tokenizer.json").write_text("{}"), "cannot be read"),
 ]
 
 
+def load_compiled(folder: str) -> object:
+    pytest.importorskip("numba")
+    return models.load_compiled(folder, precision=Stored())
+
+
+@pytest.mark.parametrize("load", [models.load, load_compiled])
 @pytest.mark.parametrize(("spoil", "message"), BROKEN, ids=[m for _, m in BROKEN])
-def test_a_broken_folder_is_explained(folder: Path, spoil: Break, message: str) -> None:
+def test_a_broken_folder_is_explained(
+    folder: Path, spoil: Break, message: str, load: Callable[[str], object]
+) -> None:
     spoil(folder)
     with pytest.raises(CheckpointError, match=message) as caught:
-        models.load(str(folder))
+        load(str(folder))
     assert caught.value.expected
     assert caught.value.fix
 

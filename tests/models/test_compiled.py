@@ -12,12 +12,12 @@ import torch
 
 pytest.importorskip("numba")
 
-from steps import PAGE, Logits, Part, Steps
+from steps import PAGE, KeptAs, Logits, Part, Steps
 from test_parity import CASES
 
 from lightwork import models
 from lightwork.errors import InvariantError
-from lightwork.kernels.cpu.formats import MatrixFormat
+from lightwork.kernels.cpu.formats import CODE4, CODE8_DOT, MatrixFormat
 from lightwork.models.compiled import CompiledModel
 from lightwork.models.precisions import Precision
 from lightwork.models.precisions.quant import Quant
@@ -67,15 +67,17 @@ def test_every_activation(checkpoint: Make, activation: str) -> None:
         model.close()
 
 
-QUANTS = {
+QUANTS: dict[str, Precision] = {
     "bfloat16": Quant(bits=16, kv_bits=32),
     "8 bits": Quant(bits=8, kv_bits=32, group=32),
     "4 bits": Quant(bits=4, kv_bits=32, group=32),
     "8 bits, float inputs": Quant(bits=8, activations=32, kv_bits=32),
     "4 bits, float inputs": Quant(bits=4, activations=32, kv_bits=32, group=32),
     "nf4": Quant(bits=4, activations=32, table="nf4", kv_bits=32, group=64),
+    "8 bits with offsets": KeptAs(matrices=MatrixFormat(code=CODE8_DOT, group=32, affine=True)),
+    "4 bits with offsets, float inputs": KeptAs(matrices=MatrixFormat(code=CODE4, group=32, affine=True)),
 }
-NEAR = {"bfloat16": 0.02, "8 bits": 0.05, "4 bits": 0.05}
+NEAR = {"bfloat16": 0.02, "8 bits": 0.05, "4 bits": 0.05, "8 bits with offsets": 0.05}
 """Root mean square, of that of the logits, where inputs are rounded too: to 2^-9 of themselves, or 1/254 of
 the largest of a group, in some 12 products in a row. With float inputs only the order of sums differs."""
 OTHER_EXPERT = 2
@@ -99,7 +101,6 @@ def rounded(model: Any, form: MatrixFormat) -> None:
         for name in ("qkv", "out", "up", "down"):
             w = getattr(layer, name)
             if w.ndim == 3:
-                # The two halves of a gated matrix are packed apart, which changes nothing but the padding.
                 setattr(layer, name, torch.stack([through(one) for one in w]))
             else:
                 setattr(layer, name, through(w))
@@ -162,6 +163,7 @@ BAD: dict[str, Callable[[Any], None]] = {
     "a row's block is -1 ": lambda rows: rows.tables[1, :1].fill(-1),
     "a row's block is 160": lambda rows: rows.tables[1, :1].fill(160),
     "a row's block is -1  ": lambda rows: rows.index.__setitem__(-1, 64 * rows.tables.shape[1]),
+    "a row's block is -1   ": lambda rows: rows.index.__setitem__(0, -1),
     "a row's slot is -1": lambda rows: rows.slots.__setitem__(2, -1),
     "a row's slot is 10240": lambda rows: rows.slots.__setitem__(2, 160 * 64),
     "a row's token is -5": lambda rows: rows.tokens.__setitem__(0, -5),

@@ -63,6 +63,19 @@ def run(thread: int, record: Any) -> None:
         _forward(t, thread)
 
 
+@stamped
+def attend_alone(thread: int, record: Any) -> None:
+    """The attention of the first layer and nothing else, by all threads as in `run`: to measure it."""
+    t = record[0]
+    while thread == 0 or wait_for_call(t, thread):
+        if thread == 0:
+            call_helpers(t)
+        count, units = plan_tiles(t, 0, t.plan)
+        _attend(t, thread, 0, 0, t.ancestors, 0, t.plan, count, units)
+        if thread == 0:
+            return
+
+
 def prepare() -> None:
     """Compile `run`, which takes half a minute, or read what an earlier process compiled."""
     made: Any = run

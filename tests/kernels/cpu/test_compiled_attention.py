@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,26 +11,15 @@ import torch
 
 pytest.importorskip("numba")
 
-from steps import Keep, Logits, Part, Steps, by_definition
+from steps import Keep, KeptAs, Logits, Part, Steps, by_definition
 
 from lightwork import models
-from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, MatrixFormat
+from lightwork.kernels.cpu.formats import BF16_DOT, CODE4_DOT, CODE8, F32, INT8, MatrixFormat
 from lightwork.models.compiled import CompiledModel
-from lightwork.models.precisions import Grouping, Numbers
 from lightwork.models.precisions.quant import Quant
 from lightwork.models.precisions.stored import Stored
 
 Make = Callable[..., Path]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptAs:
-    """Weights as they are; keys and values in one format."""
-
-    kv: int
-
-    def numbers(self, stored: str, grouping: Grouping | None = None) -> Numbers:
-        return Numbers(MatrixFormat(code=F32), self.kv, "for this test")
 
 
 def bytes_of(x: torch.Tensor) -> torch.Tensor:
@@ -49,12 +37,11 @@ TREE = (-1, -1, 0, 2, 1)
 DEEP = (-1, *range(17), -1, -1, 18)
 """A chain of 18 nodes, and more branches at its root: the rows of one tile are far from each other."""
 
-STEPS = {
+PARTS: dict[str, list[Part]] = {
     "decodes": [Part(0, 0, 1), Part(1, 16, 1), Part(2, 129, 1), Part(3, 299, 1)],
-    "chunks": [Part(0, 0, 1), Part(1, 0, 17), Part(2, 17, 113), Part(3, 130, 170)],
-    "trees": [Part(0, 0, 6, (-1, 0)), Part(1, 16, 1, TREE), Part(2, 129, 1, TREE), Part(3, 297, 3, TREE)],
-    "a deep tree": [Part(4, 344, 1, DEEP), Part(5, 253, 2, DEEP), Part(6, 0, 1, DEEP)],
-    "a long context": [Part(7, 1480, 20, TREE)],
+    "chunks": [Part(4, 0, 1), Part(5, 0, 17), Part(6, 17, 113), Part(7, 130, 170)],
+    "trees": [Part(8, 0, 6, (-1, 0)), Part(9, 16, 1, TREE), Part(10, 129, 1, TREE), Part(11, 297, 3, TREE)],
+    "deep trees": [Part(12, 344, 1, DEEP), Part(13, 253, 2, DEEP), Part(14, 0, 1, DEEP)],
 }
 HEADS = [(4, 4), (4, 1), (8, 1)]
 SHAPES = [
@@ -81,13 +68,20 @@ def close(got: Logits, expected: Logits, share: float) -> None:
 def test_attention_follows_its_definition(
     checkpoint: Make, size: int, heads: tuple[int, int], window: int | None
 ) -> None:
-    folder = str(shaped(checkpoint, size, heads, window))
-    reference = models.load(folder)
+    compare(shaped(checkpoint, size, heads, window), [part for parts in PARTS.values() for part in parts])
+
+
+@pytest.mark.parametrize("window", [None, 5, 100, 1000])
+def test_a_long_context_follows_its_definition(checkpoint: Make, window: int | None) -> None:
+    compare(shaped(checkpoint, 64, (4, 1), window), [Part(7, 1480, 20, TREE)])
+
+
+def compare(folder: Path, parts: list[Part]) -> None:
+    reference = models.load(str(folder))
     for kv, keep in KEEP.items():
-        model = models.load_compiled(folder, precision=KeptAs(kv=kv))
-        for parts in STEPS.values():
-            for part, got in zip(parts, Steps(model).after(parts), strict=True):
-                close(got, by_definition(reference, part, keep), TOLERANCE[kv])
+        model = models.load_compiled(str(folder), precision=KeptAs(kv=kv))
+        for part, got in zip(parts, Steps(model).after(parts), strict=True):
+            close(got, by_definition(reference, part, keep), TOLERANCE[kv])
         model.close()
 
 
@@ -106,15 +100,17 @@ PRECISIONS = {
             Quant(bits=8, group=32, kv_bits=8),
         )
     },
+    "8 bits with offsets": ("float32", KeptAs(matrices=MatrixFormat(code=CODE8, group=64, affine=True))),
+    "4 bits with offsets": ("float32", KeptAs(matrices=MatrixFormat(code=CODE4_DOT, group=32, affine=True))),
 }
 COMPANY = [Part(0, 250, 9), Part(1, 299, 1, TREE), Part(2, 0, 33), Part(3, 65, 1), Part(4, 129, 1, DEEP)]
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)
 def model(request: pytest.FixtureRequest, checkpoint: Make) -> Iterator[CompiledModel]:
-    """Three layers, one of them with a window, of odd sizes."""
+    """Three layers, two of them with a window; an MLP so wide and odd that its inputs are taken in panels."""
     stored, precision = PRECISIONS[request.param]
-    folder = checkpoint("qwen2", dtype=stored, intermediate_size=75, sliding_window=100)
+    folder = checkpoint("qwen2", dtype=stored, intermediate_size=2501, sliding_window=100)
     made = models.load_compiled(str(folder), precision=precision)
     yield made
     made.close()

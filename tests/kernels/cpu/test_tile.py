@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,6 +191,13 @@ def test_every_processor_gives_the_same_bits(form: MatrixFormat, k: int, vectors
         np.testing.assert_array_equal(run(product, rows, isa=PORTABLE), plain[:rows])
     if form.code != BF16_DOT or not host().dot16:
         np.testing.assert_array_equal(plain, run(product))
+
+
+@pytest.mark.multiproc
+def test_a_kernel_may_be_the_first_thing_that_is_compiled() -> None:
+    program = "from lightwork.kernels.cpu.tile import kernel; print(kernel(0) > 0)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\n", done.stderr
 
 
 @pytest.mark.skipif(host().dot8 == 0, reason="this processor has no VNNI")

@@ -1,0 +1,155 @@
+"""The compiled attention alone, beside a memory probe and torch, on the shapes of the kernel study.
+
+B sequences  G key-value heads  D head size
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from statistics import median
+
+import numpy as np
+import torch
+
+from lightwork.cluster.probe import loops
+from lightwork.kernels.attention import paged_attention, plan_groups
+from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE, MatrixFormat
+from lightwork.kernels.rows import Rows
+from lightwork.models import resolve
+from lightwork.models.compiled import CompiledKV, CompiledModel
+from lightwork.models.packed import Layout
+from lightwork.models.precisions import Numbers
+from lightwork.models.spec import ModelSpec
+from lightwork.models.tokenizer import Tokenizer
+from lightwork.runtime.clock import WallClock
+
+ROUNDS = 15
+PROBE_BYTES = 1 << 28
+FORMATS = {"float32": (F32, 4.0), "bfloat16": (BF16_DOT, 2.0), "int8": (INT8, 1.0)}
+"""Bytes of one number of a key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """One query row per sequence. share: query heads of a key-value head."""
+
+    seqs: int
+    kv_heads: int
+    share: int
+    size: int
+    context: int
+
+    def __str__(self) -> str:
+        return f"B{self.seqs} kv{self.kv_heads} G{self.share} d{self.size} ctx{self.context}"
+
+    @property
+    def spec(self) -> ModelSpec:
+        """A model of one layer that is little but its attention."""
+        return ModelSpec(
+            family="llama",
+            vocab_size=64,
+            hidden_size=64,
+            num_layers=1,
+            num_heads=self.kv_heads * self.share,
+            num_kv_heads=self.kv_heads,
+            head_size=self.size,
+            ffn_size=64,
+            max_len=self.context,
+        )
+
+    def rows(self, seed: int) -> Rows:
+        """The last token of every sequence; blocks lie in random order."""
+        last, pages = self.context - 1, -(-self.context // PAGE)
+        order = np.random.default_rng(seed).permutation(self.seqs * pages).astype(np.int32)
+        tables = order.reshape(self.seqs, pages)
+        at = np.full(self.seqs, last)
+        return Rows(
+            tokens=np.zeros(self.seqs, np.int64),
+            positions=at,
+            slots=tables[:, -1].astype(np.int64) * PAGE + last % PAGE,
+            seqs=np.arange(self.seqs, dtype=np.int32),
+            index=at,
+            ancestors=np.zeros(self.seqs, np.uint64),
+            known=at + 1,
+            tables=tables,
+            scored=np.zeros(0, np.int64),
+        )
+
+
+SHAPES = (Decode(1, 8, 4, 128, 8192), Decode(8, 8, 1, 64, 2000), Decode(4, 8, 4, 64, 4096))
+
+
+@cache
+def of_probe(shape: Decode, kind: str, seed: int) -> float:
+    """Bytes of keys and values per second, over a streaming read of memory in the same rounds: the median."""
+    form, size = FORMATS[kind]
+    numbers = Numbers(MatrixFormat(), form, "")
+    layout = Layout(shape.spec, MatrixFormat(), -1)
+    model = CompiledModel(layout, np.zeros(layout.nbytes, np.uint8), _words(), {}, numbers=numbers)
+    rows = shape.rows(seed)
+    kv = model.new_kv(rows.tables.size)
+    _fill(kv, seed)
+    attend = model.attention_alone(rows, kv)
+    data = np.ones(PROBE_BYTES // 8, np.int64)
+    cores = os.cpu_count() or 1
+    num_bytes = 2 * shape.seqs * shape.context * shape.kv_heads * shape.size * size
+    # Enough repeats that neither is over before the other core has woken up.
+    repeats = max(1, int(PROBE_BYTES / 4 / num_bytes))
+    ratios = []
+    for _ in range(ROUNDS):
+        ours_s = _seconds(lambda: [attend() for _ in range(repeats)])
+        probe_s = _seconds(lambda: loops.read(data, 1, cores))
+        ratios.append((num_bytes * repeats / ours_s) / (PROBE_BYTES / probe_s))
+    model.close()
+    return median(ratios)
+
+
+@cache
+def over_torch(kind: str, seed: int) -> float:
+    """Time of torch's gather and attention over ours, first shape: the median of interleaved rounds."""
+    shape = SHAPES[0]
+    layout = Layout(shape.spec, MatrixFormat(), -1)
+    numbers = Numbers(MatrixFormat(), FORMATS[kind][0], "")
+    model = CompiledModel(layout, np.zeros(layout.nbytes, np.uint8), _words(), {}, numbers=numbers)
+    rows = shape.rows(seed)
+    kv = model.new_kv(rows.tables.size)
+    attend = model.attention_alone(rows, kv)
+    dtype = getattr(torch, kind)
+    pools = torch.randn(2, rows.tables.size * PAGE, shape.kv_heads, shape.size).to(dtype)
+    q = torch.randn(shape.seqs, shape.kv_heads * shape.share, shape.size).to(dtype)
+    groups = plan_groups(rows, PAGE, "cpu", windows=False)
+    ratios = []
+    for _ in range(ROUNDS):
+        theirs_s = _seconds(lambda: paged_attention(q, pools[0], pools[1], groups, None))
+        ratios.append(theirs_s / _seconds(attend))
+    model.close()
+    return median(ratios)
+
+
+def _words() -> Tokenizer:
+    """A model needs a tokenizer, though attention does not."""
+    return Tokenizer(resolve("tiny:llama"))
+
+
+def _fill(kv: CompiledKV, seed: int) -> None:
+    """Keys and values as after a prompt: normal numbers in every format."""
+    rng = np.random.default_rng(seed)
+    for array in (kv.keys, kv.values):
+        if array.dtype == np.float32:
+            array[...] = rng.standard_normal(array.shape, np.float32)
+        elif array.dtype == np.uint16:
+            array[...] = (rng.standard_normal(array.shape, np.float32).view(np.uint32) >> 16).astype(
+                np.uint16
+            )
+        else:
+            array[...] = rng.integers(-127, 128, array.shape)
+    kv.key_scales[...] = kv.value_scales[...] = 0.01
+
+
+def _seconds(work: object) -> float:
+    assert callable(work)
+    clock = WallClock()
+    work()
+    return clock.now()
