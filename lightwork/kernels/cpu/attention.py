@@ -30,6 +30,9 @@ CHUNK_PAGES = 4
 CHUNK = PAGE * CHUNK_PAGES
 MAX_TILE_ROWS = 32
 
+FEW_ROWS, PARTS = 8, 4
+"""Up to so many rows a page is streamed, in so many parts, while the next one is fetched."""
+
 SEQ, FIRST_ROW, NUM_ROWS, FIRST_CHUNK, NUM_CHUNKS, UNITS_BEFORE, COLUMNS = range(7)
 
 
@@ -173,9 +176,42 @@ def attend_chunk(
         halves = t.half_scores + 2 * (thread * t.tile_rows + i) * CHUNK
         sums = floats(_place(t, t.part_sums, thread, i, 2), 2)
         _weigh(t, scores + 4 * i * CHUNK, halves, 4 * pages, sums)
-    _add_values(t, thread, layer, head, table, pages, rows, scores)
-    if following:
-        fetch(following, t.head_size * PAGE * bytes_per_number(t) // 64)
+    _add_values(t, thread, layer, head, table, pages, rows, scores, following)
+
+
+@compiled
+def _stream(
+    first: int,
+    rest: int,
+    w: int,
+    x: int,
+    x_stride: int,
+    rows: int,
+    out: int,
+    out_width: int,
+    k: int,
+    wide: int,
+    size: int,
+    ahead: int,
+    ahead_bytes: int,
+) -> None:
+    """out = x @ w for 16 * wide outputs, while what is wanted next is fetched.
+
+    first, rest: kernels that overwrite and that add. size: bytes of a number of w. With few rows memory is
+    the bound: pages lie anywhere, and the processor cannot foresee the next one. Asked for at once it stalls.
+    """  # fmt: skip
+    if rows > FEW_ROWS or k < 2 * PARTS:
+        _product(first, w, x, x_stride, rows, out, out_width, k)
+        return
+    x_size = 2 if size == 2 else 4
+    part = k // PARTS // 2 * 2
+    lines, at, kernel = ahead_bytes // 64 // PARTS, 0, first
+    for i in range(PARTS):
+        count = part if i + 1 < PARTS else k - at
+        if ahead and lines:
+            fetch(ahead + 64 * lines * i, lines)
+        _product(kernel, w + at * 16 * wide * size, x + at * x_size, x_stride, rows, out, out_width, count)
+        at, kernel = at + count, rest
 
 
 @compiled
@@ -183,36 +219,38 @@ def _score_keys(
     t: Any, thread: int, layer: int, head: int, table: Any, pages: int, rows: int, scores: int
 ) -> None:
     """scores = q @ keys, page by page. The next page is fetched meanwhile, then the first values."""
-    page_bytes = t.head_size * PAGE * bytes_per_number(t)
+    size = bytes_per_number(t)
+    page_bytes, value_bytes = t.head_size * PAGE * size, t.padded_head * PAGE * size
     q, stride = _place(t, t.q, thread, 0, t.padded_head), 4 * t.padded_head
     if t.kv_format == BF16_DOT:
         q, stride = t.half_q + 2 * thread * t.tile_rows * t.padded_head, 2 * t.padded_head
     for p in range(pages):
         place = page_of(t, layer, table[p], head)
+        ahead, ahead_bytes = t.values + page_of(t, layer, table[0], head) * value_bytes, value_bytes
         if p + 1 < pages:
-            fetch(t.keys + page_of(t, layer, table[p + 1], head) * page_bytes, page_bytes // 64)
-        else:
-            value_bytes = t.padded_head * PAGE * bytes_per_number(t)
-            fetch(t.values + page_of(t, layer, table[0], head) * value_bytes, value_bytes // 64)
-        at = scores + 4 * p * PAGE
-        _product(t.kv_scores, t.keys + place * page_bytes, q, stride, rows, at, CHUNK, t.head_size)
+            ahead, ahead_bytes = t.keys + page_of(t, layer, table[p + 1], head) * page_bytes, page_bytes
+        at, keys = scores + 4 * p * PAGE, t.keys + place * page_bytes
+        _stream(
+            t.kv_scores, t.kv_wide, keys, q, stride, rows, at, CHUNK, t.head_size, 4, size, ahead, ahead_bytes
+        )
         if t.kv_format == INT8:
             _scale_by_token(at, rows, floats(t.key_scales + 4 * place * PAGE, PAGE))
 
 
 @compiled
 def _add_values(
-    t: Any, thread: int, layer: int, head: int, table: Any, pages: int, rows: int, scores: int
+    t: Any, thread: int, layer: int, head: int, table: Any, pages: int, rows: int, scores: int, following: int
 ) -> None:
-    """part = weights @ values, page by page."""
+    """part = weights @ values, page by page. The next page is fetched meanwhile, then the following keys."""
     part = _place(t, t.part, thread, 0, t.padded_head)
     floats(part, rows * t.padded_head)[:] = 0
     size = bytes_per_number(t)
     page_bytes = t.padded_head * PAGE * size
     for p in range(pages):
         place = page_of(t, layer, table[p], head)
+        ahead = following
         if p + 1 < pages:
-            fetch(t.values + page_of(t, layer, table[p + 1], head) * page_bytes, page_bytes // 64)
+            ahead = t.values + page_of(t, layer, table[p + 1], head) * page_bytes
         x, stride = scores + 4 * p * PAGE, 4 * CHUNK
         if t.kv_format == INT8:
             _scale_by_token(x, rows, floats(t.value_scales + 4 * place * PAGE, PAGE))
@@ -220,11 +258,14 @@ def _add_values(
             x, stride = t.half_scores + 2 * (thread * t.tile_rows * CHUNK + p * PAGE), 2 * CHUNK
         d = 0
         while d < t.padded_head:
-            wide = t.padded_head - d >= 64
-            values = t.values + (place * t.padded_head + d) * PAGE * size
-            kernel = t.kv_wide if wide else t.kv_narrow
-            _product(kernel, values, x, stride, rows, part + 4 * d, t.padded_head, PAGE)
-            d += 64 if wide else 16
+            wide = 4 if t.padded_head - d >= 64 else 1
+            values, to = t.values + (place * t.padded_head + d) * PAGE * size, part + 4 * d
+            kernel, some = t.kv_wide if wide == 4 else t.kv_narrow, 16 * wide * PAGE * size
+            ahead_of_d = ahead + d * PAGE * size if ahead else 0
+            _stream(
+                kernel, kernel, values, x, stride, rows, to, t.padded_head, PAGE, wide, size, ahead_of_d, some
+            )
+            d += 16 * wide
 
 
 @compiled
