@@ -32,6 +32,8 @@ from peers.process import PeerError, Worker
 from peers.shapes import SHAPES, Shape, write_checkpoint
 from peers.streams import Server, evict, free_port
 
+from lightwork.models.packed import home
+
 Versions = dict[str, dict[str, str]]
 """Of each engine, its own and its libraries'."""
 
@@ -202,9 +204,11 @@ def _options() -> argparse.Namespace:
     text = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(description=text)
     several = {"nargs": "+", "metavar": "NAME"}
-    parser.add_argument("--peers", type=Path, required=True, help="folder with one environment per peer")
     parser.add_argument(
-        "--work", type=Path, required=True, help="folder for checkpoints, made once, and logs"
+        "--peers", type=Path, default=home() / "peers", help="folder with one environment per peer"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=home() / "peers-work", help="folder for checkpoints, made once, and logs"
     )
     parser.add_argument("--shape", choices=SHAPES, default=["34M"], **several)
     parser.add_argument("--weights", choices=WEIGHTS, default=list(WEIGHTS), **several)
