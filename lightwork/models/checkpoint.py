@@ -132,26 +132,26 @@ class Checkpoint:
         return [self.folder / name for name in sorted(set(self._where.values()))]
 
     def stored(self) -> str:
-        """The type of its matrices: float32, bfloat16 or float16.
+        """The type of its matrices: float32, bfloat16 or float16; float32 if they differ.
 
-        Raises CheckpointError for others, and if the embedding, which is asked, is missing or cut off.
+        Raises CheckpointError for others, and if a file is cut off.
         """
-        name = next((n for n in self._where if "embed" in n or "wte" in n), None)
-        if name is None:
+        codes: set[str] = set()
+        for shard in sorted(set(self._where.values())):
+            try:
+                with safe_open(self.folder / shard, framework="np") as file:
+                    slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118, not a dict
+                    codes |= {str(s.get_dtype()) for s in slices if len(s.get_shape()) > 1}
+            except (SafetensorError, OSError, ValueError) as error:
+                raise _broken(self.folder / shard, error) from error
+        types = {STORED[code] for code in codes if code in STORED}
+        if not types:
             raise CheckpointError(
-                f"{self.folder} has no embedding",
-                expected="all tensors of config.json's model",
-                fix="copy it again",
+                f"{self.folder} holds matrices of {', '.join(sorted(codes)) or 'no'} type",
+                expected=", ".join(STORED),
+                fix="copy it again, or convert it",
             )
-        path = self.folder / self._where[name]
-        try:
-            with safe_open(path, framework="np") as file:
-                code = str(file.get_slice(name).get_dtype())
-        except (SafetensorError, OSError, ValueError) as error:
-            raise _broken(path, error) from error
-        if code not in STORED:
-            raise CheckpointError(f"{name} is stored as {code}", expected=", ".join(STORED), fix="convert it")
-        return STORED[code]
+        return types.pop() if len(types) == 1 else "float32"
 
     def _is_padding(self, name: str) -> bool:
         """A bias of zeros beside a packed matrix: packers write one for layers that have none."""

@@ -249,6 +249,9 @@ def _in_memory(layout: Layout, checkpoint: Source, progress: Progress | None) ->
 def _write_file(kept: Path, layout: Layout, checkpoint: Source, progress: Progress | None) -> None:
     """Written beside its place and renamed, so that a file of this name is always whole."""
     kept.parent.mkdir(parents=True, exist_ok=True)
+    for left in kept.parent.glob(f"{kept.stem}.*.part"):
+        if not _is_running(int(left.suffixes[0][1:])):  # its process was killed
+            left.unlink(missing_ok=True)
     part = kept.with_suffix(f".{os.getpid()}.part")
     try:
         with part.open("w+b") as file:
@@ -260,6 +263,16 @@ def _write_file(kept: Path, layout: Layout, checkpoint: Source, progress: Progre
         part.replace(kept)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _key(layout: Layout, files: Iterable[Path]) -> str:
