@@ -150,7 +150,7 @@ def _stall_once(scheduler: Techniques, seed: int) -> tuple[float, float, float]:
     plan = Plan(model="tiny:llama", use=(scheduler,), prefix_cache=False)
     engine, model, _ = open_engine(plan, kernel)
     model.warm_up()
-    lengths = [Arrival(0.0, 16, 160)] * 4 + [Arrival(0.2, 1500, 4)]
+    lengths = [Arrival(0.0, 16, 1600)] * 4 + [Arrival(0.2, 1500, 4)]
     requests = synthetic_requests(lengths, model.spec.vocab_size, kernel.rng("prompts"))
     seqs = run_load(engine, [a.at_s for a in lengths], requests)
     assert kernel.trace is not None

@@ -25,8 +25,12 @@ def bytes_per_number(t: Any) -> int:
 
 @compiled
 def page_of(t: Any, layer: int, page: int, head: int) -> Any:
-    """The number of a page of one head among all layers'."""
-    return (layer * t.pages + page) * t.kv_heads + head
+    """The number of a page of one head among all layers'.
+
+    What a block of tokens holds in all layers lies together: memory is first touched as the text grows, not in
+    every layer's region at once, where huge pages would stop a step for milliseconds each.
+    """
+    return (page * t.num_layers + layer) * t.kv_heads + head
 
 
 @compiled
@@ -84,14 +88,14 @@ def _byte_scale(x: Any) -> Any:
 
 @compiled
 def copy_token(keys: Any, values: Any, src: int, dst: int, pairs: bool) -> None:
-    """Copy a token from slot to slot, in all layers and heads. keys, values: [L, pages, G, size * 64]."""
+    """Copy a token from slot to slot, in all layers and heads. keys, values: [pages, L, G, size * 64]."""
     size, width = keys.shape[3] // PAGE, values.shape[3] // PAGE
-    for layer in range(keys.shape[0]):
+    for layer in range(keys.shape[1]):
         for head in range(keys.shape[2]):
-            one, other = keys[layer, src // PAGE, head], keys[layer, dst // PAGE, head]
+            one, other = keys[src // PAGE, layer, head], keys[dst // PAGE, layer, head]
             for d in range(size):
                 other[key_place(d, dst % PAGE, pairs)] = one[key_place(d, src % PAGE, pairs)]
-            one, other = values[layer, src // PAGE, head], values[layer, dst // PAGE, head]
+            one, other = values[src // PAGE, layer, head], values[dst // PAGE, layer, head]
             for d in range(width):
                 to = value_place(d, dst % PAGE, width, pairs)
                 other[to] = one[value_place(d, src % PAGE, width, pairs)]

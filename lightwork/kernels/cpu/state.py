@@ -34,7 +34,7 @@ BATCH = (
     "known tables table_width scored_rows",  # int64 [S]; int32 [S, table_width]; int64 [N]
     "cosines sines",  # float32 [positions, D / 2], or 0
 )
-POOL = ("keys values key_scales value_scales pages",)
+POOL = ("keys values key_scales value_scales",)
 SCRATCH = (
     "x qkv mixed wide gathered width",  # float32 [R, d], [R, (H + 2 G) D], [R, width], [A, width] twice
     "halves codes scales sums float_sums groups",  # rows encoded for a product: [A, width], [A, groups]
