@@ -188,7 +188,7 @@ class CompiledModel:
 
 
 def _small_pages(shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
-    """Zeros in small pages of memory: clearing a huge one when text first reaches it stops a step for 2 ms."""
+    """Zeros in small pages of memory: clearing a huge one, when first touched, stops a step for 2 ms."""
     memory = mmap.mmap(-1, int(np.prod(shape)) * np.dtype(kind).itemsize, flags=mmap.MAP_PRIVATE)
     return np.frombuffer(memory, kind).reshape(shape)
 

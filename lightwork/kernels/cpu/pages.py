@@ -27,8 +27,8 @@ def bytes_per_number(t: Any) -> int:
 def page_of(t: Any, layer: int, page: int, head: int) -> Any:
     """The number of a page of one head among all layers'.
 
-    What a block of tokens holds in all layers lies together: memory is first touched as the text grows, not in
-    every layer's region at once, where huge pages would stop a step for milliseconds each.
+    What a block of tokens holds in all layers lies together, so that memory is first touched as texts grow,
+    not in every layer's region at once.
     """
     return (page * t.num_layers + layer) * t.kv_heads + head
 
