@@ -33,3 +33,19 @@ class Rows:
     known: NDArray[np.int64]
     tables: NDArray[np.int32]
     scored: NDArray[np.int64]
+
+    @classmethod
+    def of_text(cls, tokens: NDArray[np.int64], block_size: int) -> Rows:
+        """One sequence from its start, in blocks 0, 1, ..., every row scored."""
+        at = np.arange(len(tokens))
+        return cls(
+            tokens=tokens,
+            positions=at,
+            slots=at,
+            seqs=np.zeros(len(tokens), np.int32),
+            index=at,
+            ancestors=np.zeros(len(tokens), np.uint64),
+            known=np.array([len(tokens)]),
+            tables=np.arange(-(-len(tokens) // block_size), dtype=np.int32)[None],
+            scored=at,
+        )

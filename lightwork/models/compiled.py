@@ -111,22 +111,7 @@ class CompiledModel:
 
     def warm_up(self) -> None:
         """Compile the step if it was not kept from an earlier start, and run it once."""
-        rows = 4
-        at = np.arange(rows)
-        self.logits(
-            Rows(
-                tokens=np.zeros(rows, np.int64),
-                positions=at,
-                slots=at,
-                seqs=np.zeros(rows, np.int32),
-                index=at,
-                ancestors=np.zeros(rows, np.uint64),
-                known=np.array([rows]),
-                tables=np.zeros((1, 1), np.int32),
-                scored=at,
-            ),
-            self.new_kv(1),
-        )
+        self.logits(Rows.of_text(np.zeros(4, np.int64), formats.PAGE), self.new_kv(1, formats.PAGE))
 
     def close(self) -> None:
         """End the helper threads; later steps run on the caller's thread alone."""

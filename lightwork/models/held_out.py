@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightwork.errors import CheckpointError
+from lightwork.kernels.cpu.formats import PAGE
 from lightwork.kernels.rows import Rows
 from lightwork.models.spec import read_json
 
@@ -66,19 +67,6 @@ def perplexity(model: Any, texts: list[Text]) -> float:
 
 def _logits(model: Any, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """Of every position of one text."""
-    page = 64
-    at = np.arange(len(tokens))
-    kv = model.new_kv(-(-len(tokens) // page), page)
-    rows = Rows(
-        tokens=tokens,
-        positions=at,
-        slots=at,
-        seqs=np.zeros(len(tokens), np.int32),
-        index=at,
-        ancestors=np.zeros(len(tokens), np.uint64),
-        known=np.array([len(tokens)]),
-        tables=np.arange(kv.num_blocks, dtype=np.int32)[None],
-        scored=at,
-    )
-    logits: NDArray[np.float32] = model.logits(rows, kv)
+    kv = model.new_kv(-(-len(tokens) // PAGE), PAGE)
+    logits: NDArray[np.float32] = model.logits(Rows.of_text(tokens, PAGE), kv)
     return logits

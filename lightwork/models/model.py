@@ -77,22 +77,7 @@ class Model:
 
     def warm_up(self) -> None:
         """One forward of a few rows, so that the first request does not pay for lazy set-up."""
-        rows, pool = 4, self.new_kv(1, 4)
-        at = np.arange(rows)
-        self.forward(
-            Rows(
-                tokens=np.zeros(rows, np.int64),
-                positions=at,
-                slots=at,
-                seqs=np.zeros(rows, np.int32),
-                index=at,
-                ancestors=np.zeros(rows, np.uint64),
-                known=np.array([rows]),
-                tables=np.zeros((1, 1), np.int32),
-                scored=at,
-            ),
-            pool,
-        )
+        self.forward(Rows.of_text(np.zeros(4, np.int64), 4), self.new_kv(1, 4))
 
     def logits(self, rows: Rows, kv: KVPool) -> NDArray[np.float32]:
         """As `forward`, on the host."""

@@ -95,17 +95,6 @@ def text_logits(model: Model, tokens: Sequence[int]) -> NDArray[np.float32]:
     from lightwork.kernels.rows import Rows
 
     length = len(tokens)
-    at = np.arange(length)
-    rows = Rows(
-        tokens=np.array(tokens, np.int64),
-        positions=at,
-        slots=at,
-        seqs=np.zeros(length, np.int32),
-        index=at,
-        ancestors=np.zeros(length, np.uint64),
-        known=np.array([length]),
-        tables=np.zeros((1, 1), np.int32),
-        scored=at,
-    )
+    rows = Rows.of_text(np.array(tokens, np.int64), length)
     logits: NDArray[np.float32] = model.forward(rows, model.new_kv(1, length)).numpy()
     return logits
