@@ -5,7 +5,7 @@ Paper:  "Fast Inference from Transformers via Speculative Decoding", 2022 (the p
 Idea:   the target's choice is a pure function of (logits, seed, position), so a guess is right or wrong,
         never likely
 Shapes: Draft of n nodes, pick(node) -> Verdict with 1..depth+1 tokens
-Cost:   one pick per emitted token; rejected branches are never sampled
+Cost:   one pick per row of the draft, all made at once after the forward; nothing more to verify
 Claims: -
 Differs: rejection sampling is replaced by equality, so sampled text is the text of plain decoding, token
          for token
