@@ -296,7 +296,7 @@ class Buffers:
         arrays["scored_rows"][:scored] = rows.scored
         self._sizes_of[1], self._sizes_of[3] = num_rows, scored
         record = self._state.record
-        record["rows"], record["scored"], record["sequences"] = num_rows, scored, seqs
+        record["rows"], record["scored"] = num_rows, scored
 
     def _grow_rope(self, position: int) -> None:
         self._positions = min(self._spec.max_len, max(position, 2 * self._positions, FIRST_POSITIONS))

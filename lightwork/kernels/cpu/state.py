@@ -21,7 +21,7 @@ from lightwork.kernels.cpu.vectors import I64, Builder, Value
 MODEL = (
     "layers num_layers matrices table",  # tables below; float32 [16]
     "weights vectors embed embed_half positions",  # bytes; float32; [V, d]; float32 [max_len, d] or 0
-    "hidden heads kv_heads head_size padded_head ffn vocab",
+    "hidden heads kv_heads head_size padded_head vocab",
     "experts experts_per_token normalise_gates layer_norm gated activation",
     "head norm norm_bias",  # a matrix; offsets in vectors
     "format kernel affine group",  # of the matrices
@@ -29,7 +29,7 @@ MODEL = (
     "window",  # of the layers that have one
 )
 BATCH = (
-    "rows scored sequences",  # R N S
+    "rows scored",  # R N
     "tokens row_positions slots seqs index ancestors windowed_ancestors",  # [R]: as Rows; int64, uint64
     "known tables table_width scored_rows",  # int64 [S]; int32 [S, table_width]; int64 [N]
     "cosines sines",  # float32 [positions, D / 2], or 0
