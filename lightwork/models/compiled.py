@@ -20,7 +20,7 @@ from lightwork.kernels.cpu import attention, formats, pages, step, tile
 from lightwork.kernels.cpu.formats import MatrixFormat
 from lightwork.kernels.cpu.product import ROW_TILE
 from lightwork.kernels.cpu.rowwise import ACTIVATIONS
-from lightwork.kernels.cpu.state import State
+from lightwork.kernels.cpu.state import CACHE_LINE, State, zeros
 from lightwork.kernels.cpu.team import Team
 from lightwork.kernels.rows import Rows
 from lightwork.models.checkpoint import Progress, Source, open_checkpoint
@@ -336,34 +336,33 @@ def _row_arrays(spec: ModelSpec, form: MatrixFormat, rows: int, assigned: int, s
     """Buffers of rows between phases; encoded rows only as the format needs them."""
     d, inside = spec.hidden_size, spec.num_heads * spec.head_size
     widest = max(d, inside, spec.ffn_size, spec.dense_ffn_size)
-    width = -(-widest // form.group) * form.group + widest % 2
+    # Rows lie a cache line further than whole pages apart, or those of one register would share a set of it.
+    width = -(-widest // form.group) * form.group
+    width = -(-width // CACHE_LINE) * CACHE_LINE + CACHE_LINE
     groups = -(-width // form.group)
     experts = assigned if spec.moe else 1
     bytes_ = form.code in (formats.CODE8_DOT, formats.CODE4_DOT)
     sums = form.affine and form.code in (formats.CODE8, formats.CODE4)
 
-    def floats(*size: int) -> NDArray[np.float32]:
-        return np.zeros(size, np.float32)
-
     return {
-        "x": floats(rows, d),
-        "qkv": floats(rows, inside + 2 * spec.num_kv_heads * spec.head_size),
-        "mixed": floats(rows, width),
-        "wide": floats(assigned, width),
-        "gathered": floats(experts, width),
+        "x": zeros((rows, d)),
+        "qkv": zeros((rows, inside + 2 * spec.num_kv_heads * spec.head_size)),
+        "mixed": zeros((rows, width)),
+        "wide": zeros((assigned, width)),
+        "gathered": zeros((experts, width)),
         "width": width,
-        "halves": np.zeros((assigned, width) if form.code == formats.BF16_DOT else (1, 1), np.uint16),
-        "codes": np.zeros((assigned, width) if bytes_ else (1, 1), np.int8),
-        "scales": floats(assigned, groups) if bytes_ else floats(1),
-        "sums": np.zeros((assigned, groups) if bytes_ else (1, 1), np.int32),
-        "float_sums": floats(assigned, groups) if sums else floats(1),
+        "halves": zeros((assigned, width) if form.code == formats.BF16_DOT else (1, 1), np.uint16),
+        "codes": zeros((assigned, width) if bytes_ else (1, 1), np.int8),
+        "scales": zeros((assigned, groups)) if bytes_ else zeros(1),
+        "sums": zeros((assigned, groups) if bytes_ else (1, 1), np.int32),
+        "float_sums": zeros((assigned, groups)) if sums else zeros(1),
         "groups": groups,
         "expert_of": np.zeros(assigned, np.int64),
-        "gate_of": floats(assigned),
+        "gate_of": zeros(assigned),
         "order": np.zeros(assigned, np.int64),
         "starts": np.zeros(spec.num_experts + 1, np.int64),
-        "expert_out": floats(experts, d),
-        "logits": floats(scored, spec.vocab_size),
+        "expert_out": zeros((experts, d)),
+        "logits": zeros((scored, spec.vocab_size)),
     }
 
 
@@ -373,14 +372,14 @@ def _thread_arrays(spec: ModelSpec, threads: int, pages: int) -> dict[str, Any]:
     padded, chunks = _padded(spec.head_size), -(-pages // attention.CHUNK_PAGES)
 
     def floats(*size: int) -> NDArray[np.float32]:
-        return np.zeros((threads, *size), np.float32)
+        return zeros((threads, *size))
 
     return {
         "tiles": floats(2, ROW_TILE, 64),
         "q": floats(most, padded),
         "chunk_scores": floats(most, attention.CHUNK),
-        "half_q": np.zeros((threads, most, padded), np.uint16),
-        "half_scores": np.zeros((threads, most, attention.CHUNK), np.uint16),
+        "half_q": zeros((threads, most, padded), np.uint16),
+        "half_scores": zeros((threads, most, attention.CHUNK), np.uint16),
         "part": floats(most, padded),
         "part_sums": floats(most, 2),
         "out": floats(most, padded),

@@ -24,6 +24,7 @@ from lightwork.errors import CheckpointError
 from lightwork.kernels.cpu import step
 from lightwork.kernels.cpu.formats import BF16, BF16_DOT, F16, MatrixFormat
 from lightwork.kernels.cpu.pack import narrow, pack
+from lightwork.kernels.cpu.state import zeros
 from lightwork.models import import_models
 from lightwork.models.checkpoint import Progress, Source
 from lightwork.models.spec import ModelSpec
@@ -240,7 +241,7 @@ def home() -> Path:
 
 
 def _in_memory(layout: Layout, checkpoint: Source, progress: Progress | None) -> NDArray[np.uint8]:
-    blob = np.zeros(layout.nbytes, np.uint8)
+    blob = zeros(layout.nbytes, np.uint8)
     _Writer(layout, blob, checkpoint, progress).write()
     blob.flags.writeable = False
     return blob

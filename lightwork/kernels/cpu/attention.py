@@ -30,8 +30,10 @@ CHUNK_PAGES = 4
 CHUNK = PAGE * CHUNK_PAGES
 MAX_TILE_ROWS = 32
 
-FEW_ROWS, PARTS = 8, 4
-"""Up to so many rows a page is streamed, in so many parts, while the next one is fetched."""
+FEW_ROWS, PART = 8, 32
+"""Up to so many rows a page is streamed, so many of its inputs at a time, while the next one is fetched.
+
+A part of bfloat16 begins where a product of matrix registers begins (amx.py)."""
 
 SEQ, FIRST_ROW, NUM_ROWS, FIRST_CHUNK, NUM_CHUNKS, UNITS_BEFORE, COLUMNS = range(7)
 
@@ -200,16 +202,16 @@ def _stream(
     first, rest: kernels that overwrite and that add. size: bytes of a number of w. With few rows memory is
     the bound: pages lie anywhere, and the processor cannot foresee the next one. Asked for at once it stalls.
     """  # fmt: skip
-    if rows > FEW_ROWS or k < 2 * PARTS:
+    if rows > FEW_ROWS:
         _product(first, w, x, x_stride, rows, out, out_width, k)
         return
     x_size = 2 if size == 2 else 4
-    part = k // PARTS // 2 * 2
-    lines, at, kernel = ahead_bytes // 64 // PARTS, 0, first
-    for i in range(PARTS):
-        count = part if i + 1 < PARTS else k - at
-        if ahead and lines:
-            fetch(ahead + 64 * lines * i, lines)
+    at, kernel = 0, first
+    while at < k:
+        count = min(PART, k - at)
+        begin, end = ahead_bytes // 64 * at // k, ahead_bytes // 64 * (at + count) // k
+        if ahead and begin < end:
+            fetch(ahead + 64 * begin, end - begin)
         _product(kernel, w + at * 16 * wide * size, x + at * x_size, x_stride, rows, out, out_width, count)
         at, kernel = at + count, rest
 

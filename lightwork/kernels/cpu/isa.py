@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from functools import cache
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
+
+ARCH_PRCTL, ASK_FOR_STATE, TILE_DATA = 158, 0x1023, 18
+"""Linux keeps no room for the matrix registers of a process that has not asked."""
 
 
 class Isa(NamedTuple):
@@ -13,12 +18,14 @@ class Isa(NamedTuple):
 
     dot8: bytes times bytes into int32, 512 or 256 bits wide, 0 without (VNNI). dot16: pairs of bfloat16
     into float32. permute: sixteen-entry tables in a register. many: 32 vector registers instead of 16.
+    matrix: registers of 16 rows of 64 bytes, for bytes and pairs of bfloat16 (AMX).
     """
 
     dot8: int = 0
     dot16: bool = False
     permute: bool = False
     many: bool = False
+    matrix: bool = False
 
 
 PORTABLE = Isa()
@@ -31,5 +38,19 @@ def host() -> Isa:
     has = {name for name, there in llvm.get_host_cpu_features().items() if there}
     wide = "avx512f" in has
     dot8 = 512 if "avx512vnni" in has else 256 if "avxvnni" in has else 0
-    neon = "neon" in has
-    return Isa(dot8=dot8, dot16="avx512bf16" in has, permute=wide, many=wide or neon)
+    return Isa(
+        dot8=dot8,
+        dot16="avx512bf16" in has,
+        permute=wide,
+        many=wide or "neon" in has,
+        matrix={"amx-tile", "amx-int8", "amx-bf16"} <= has and _may_use_matrix_registers(),
+    )
+
+
+def _may_use_matrix_registers() -> bool:
+    """Ask Linux for them, for all threads of this process."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    asked = (ctypes.c_long(ARCH_PRCTL), ctypes.c_long(ASK_FOR_STATE), ctypes.c_long(TILE_DATA))
+    return int(libc.syscall(*asked)) == 0

@@ -24,9 +24,9 @@ from lightwork.kernels.cpu.state import floats, int32s, int_at, ints, shorts, si
 from lightwork.kernels.cpu.team import take
 from lightwork.kernels.cpu.tile import multiply
 
-ROW_TILE = 96
+ROW_TILE = 192
 TILE_BYTES = ROW_TILE * 64 * 4
-PANEL = 1024
+PANEL = 512
 PLAIN, ADDED, ACTIVATED, GATED = range(4)
 """What becomes of a product: stored, added to what is there, activated, or activated and multiplied with the
 product of the following matrix."""

@@ -49,7 +49,16 @@ SCRATCH = (
 )
 TEAM = ("threads control counters phases",)
 FIELDS = [name for group in (MODEL, BATCH, POOL, SCRATCH, TEAM) for line in group for name in line.split()]
+CACHE_LINE = 64
 RECORD = np.dtype([*((name, np.int64) for name in FIELDS), ("eps", np.float64)])
+
+
+def zeros(shape: int | tuple[int, ...], kind: Any = np.float32) -> NDArray[Any]:
+    """Zeros that begin where a cache line begins: a vector across two lines takes two loads."""
+    size = int(np.prod(shape)) * np.dtype(kind).itemsize
+    room = np.zeros(size + CACHE_LINE, np.uint8)
+    first = -room.ctypes.data % CACHE_LINE
+    return room[first : first + size].view(kind).reshape(shape)
 
 
 class State:

@@ -15,6 +15,7 @@ pytest.importorskip("numba")
 from numpy.typing import NDArray
 from packing import FORMATS, Floats, bfloat16, call, packed, table_of, unpacked
 
+from lightwork.kernels.cpu.amx import STEP
 from lightwork.kernels.cpu.formats import (
     BF16,
     BF16_DOT,
@@ -29,7 +30,7 @@ from lightwork.kernels.cpu.isa import PORTABLE, Isa, host
 from lightwork.kernels.cpu.pack import narrow
 from lightwork.kernels.cpu.tile import kernel
 
-ROWS = [*range(1, 14), 97]
+ROWS = [*range(1, 14), 16, 17, 31, 33, 97]
 DOTS = (CODE8_DOT, CODE4_DOT)
 HALVES = host()._replace(dot8=256)
 
@@ -74,6 +75,10 @@ def random_w(
     rng: np.random.Generator, form: MatrixFormat, k: int, vectors: int
 ) -> tuple[NDArray[Any], Floats, Floats]:
     """The bytes of one block, its numbers [K, outputs], and their sizes."""
+    if vectors == 1 and form.code == BF16_DOT:
+        w = narrow(rng.standard_normal((k // 2, 16, 2)).astype(np.float32))
+        wide = bfloat16(w).transpose(0, 2, 1).reshape(k, 16)
+        return w, wide, abs(wide)
     if vectors == 1 or form.code == INT8:
         shape = (k, 16 * vectors)
         w = (
@@ -103,7 +108,7 @@ def random_product(form: MatrixFormat, k: int, vectors: int = 4) -> Product:
     return Product(
         form=form,
         vectors=vectors,
-        unit=form.group if form.quantised else 2 if form.code == BF16_DOT else 1,
+        unit=form.group if form.quantised else STEP if form.code == BF16_DOT else 1,
         weights=weights,
         x=x,
         scales=scales,
@@ -115,10 +120,15 @@ def random_product(form: MatrixFormat, k: int, vectors: int = 4) -> Product:
 
 
 def run(
-    p: Product, rows: int = 97, isa: Isa | None = None, cuts: tuple[int, ...] = (), skip: int = 0
+    p: Product,
+    rows: int = 97,
+    isa: Isa | None = None,
+    cuts: tuple[int, ...] = (),
+    skip: int = 0,
+    fresh: bool = False,
 ) -> NDArray[np.float32]:
     """out + x @ w of `rows` rows after `skip`, the inputs cut into several calls."""
-    compute = kernel(p.form.code, vectors=p.vectors, affine=p.form.affine, isa=isa)
+    compute = kernel(p.form.code, vectors=p.vectors, affine=p.form.affine, fresh=fresh, isa=isa)
     out = p.out[skip : skip + rows].copy()
     table, k = table_of(p.form), p.x.shape[1]
     for first, last in zip((0, *cuts), (*cuts, k), strict=True):
@@ -152,7 +162,7 @@ CASES = [pytest.param(FORMATS[name], k, 4, id=f"{name} x {k}") for name, k in WI
 CASES += [pytest.param(MatrixFormat(code=INT8), k, 4, id=f"INT8 x {k}") for k in (24, 64)]
 CASES += [
     pytest.param(MatrixFormat(code=code), 64, 1, id=f"{name} x 64, 16 outputs")
-    for name, code in (("F32", F32), ("BF16", BF16), ("INT8", INT8))
+    for name, code in (("F32", F32), ("BF16", BF16), ("INT8", INT8), ("BF16_DOT", BF16_DOT))
 ]
 
 
@@ -191,6 +201,24 @@ def test_every_processor_gives_the_same_bits(form: MatrixFormat, k: int, vectors
         np.testing.assert_array_equal(run(product, rows, isa=PORTABLE), plain[:rows])
     if form.code != BF16_DOT or not host().dot16:
         np.testing.assert_array_equal(plain, run(product))
+
+
+@pytest.mark.skipif(not host().matrix, reason="this processor has no AMX")
+@pytest.mark.parametrize(("form", "k", "vectors"), CASES)
+def test_vectors_and_matrix_registers_agree(form: MatrixFormat, k: int, vectors: int) -> None:
+    product = random_product(form, k, vectors)
+    in_vectors = run(product, isa=host()._replace(matrix=False))
+    assert (abs(in_vectors - product.exact) <= product.bound).all()
+    if form.code in DOTS:
+        np.testing.assert_array_equal(in_vectors, run(product))
+
+
+@pytest.mark.parametrize("k", [2, 32, 64, 130])
+def test_a_fresh_kernel_overwrites(k: int) -> None:
+    product = random_product(MatrixFormat(code=BF16_DOT), k)
+    for rows in ROWS:
+        fresh = run(product, rows, fresh=True)
+        assert (abs(fresh - (product.exact - product.out)[:rows]) <= product.bound[:rows]).all()
 
 
 @pytest.mark.multiproc

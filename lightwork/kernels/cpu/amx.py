@@ -1,0 +1,328 @@
+"""The micro-kernel in matrix registers (AMX): sixteen rows times sixteen outputs an instruction.
+
+The layouts of weights are those of lanes.py: what a vector of weights holds is a row of a register here.
+A product of bfloat16 goes over 32 inputs at once, the even and the odd of which the processor adds up
+apart; calls that cut the inputs must cut at multiples of 32 then, and inputs after the last 32 are left to
+lanes.py. Products of bytes are exact, so few rows are left to lanes.py too, with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from llvmlite import ir
+
+from lightwork.kernels.cpu import lanes
+from lightwork.kernels.cpu.formats import BF16_DOT, CENTRE, CODE4_DOT, CODE8_DOT
+from lightwork.kernels.cpu.lanes import Emission
+from lightwork.kernels.cpu.vectors import (
+    FLOAT,
+    FLOATS,
+    I8,
+    I16,
+    I32,
+    I64,
+    INTS,
+    LANES,
+    Builder,
+    Value,
+    at,
+    call,
+    fma,
+    int_splat,
+    load,
+    loop,
+    prefetch,
+    splat,
+    store,
+)
+
+STEP = 32
+"""bfloat16 inputs of one product."""
+BYTES_AHEAD = 8192
+"""How far ahead weights are fetched: a load of a register asks for sixteen lines, too late for memory."""
+FEWEST_ROWS = 8
+"""From so many rows of bytes on, matrix registers are faster."""
+
+VOID = ir.VoidType()
+
+
+def computes(e: Emission) -> bool:
+    """Whether this processor multiplies a format in matrix registers."""
+    return e.isa.matrix and (e.format == BF16_DOT or (e.format in (CODE8_DOT, CODE4_DOT) and e.vectors == 4))
+
+
+def by_rows(b: Builder, e: Emission, rows: Value) -> None:
+    """Emit the product of any number of rows."""
+    shapes = _Shapes(b)
+    if e.format == BF16_DOT:
+        _pairs(b, e, shapes, rows)
+        return
+    with b.if_else(b.icmp_signed("<", rows, I64(FEWEST_ROWS))) as (few, many):
+        with few:
+            lanes.by_rows(b, e, rows)
+        with many:
+            _codes(b, e, shapes, rows)
+
+
+class _Shapes:
+    """The memory that says how many rows, of how many bytes, each of the eight registers has."""
+
+    def __init__(self, b: Builder) -> None:
+        place = b.alloca(ir.ArrayType(I8, 64))
+        place.align = 64
+        self._at = b.ptrtoint(place, I64)
+        for offset in range(0, 64, 8):
+            store(b, I64(0), at(b, self._at, offset))
+        store(b, I8(1), self._at)
+
+    def set(self, b: Builder, sizes: dict[int, tuple[Value, Value]]) -> None:
+        """sizes: (rows, bytes of a row) by register. Registers are zero afterwards."""
+        for register, (rows, nbytes) in sizes.items():
+            store(b, b.trunc(rows, I8), at(b, self._at, 48 + register))
+            store(b, b.trunc(nbytes, I16), at(b, self._at, 16 + 2 * register))
+        call(b, "llvm.x86.ldtilecfg", VOID, [_pointer(b, self._at)])
+
+
+def _pointer(b: Builder, address: Value) -> Value:
+    return b.inttoptr(address, I8.as_pointer())
+
+
+def _zero(b: Builder, register: int) -> None:
+    call(b, "llvm.x86.tilezero", VOID, [I8(register)])
+
+
+def _load(b: Builder, register: int, address: Value, stride: Value) -> None:
+    call(b, "llvm.x86.tileloadd64", VOID, [I8(register), _pointer(b, address), stride])
+
+
+def _store(b: Builder, register: int, address: Value, stride: Value) -> None:
+    call(b, "llvm.x86.tilestored64", VOID, [I8(register), _pointer(b, address), stride])
+
+
+def _release(b: Builder) -> None:
+    """Give the registers back, so that threads are switched without saving 8 KiB."""
+    call(b, "llvm.x86.tilerelease", VOID, [])
+
+
+# -- pairs of bfloat16
+
+
+def _pairs(b: Builder, e: Emission, shapes: _Shapes, rows: Value) -> None:
+    steps, rest = b.lshr(e.inputs, I64(5)), b.and_(e.inputs, I64(STEP - 1))
+    with b.if_then(b.icmp_signed(">", steps, I64(0))):
+        _passes(b, e._replace(inputs=steps), shapes, rows)
+        _release(b)
+    step_bytes = 2 * STEP * LANES * e.vectors
+    left = e._replace(
+        weights=b.add(e.weights, b.mul(steps, I64(step_bytes))),
+        x=b.add(e.x, b.mul(steps, I64(2 * STEP))),
+        inputs=rest,
+    )
+    with b.if_then(b.icmp_signed(">", rest, I64(0))):
+        if not e.fresh:
+            lanes.by_rows(b, left, rows)
+            return
+        with b.if_else(b.icmp_signed(">", steps, I64(0))) as (some, none):
+            with some:
+                lanes.by_rows(b, left._replace(fresh=False), rows)
+            with none:
+                lanes.by_rows(b, left, rows)
+
+
+def _passes(b: Builder, e: Emission, shapes: _Shapes, rows: Value) -> None:
+    """32 rows at a time, two registers of rows by two of outputs; up to 16 rows by all outputs at once."""
+    full = I64(16)
+    tall = b.lshr(rows, I64(5))
+    with b.if_then(b.icmp_signed(">", tall, I64(0))):
+        shapes.set(b, _sizes(full, full, e))
+        loop(b, tall, [], partial(_tall, b, e))
+    done = b.shl(tall, I64(5))
+    left = b.sub(rows, done)
+    last = _moved(b, e, done)
+    with b.if_then(b.icmp_signed(">", left, full)):
+        shapes.set(b, _sizes(full, b.sub(left, full), e))
+        _tall(b, last, I64(0), [])
+    few = b.and_(b.icmp_signed(">", left, I64(0)), b.icmp_signed("<=", left, full))
+    with b.if_then(few):
+        sizes = {register: (left, I64(64)) for register in range(5)}
+        shapes.set(b, sizes | {register: (full, I64(64)) for register in (5, 6, 7)})
+        _pass(b, last, 1, range(e.vectors), (5, 6, 7))
+
+
+def _sizes(upper: Value, lower: Value, e: Emission) -> dict[int, tuple[Value, Value]]:
+    """Registers 0 to 3: sums, by rows and outputs; 4 and 5: rows; 6 and 7: weights."""
+    rows = (upper, upper, lower, lower, upper, lower, I64(16), I64(16))
+    return {register: (count, I64(64)) for register, count in enumerate(rows)}
+
+
+def _moved(b: Builder, e: Emission, rows: Value) -> Emission:
+    """The same from a later row on."""
+    return e._replace(
+        x=b.add(e.x, b.mul(rows, e.x_stride)),
+        x_scales=b.add(e.x_scales, b.mul(rows, e.group_stride)),
+        x_sums=b.add(e.x_sums, b.mul(rows, e.group_stride)),
+        out=b.add(e.out, b.mul(rows, e.out_stride)),
+    )
+
+
+def _tall(b: Builder, e: Emission, i: Value, carried: Sequence[Value]) -> list[Value]:
+    part = _moved(b, e, b.shl(i, I64(5)))
+    for first in range(0, e.vectors, 2):
+        _pass(b, part, 2, range(first, min(first + 2, e.vectors)), (6, 7))
+    return []
+
+
+def _pass(
+    b: Builder, e: Emission, row_registers: int, vectors: Sequence[int], weight_registers: Sequence[int]
+) -> None:
+    """Sums over all inputs (counted in steps) of one or two registers of rows and some vectors of outputs."""
+    sums = {(m, v): 2 * m + i for m in range(row_registers) for i, v in enumerate(vectors)}
+    sixteen = b.shl(e.out_stride, I64(4))
+
+    def out(m: int, v: int) -> Value:
+        return at(b, b.add(e.out, b.mul(sixteen, I64(m))), 64 * v)
+
+    for (m, v), register in sums.items():
+        if e.fresh:
+            _zero(b, register)
+        else:
+            _load(b, register, out(m, v), e.out_stride)
+    row_bytes = 4 * LANES * e.vectors
+
+    def step(i: Value, carried: Sequence[Value]) -> list[Value]:
+        here = b.add(e.weights, b.mul(i, I64(row_bytes * STEP // 2)))
+        x = b.add(e.x, b.shl(i, I64(6)))
+        if row_registers == 1:  # memory is the bound
+            for line in range(STEP // 2 * e.vectors):
+                prefetch(b, at(b, here, BYTES_AHEAD + 64 * line))
+        for m in range(row_registers):
+            _load(b, 4 + m, b.add(x, b.mul(b.shl(e.x_stride, I64(4)), I64(m))), e.x_stride)
+        for i_v, v in enumerate(vectors):
+            weights = weight_registers[i_v % len(weight_registers)]
+            _load(b, weights, at(b, here, 64 * v), I64(row_bytes))
+            for m in range(row_registers):
+                call(b, "llvm.x86.tdpbf16ps", VOID, [I8(sums[m, v]), I8(4 + m), I8(weights)])
+        return []
+
+    loop(b, e.inputs, [], step)
+    for (m, v), register in sums.items():
+        _store(b, register, out(m, v), e.out_stride)
+
+
+# -- codes times bytes
+
+
+def _codes(b: Builder, e: Emission, shapes: _Shapes, rows: Value) -> None:
+    """A group at a time, all rows of it: 4 bits are spread to bytes once."""
+    sums = _room(b, 16 * 64 * 4)
+    spread = _room(b, 256 * 64) if e.format == CODE4_DOT else I64(0)
+    words = b.lshr(e.group, I64(2))
+    head = 2 * LANES * e.vectors * (2 if e.affine else 1)
+    group_bytes = b.add(b.mul(words, I64(256 if e.format == CODE8_DOT else 128)), I64(head))
+    full, left = b.lshr(rows, I64(4)), b.and_(rows, I64(15))
+
+    def some(first: Value, count: Value, height: Value) -> None:
+        """Emit the product of `count` times `height` rows."""
+        part = _moved(b, e, first)
+
+        def one_group(g: Value, _: Sequence[Value]) -> list[Value]:
+            start = b.add(e.weights, b.mul(g, group_bytes))
+            codes = at(b, start, head)
+            if e.format == CODE4_DOT:
+                loop(b, words, [], partial(_spread, b, codes, spread))
+                codes = spread
+
+            def registers(i: Value, _: Sequence[Value]) -> list[Value]:
+                here = _moved(b, part, b.shl(i, I64(4)))
+                _sum_group(b, here, g, codes, sums)
+                _scale_rows(b, here, height, g, start, sums)
+                return []
+
+            loop(b, count, [], registers)
+            return []
+
+        with b.if_then(b.and_(b.icmp_signed(">", count, I64(0)), b.icmp_signed(">", height, I64(0)))):
+            shapes.set(b, _byte_sizes(b, e, height))
+            loop(b, b.sdiv(e.inputs, e.group), [], one_group)
+
+    some(I64(0), full, I64(16))
+    some(b.shl(full, I64(4)), I64(1), left)
+    _release(b)
+
+
+def _room(b: Builder, nbytes: int) -> Value:
+    with b.goto_entry_block():
+        place = b.alloca(ir.ArrayType(I8, nbytes))
+        place.align = 64
+        return b.ptrtoint(place, I64)
+
+
+def _spread(b: Builder, codes: Value, spread: Value, i: Value, _: Sequence[Value]) -> list[Value]:
+    """Four inputs of 4 bits, each for 64 outputs, as bytes."""
+    here = b.add(codes, b.shl(i, I64(7)))
+    for pair in range(2):
+        both = load(b, at(b, here, 64 * pair), INTS)
+        place = at(b, b.add(spread, b.shl(i, I64(8))), 128 * pair)
+        store(b, b.and_(both, int_splat(0x0F0F0F0F)), place)
+        store(b, b.and_(b.lshr(both, int_splat(4)), int_splat(0x0F0F0F0F)), at(b, place, 64))
+    return []
+
+
+def _byte_sizes(b: Builder, e: Emission, rows: Value) -> dict[int, tuple[Value, Value]]:
+    """Registers 0 to 3: sums; 4: rows, of up to 64 bytes; 5 to 7: weights, one row for four inputs."""
+    width = b.select(b.icmp_signed("<", e.group, I64(64)), e.group, I64(64))
+    sizes = {register: (rows, I64(64)) for register in range(4)}
+    sizes[4] = (rows, width)
+    return sizes | {register: (b.lshr(width, I64(2)), I64(64)) for register in (5, 6, 7)}
+
+
+def _sum_group(b: Builder, e: Emission, g: Value, codes: Value, sums: Value) -> None:
+    """sums [16, 64] int32: codes times bytes over one group."""
+    for v in range(4):
+        _zero(b, v)
+    x = b.add(e.x, b.mul(g, e.group))
+    steps = b.lshr(b.add(e.group, I64(63)), I64(6))
+
+    def step(i: Value, _: Sequence[Value]) -> list[Value]:
+        _load(b, 4, b.add(x, b.shl(i, I64(6))), e.x_stride)
+        here = b.add(codes, b.shl(i, I64(12)))
+        for v in range(4):
+            weights = (5, 6, 7)[v % 3]
+            _load(b, weights, at(b, here, 64 * v), I64(256))
+            call(b, "llvm.x86.tdpbsud", VOID, [I8(v), I8(4), I8(weights)])
+        return []
+
+    loop(b, steps, [], step)
+    for v in range(4):
+        _store(b, v, at(b, sums, 64 * v), I64(256))
+
+
+def _scale_rows(b: Builder, e: Emission, rows: Value, g: Value, head: Value, sums: Value) -> None:
+    """out += scale * (sum - centre * sum of bytes), as lanes.py does it."""
+    half = ir.VectorType(ir.HalfType(), LANES)
+
+    def halves(v: int) -> Value:
+        return b.fpext(load(b, at(b, head, 2 * LANES * v), half), FLOATS)
+
+    scales = [halves(v) for v in range(4)]
+    offsets = [halves(4 + v) if e.affine else None for v in range(4)]
+
+    def row(m: Value, _: Sequence[Value]) -> list[Value]:
+        place = b.add(b.mul(m, e.group_stride), b.shl(g, I64(2)))
+        of_x = splat(b, load(b, b.add(e.x_sums, place), I32))
+        factor = splat(b, load(b, b.add(e.x_scales, place), FLOAT))
+        start = b.mul(of_x, int_splat(-CENTRE[e.format]))
+        out_row = b.add(e.out, b.mul(m, e.out_stride))
+        sum_row = b.add(sums, b.shl(m, I64(8)))
+        for v in range(4):
+            total = b.add(load(b, at(b, sum_row, 64 * v), INTS), start)
+            value = b.fmul(b.sitofp(total, FLOATS), factor)
+            out = fma(b, value, scales[v], load(b, at(b, out_row, 64 * v), FLOATS, 4))
+            if e.affine:
+                out = fma(b, offsets[v], b.fmul(b.sitofp(of_x, FLOATS), factor), out)
+            store(b, out, at(b, out_row, 64 * v))
+        return []
+
+    loop(b, rows, [], row)
