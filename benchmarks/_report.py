@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
+from datetime import UTC, datetime
 from typing import Any
 
+from lightwork.claims.results import provenance
+from lightwork.cluster.processor import instructions, processor_name
 
-def report(name: str, **figures: Any) -> None:
-    """Print a JSON line: the figures, and commit, CPU, threads and load."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    print(
-        json.dumps(
-            {
-                "benchmark": name,
-                **figures,
-                "commit": commit.stdout.strip(),
-                "cpu": platform.processor() or platform.machine(),
-                "threads": os.cpu_count(),
-                "load": round(os.getloadavg()[0], 2),
-            }
-        )
-    )
+
+def report(name: str, **figures: Any) -> dict[str, Any]:
+    """Print a JSON line and return its figures, with date, commit, processor, threads and load."""
+    row = {
+        **figures,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": provenance()["commit"],
+        "cpu": processor_name(),
+        "instructions": list(instructions()),
+        "threads": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+    print(json.dumps({"benchmark": name, **row}), flush=True)
+    return row

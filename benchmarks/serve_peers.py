@@ -4,7 +4,8 @@
 
 ENVIRONMENTS holds one virtual environment per peer (`benchmarks/peers/README.md` says how they are made and
 what each cell measures). stdout has one JSON line per cell and peer, stderr the table. A ratio above one says
-that lightwork is better.
+that lightwork is better. With `--save` each row takes the place of the older one in
+`lightwork/claims/peers.json`, which `lightwork bench` prints, as soon as it is measured.
 
 The defaults are for 34M. `--cells`, `--weights`, `--only` and `--pairs` make it shorter: 3 pairs of decode,
 prefill and memory in f32 took two and a half minutes for five peers, conversions included, on a busy machine.
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from _report import report
 from peers import cells
@@ -32,12 +34,14 @@ from peers.process import PeerError, Worker
 from peers.shapes import SHAPES, Shape, write_checkpoint
 from peers.streams import Server, evict, free_port
 
+from lightwork.claims.peers import EVERY_CELL, keep, load
 from lightwork.models.packed import home
 
 Versions = dict[str, dict[str, str]]
 """Of each engine, its own and its libraries'."""
 
 CELLS = ("decode", "prefill", "batch", "memory", "http", "start")
+SIZES = ("output", "prefill", "requests", "streams")
 OFFLINE = {"decode": cells.decode, "prefill": cells.prefill, "batch": cells.batch, "memory": cells.memory}
 
 
@@ -140,13 +144,11 @@ def show_row(bench: Bench, peer: Engine, row: Row, versions: Versions, limit: fl
         f"{row.name:<14} {bench.shape_name:<5} {bench.weights:<5} {ours:>9.4g} : {theirs:<9.4g} {row.unit:<9}"
         f" {middle:6.2f}x {peer.name:<12} [{low:.2f}, {high:.2f}]  n={len(row.ours)}{same}{share}"
     )
-    report(
-        "serve_peers",
+    _write(
+        bench,
+        peer,
         cell=row.name,
-        shape=bench.shape_name,
-        weights=bench.weights,
         use=list(bench.use),
-        peer=peer.name,
         unit=row.unit,
         lightwork=round(ours, 4),
         peer_figure=round(theirs, 4),
@@ -156,9 +158,22 @@ def show_row(bench: Bench, peer: Engine, row: Row, versions: Versions, limit: fl
         pairs=len(row.ours),
         equal_tokens=row.agree,
         limit=limit and round(limit, 2),
-        engine_threads=bench.options.threads,
         versions=versions,
     )
+
+
+def _write(bench: Bench, peer: Engine, **figures: Any) -> None:
+    """Report one row, and with --save keep it, before anything else is measured."""
+    row = report(
+        "serve_peers",
+        shape=bench.shape_name,
+        weights=bench.weights,
+        peer=peer.name,
+        engine_threads=bench.options.threads,
+        **figures,
+    )
+    if bench.options.save:
+        keep(row)
 
 
 def compare(bench: Bench, peer: Engine, best: dict[tuple[str, ...], tuple[float, str]]) -> None:
@@ -180,16 +195,9 @@ def compare(bench: Bench, peer: Engine, best: dict[tuple[str, ...], tuple[float,
             _absent(bench, peer, str(error))
 
 
-def _absent(bench: Bench, peer: Engine, reason: str, cell: str = "all") -> None:
+def _absent(bench: Bench, peer: Engine, reason: str, cell: str = EVERY_CELL) -> None:
     show(f"absent         {bench.shape_name:<5} {bench.weights:<5} {peer.name}: {reason}")
-    report(
-        "serve_peers",
-        cell=cell,
-        shape=bench.shape_name,
-        weights=bench.weights,
-        peer=peer.name,
-        absent=reason,
-    )
+    _write(bench, peer, cell=cell, absent=reason)
 
 
 def _use(text: str) -> tuple[str, tuple[str, ...]]:
@@ -219,22 +227,28 @@ def _options() -> argparse.Namespace:
         "--spins", type=int, default=SPINS, help="of a barrier; 0 on a machine that is shared"
     )
     parser.add_argument("--use", type=_use, default=[], help="WEIGHTS=TECHNIQUES of lightwork", **several)
-    for name in ("pairs", "output", "prefill", "requests", "streams"):
+    parser.add_argument("--save", action="store_true", help="keep the rows for `lightwork bench`")
+    for name in ("pairs", *SIZES):
         parser.add_argument(f"--{name}", type=int, default=Load.__dataclass_fields__[name].default)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.save and (other := [n for n in SIZES if getattr(options, n) != parser.get_default(n)]):
+        parser.error(f"--save keeps cells of the published sizes only: leave out --{other[0]}")
+    return options
 
 
 def main() -> None:
     # Ended by a signal, the children are still to be ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = _options()
-    sizes = {n: getattr(options, n) for n in ("pairs", "output", "prefill", "requests", "streams")}
+    if options.save:
+        load()  # a record that cannot be read is to be known before anything is measured
+    sizes = {n: getattr(options, n) for n in ("pairs", *SIZES)}
     best: dict[tuple[str, ...], tuple[float, str]] = {}
     for shape in options.shape:
         write_checkpoint(options.work / shape / "hf", SHAPES[shape])
-        load = Load(vocab=SHAPES[shape].vocab, **sizes)
+        asked = Load(vocab=SHAPES[shape].vocab, **sizes)
         for weights in options.weights:
-            bench = Bench(options=options, shape_name=shape, weights=weights, load=load)
+            bench = Bench(options=options, shape_name=shape, weights=weights, load=asked)
             for name in options.only:
                 compare(bench, PEERS[name], best)
     show("\nlightwork over the best peer of each cell")

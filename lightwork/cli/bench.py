@@ -1,23 +1,31 @@
-"""Compare two sets of techniques on the same requests, interleaved: the ratio with its spread.
+"""Print lightwork against the engines people use, or compare two sets of techniques on the same requests.
 
-A and B are techniques, or several joined by `+`; `plain` is none. Outputs are proven equal before times are
-compared.
+Without A and B: the table against the peers as it was last measured, one row per cell with the best peer, and
+the command that measures it again.
+
+A and B are techniques, or several joined by `+`; `plain` is none. They run interleaved, outputs are proven
+equal before times are compared, and the ratio is printed with its spread.
 """
 
 from __future__ import annotations
 
+import shlex
+
 import click
+from click.core import ParameterSource
 
 from lightwork.cli import _options
 from lightwork.cli._verbs import verb
+from lightwork.errors import UsageError
 
 
 @verb(
+    "lightwork bench",
     "lightwork bench 'Sarathi(chunk=256)' PrefillFirst",
     "lightwork bench 'Sarathi+Ngram(k=4)' plain --model tiny:llama --rounds 9",
 )
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", required=False)
+@click.argument("b", required=False)
 @click.option("--model", default="tiny:llama", show_default=True, help="What is served.")
 @_options.on("cpu", "Where it runs: cpu, cuda:0, or sim:... to compare in prediction.")
 @_options.load
@@ -27,8 +35,8 @@ from lightwork.cli._verbs import verb
 @_options.seed
 @_options.as_json
 def command(
-    a: str,
-    b: str,
+    a: str | None,
+    b: str | None,
     model: str,
     on: str | None,
     load: str,
@@ -36,6 +44,15 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
+    if a is None:
+        _table(as_json)
+        return
+    if b is None:
+        raise UsageError(
+            f"only A is given, {a[:60]!r}",
+            expected="A and B to compare, or neither for the table against the peers",
+            fix=f"lightwork bench {a[:60]!r} plain",
+        )
     from lightwork.cli._bench import bench
 
     bench(
@@ -48,3 +65,21 @@ def command(
         seed=seed,
         as_json=as_json,
     )
+
+
+def _table(as_json: bool) -> None:
+    """The table as it was measured. An option of a comparison would change nothing in it, and is refused."""
+    from lightwork.claims.peers import load
+    from lightwork.cli._peers import show_peers
+
+    context = click.get_current_context()
+    typed = [n for n in context.params if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+    for name in typed:
+        if name != "as_json":
+            value = shlex.quote(str(context.params[name]))
+            raise UsageError(
+                f"--{name} is of a comparison, and A and B are not given",
+                expected="A and B with it, or no option but --json",
+                fix=f"lightwork bench 'Sarathi(chunk=256)' PrefillFirst --{name} {value}",
+            )
+    show_peers(load(), as_json)

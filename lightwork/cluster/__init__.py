@@ -4,6 +4,7 @@ devices.py      `Device`, `Cluster` and their parts: frozen, every constant with
 presets/        machines by name; `parse_place("sim:h100x8")`
 pricing.py      `CostModel`: what an effect costs on a cluster; the only reader of bandwidths
 calibration.py  a cost fitted to measured steps of this machine
+processor.py    the processor's name, and the instructions it has
 probe/          measures this machine and writes its description
 
 To add a machine: one file in presets/. To add a kind of work: a rate "kind/dtype" in the presets that can

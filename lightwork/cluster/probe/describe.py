@@ -6,16 +6,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from lightwork.cluster.devices import Cluster, Curve, Device, Link, Memory, Unit
 from lightwork.cluster.probe.levels import Level
 from lightwork.cluster.probe.memory import cores, level_names
 from lightwork.cluster.probe.samples import Sample
+from lightwork.cluster.processor import instructions
 
 ABSENT = "absent: needs numba"
 STEP_S = 3e-4
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "bf16")
 
 
 def describe(samples: Sequence[Sample], levels: Sequence[Level], declared: Mapping[str, int]) -> Cluster:
@@ -92,16 +91,7 @@ def _narrow_types(rates: Mapping[str, float]) -> str:
         for dtype in ("bfloat16", "int8")
         if f"matmul/{dtype}" in rates
     ]
-    return f"{', '.join(gains) or 'float32 only'}; processor flags: {' '.join(_flags()) or 'unknown'}"
-
-
-def _flags() -> list[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    line = next((n for n in lines if n.lower().startswith(("flags", "features"))), "")
-    return [flag for flag in FLAGS if flag in line.split()]
+    return f"{', '.join(gains) or 'float32 only'}; processor flags: {' '.join(instructions()) or 'unknown'}"
 
 
 def _memory(
