@@ -27,6 +27,8 @@ from lightwork.kernels.cpu.tile import multiply
 ROW_TILE = 192
 TILE_BYTES = ROW_TILE * 64 * 4
 PANEL = 512
+FEW_ROWS = 16
+"""Up to so many rows go over all inputs of a block at once: they and the block fit in a cache."""
 PLAIN, ADDED, ACTIVATED, GATED = range(4)
 """What becomes of a product: stored, added to what is there, activated, or activated and multiplied with the
 product of the following matrix."""
@@ -72,7 +74,9 @@ def encode_phase(t: Any, thread: int, phase: int, buffer: int, rows: int, size: 
 
 
 @compiled
-def _product(t: Any, w: int, buffer: int, first: int, rows: int, k: int, count: int, out: int) -> None:
+def _product(
+    t: Any, w: int, buffer: int, first: int, rows: int, k: int, count: int, out: int, out_stride: int
+) -> None:
     """out [rows, 64] += inputs k .. k + count of the rows from `first` times w, which begins at input k."""
     scales = sums = group_stride = 0
     x, stride = buffer + 4 * k, 4 * t.width
@@ -95,7 +99,7 @@ def _product(t: Any, w: int, buffer: int, first: int, rows: int, k: int, count: 
         sums,
         group_stride,
         out,
-        256,
+        out_stride,
         rows,
         count,
         t.group,
@@ -103,17 +107,25 @@ def _product(t: Any, w: int, buffer: int, first: int, rows: int, k: int, count: 
 
 
 @compiled
-def _block(t: Any, matrix: int, block: int, buffer: int, first: int, rows: int, out: int) -> None:
-    """out [rows, 64] = rows times one block of a matrix, a panel of inputs after the other."""
+def _block(
+    t: Any, matrix: int, block: int, buffer: int, first: int, rows: int, out: int, out_stride: int
+) -> None:
+    """out [rows, 64] += rows times one block of a matrix, a panel of inputs after the other."""
     place = ints(t.matrices + 8 * 4 * matrix, 4)
     k = place[INPUTS]
     w = t.weights + place[OFFSET] + block * place[BLOCK_BYTES]
-    panel = k if rows <= 6 else min(k, PANEL)
-    floats(out, rows * 64)[:] = 0
+    panel = k if rows <= FEW_ROWS else min(k, PANEL)
     at = 0
     while at < k:
-        _product(t, w + place[BLOCK_BYTES] * at // k, buffer, first, rows, at, min(panel, k - at), out)
+        part = w + place[BLOCK_BYTES] * at // k
+        _product(t, part, buffer, first, rows, at, min(panel, k - at), out, out_stride)
         at += panel
+
+
+@compiled
+def _clear(out: int, rows: int, stride: int) -> None:
+    for i in range(rows):
+        floats(out + i * stride, 64)[:] = 0
 
 
 @compiled
@@ -162,7 +174,6 @@ def product_phase(
     out: float32 rows of out_width, of which `outputs` numbers are written.
     """
     each = 2 if then == GATED else 1
-    tiles = t.tiles + thread * 2 * TILE_BYTES
     blocks = int_at(t.matrices, 4 * matrix + BLOCKS)
     total = experts * blocks
     piece = max(1, total // (t.threads * PIECES_PER_THREAD))
@@ -172,19 +183,48 @@ def product_phase(
             return
         for one in range(task, last):
             expert, block = one // blocks, one % blocks
-            left = block * 64
-            width = min(64, outputs - left)
-            near = t.vectors + 4 * (bias + left) if bias >= 0 else 0
-            far = near + 4 * outputs if bias >= 0 else 0
-            mine = matrix + each * expert
             end = int_at(starts, expert + 1)
             for first in range(int_at(starts, expert), end, ROW_TILE):
                 rows = min(ROW_TILE, end - first)
-                _block(t, mine, block, buffer, first, rows, tiles)
-                if then == GATED:
-                    _block(t, mine + 1, block, buffer, first, rows, tiles + TILE_BYTES)
-                for i in range(rows):
-                    tile = floats(tiles + 256 * i, width)
-                    second = floats(tiles + TILE_BYTES + 256 * i, width)
-                    to = floats(out + 4 * ((first + i) * out_width + left), width)
-                    _finish(t, then, tile, second, near, far, to)
+                to, width = out + 4 * (first * out_width + block * 64), min(64, outputs - block * 64)
+                near = t.vectors + 4 * (bias + block * 64) if bias >= 0 else 0
+                far = near + 4 * outputs if bias >= 0 else 0
+                mine = matrix + each * expert
+                if width == 64 and bias < 0 and then <= ADDED:
+                    if then == PLAIN:
+                        _clear(to, rows, 4 * out_width)
+                    _block(t, mine, block, buffer, first, rows, to, 4 * out_width)
+                else:
+                    _through_tiles(
+                        t, thread, then, mine, block, buffer, first, rows, near, far, to, width, out_width
+                    )
+
+
+@compiled
+def _through_tiles(
+    t: Any,
+    thread: int,
+    then: int,
+    matrix: int,
+    block: int,
+    buffer: int,
+    first: int,
+    rows: int,
+    near: int,
+    far: int,
+    out: int,
+    width: int,
+    out_width: int,
+) -> None:
+    """A block whose result is not simply stored or added: computed apart, then finished row by row."""
+    tile = t.tiles + thread * 2 * TILE_BYTES
+    second = tile + TILE_BYTES
+    _clear(tile, rows, 256)
+    _block(t, matrix, block, buffer, first, rows, tile, 256)
+    if then == GATED:
+        _clear(second, rows, 256)
+        _block(t, matrix + 1, block, buffer, first, rows, second, 256)
+    for i in range(rows):
+        at = 256 * i
+        to = floats(out + 4 * i * out_width, width)
+        _finish(t, then, floats(tile + at, width), floats(second + at, width), near, far, to)
