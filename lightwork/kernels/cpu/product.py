@@ -1,7 +1,8 @@
 """Rows times a matrix by all threads: blocks of 64 outputs are shared out, each finished by what follows it.
 
-A thread streams a block's weights once from memory for up to ROW_TILE rows; with many rows it goes through
-the inputs in panels, so that weights and rows stay in its second-level cache.
+A thread streams a block's weights once from memory for up to ROW_TILE rows. With many rows it takes a few
+blocks together and goes through the inputs in panels, so that both stay in its second-level cache: a panel of
+rows is used by all blocks, and the blocks by the next rows.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ TILE_BYTES = ROW_TILE * 64 * 4
 PANEL = 512
 FEW_ROWS = 16
 """Up to so many rows go over all inputs of a block at once: they and the block fit in a cache."""
+BLOCKS_TOGETHER = 4
 PLAIN, ADDED, ACTIVATED, GATED = range(4)
 """What becomes of a product: stored, added to what is there, activated, or activated and multiplied with the
 product of the following matrix."""
@@ -107,28 +109,6 @@ def _product(
 
 
 @compiled
-def _block(
-    t: Any, matrix: int, block: int, buffer: int, first: int, rows: int, out: int, out_stride: int
-) -> None:
-    """out [rows, 64] += rows times one block of a matrix, a panel of inputs after the other."""
-    place = ints(t.matrices + 8 * 4 * matrix, 4)
-    k = place[INPUTS]
-    w = t.weights + place[OFFSET] + block * place[BLOCK_BYTES]
-    panel = k if rows <= FEW_ROWS else min(k, PANEL)
-    at = 0
-    while at < k:
-        part = w + place[BLOCK_BYTES] * at // k
-        _product(t, part, buffer, first, rows, at, min(panel, k - at), out, out_stride)
-        at += panel
-
-
-@compiled
-def _clear(out: int, rows: int, stride: int) -> None:
-    for i in range(rows):
-        floats(out + i * stride, 64)[:] = 0
-
-
-@compiled
 def _finish(t: Any, then: int, tile: Any, second: Any, bias: int, second_bias: int, out: Any) -> None:
     """What becomes of one row of a block. tile, second, out: equally wide; biases: addresses or 0."""
     if bias:
@@ -173,58 +153,96 @@ def product_phase(
     matrix: of the first expert; each has one, or two if GATED. bias: offset in vectors, or -1.
     out: float32 rows of out_width, of which `outputs` numbers are written.
     """
-    each = 2 if then == GATED else 1
     blocks = int_at(t.matrices, 4 * matrix + BLOCKS)
-    total = experts * blocks
-    piece = max(1, total // (t.threads * PIECES_PER_THREAD))
+    row_tiles = (int_at(starts, experts) + ROW_TILE - 1) // ROW_TILE
+    enough = t.threads * PIECES_PER_THREAD
+    together = max(1, min(BLOCKS_TOGETHER, experts * blocks * row_tiles // enough))
+    groups = (blocks + together - 1) // together
+    total = experts * groups * row_tiles
     while True:
-        task, last = take(t, phase, thread, total, piece)
-        if task == last:
+        # Neighbours are rows of the same blocks, which stay in this thread's cache.
+        item, last = take(t, phase, thread, total, max(1, total // enough))
+        if item == last:
             return
-        for one in range(task, last):
-            expert, block = one // blocks, one % blocks
-            end = int_at(starts, expert + 1)
-            for first in range(int_at(starts, expert), end, ROW_TILE):
-                rows = min(ROW_TILE, end - first)
-                to, width = out + 4 * (first * out_width + block * 64), min(64, outputs - block * 64)
-                near = t.vectors + 4 * (bias + block * 64) if bias >= 0 else 0
-                far = near + 4 * outputs if bias >= 0 else 0
-                mine = matrix + each * expert
-                if width == 64 and bias < 0 and then <= ADDED:
-                    if then == PLAIN:
-                        _clear(to, rows, 4 * out_width)
-                    _block(t, mine, block, buffer, first, rows, to, 4 * out_width)
-                else:
-                    _through_tiles(
-                        t, thread, then, mine, block, buffer, first, rows, near, far, to, width, out_width
-                    )
+        for one in range(item, last):
+            expert, group = one // row_tiles // groups, one // row_tiles % groups
+            first = int_at(starts, expert) + one % row_tiles * ROW_TILE
+            rows = min(ROW_TILE, int_at(starts, expert + 1) - first)
+            block = group * together
+            count = min(together, blocks - block)
+            mine = matrix + (2 if then == GATED else 1) * expert
+            if rows > 0:
+                _blocks(
+                    t, thread, then, mine, block, count, buffer, first, rows, bias, outputs, out, out_width
+                )
 
 
 @compiled
-def _through_tiles(
+def _blocks(
     t: Any,
     thread: int,
     then: int,
     matrix: int,
     block: int,
+    count: int,
     buffer: int,
     first: int,
     rows: int,
-    near: int,
-    far: int,
+    bias: int,
+    outputs: int,
     out: int,
-    width: int,
     out_width: int,
 ) -> None:
-    """A block whose result is not simply stored or added: computed apart, then finished row by row."""
-    tile = t.tiles + thread * 2 * TILE_BYTES
-    second = tile + TILE_BYTES
-    _clear(tile, rows, 256)
-    _block(t, matrix, block, buffer, first, rows, tile, 256)
+    """Some rows times some blocks: straight to their place if nothing is left to do there, else to tiles."""
+    left = block * 64
+    width = min(64 * count, outputs - left)
+    place = out + 4 * (first * out_width + left)
+    if then <= ADDED and bias < 0 and width == 64 * count:
+        if then == PLAIN:
+            for i in range(rows):
+                floats(place + 4 * i * out_width, width)[:] = 0
+        _multiply(t, matrix, block, count, buffer, first, rows, place, 4 * out_width, 256)
+        return
+    tiles = t.tiles + thread * 2 * BLOCKS_TOGETHER * TILE_BYTES
+    second = tiles + BLOCKS_TOGETHER * TILE_BYTES
+    for one in range(count):
+        floats(tiles + one * TILE_BYTES, 64 * rows)[:] = 0
+        floats(second + one * TILE_BYTES, 64 * rows if then == GATED else 0)[:] = 0
+    _multiply(t, matrix, block, count, buffer, first, rows, tiles, 256, TILE_BYTES)
     if then == GATED:
-        _clear(second, rows, 256)
-        _block(t, matrix + 1, block, buffer, first, rows, second, 256)
-    for i in range(rows):
-        at = 256 * i
-        to = floats(out + 4 * i * out_width, width)
-        _finish(t, then, floats(tile + at, width), floats(second + at, width), near, far, to)
+        _multiply(t, matrix + 1, block, count, buffer, first, rows, second, 256, TILE_BYTES)
+    for one in range(count):
+        some = min(64, width - 64 * one)
+        near = t.vectors + 4 * (bias + left + 64 * one) if bias >= 0 else 0
+        far = near + 4 * outputs if bias >= 0 else 0
+        for i in range(rows):
+            at = one * TILE_BYTES + 256 * i
+            to = floats(place + 4 * (i * out_width + 64 * one), some)
+            _finish(t, then, floats(tiles + at, some), floats(second + at, some), near, far, to)
+
+
+@compiled
+def _multiply(
+    t: Any,
+    matrix: int,
+    block: int,
+    count: int,
+    buffer: int,
+    first: int,
+    rows: int,
+    out: int,
+    out_stride: int,
+    block_stride: int,
+) -> None:
+    """Add some rows times some blocks to out, whose blocks are block_stride bytes apart."""
+    place = ints(t.matrices + 8 * 4 * matrix, 4)
+    k, size = place[INPUTS], place[BLOCK_BYTES]
+    w = t.weights + place[OFFSET] + block * size
+    panel = k if rows <= FEW_ROWS else min(k, PANEL)
+    at = 0
+    while at < k:
+        some = min(panel, k - at)
+        for one in range(count):
+            part = w + one * size + size * at // k
+            _product(t, part, buffer, first, rows, at, some, out + one * block_stride, out_stride)
+        at += panel
