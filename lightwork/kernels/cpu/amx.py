@@ -20,7 +20,6 @@ from lightwork.kernels.cpu.vectors import (
     FLOAT,
     FLOATS,
     I8,
-    I16,
     I32,
     I64,
     INTS,
@@ -55,34 +54,44 @@ def computes(e: Emission) -> bool:
 
 def by_rows(b: Builder, e: Emission, rows: Value) -> None:
     """Emit the product of any number of rows."""
-    shapes = _Shapes(b)
     if e.format == BF16_DOT:
-        _pairs(b, e, shapes, rows)
+        _pairs(b, e, rows)
         return
     with b.if_else(b.icmp_signed("<", rows, I64(FEWEST_ROWS))) as (few, many):
         with few:
             lanes.by_rows(b, e, rows)
         with many:
-            _codes(b, e, shapes, rows)
+            _codes(b, e, rows)
 
 
-class _Shapes:
-    """The memory that says how many rows, of how many bytes, each of the eight registers has."""
+def _set_shapes(b: Builder, name: str, shapes: Sequence[Sequence[tuple[int, int]]], which: Value) -> None:
+    """Give the registers one of some shapes, (rows, bytes of a row) of each. They are zero afterwards.
 
-    def __init__(self, b: Builder) -> None:
-        place = b.alloca(ir.ArrayType(I8, 64))
-        place.align = 64
-        self._at = b.ptrtoint(place, I64)
-        for offset in range(0, 64, 8):
-            store(b, I64(0), at(b, self._at, offset))
-        store(b, I8(1), self._at)
+    The shapes are constants of the module: written just before, they would be waited for.
+    """
+    kind = ir.ArrayType(I8, 64 * len(shapes))
+    table = b.module.globals.get(name)
+    if table is None:
+        table = ir.GlobalVariable(b.module, kind, name)
+        table.global_constant, table.align = True, 64
+        table.initializer = ir.Constant(kind, bytearray(b"".join(_shape_bytes(s) for s in shapes)))
+    place = b.add(b.ptrtoint(table, I64), b.shl(which, I64(6)))
+    call(b, "llvm.x86.ldtilecfg", VOID, [_pointer(b, place)])
 
-    def set(self, b: Builder, sizes: dict[int, tuple[Value, Value]]) -> None:
-        """sizes: (rows, bytes of a row) by register. Registers are zero afterwards."""
-        for register, (rows, nbytes) in sizes.items():
-            store(b, b.trunc(rows, I8), at(b, self._at, 48 + register))
-            store(b, b.trunc(nbytes, I16), at(b, self._at, 16 + 2 * register))
-        call(b, "llvm.x86.ldtilecfg", VOID, [_pointer(b, self._at)])
+
+def _shape_bytes(shape: Sequence[tuple[int, int]]) -> bytes:
+    """As the processor reads it: palette, bytes of a row as 16 bits from byte 16 on, rows from byte 48 on."""
+    if not all(rows for rows, _ in shape):  # of no rows at all: never used
+        return bytes(64)
+    widths = b"".join(nbytes.to_bytes(2, "little") for _, nbytes in shape)
+    return (
+        bytes([1])
+        + bytes(15)
+        + widths
+        + bytes(32 - len(widths))
+        + bytes(rows for rows, _ in shape)
+        + bytes(8)
+    )
 
 
 def _pointer(b: Builder, address: Value) -> Value:
@@ -109,10 +118,10 @@ def _release(b: Builder) -> None:
 # -- pairs of bfloat16
 
 
-def _pairs(b: Builder, e: Emission, shapes: _Shapes, rows: Value) -> None:
+def _pairs(b: Builder, e: Emission, rows: Value) -> None:
     steps, rest = b.lshr(e.inputs, I64(5)), b.and_(e.inputs, I64(STEP - 1))
     with b.if_then(b.icmp_signed(">", steps, I64(0))):
-        _passes(b, e._replace(inputs=steps), shapes, rows)
+        _passes(b, e._replace(inputs=steps), rows)
         _release(b)
     step_bytes = 2 * STEP * LANES * e.vectors
     left = e._replace(
@@ -131,30 +140,33 @@ def _pairs(b: Builder, e: Emission, shapes: _Shapes, rows: Value) -> None:
                 lanes.by_rows(b, left, rows)
 
 
-def _passes(b: Builder, e: Emission, shapes: _Shapes, rows: Value) -> None:
+def _passes(b: Builder, e: Emission, rows: Value) -> None:
     """32 rows at a time, two registers of rows by two of outputs; up to 16 rows by all outputs at once."""
-    full = I64(16)
     tall = b.lshr(rows, I64(5))
     with b.if_then(b.icmp_signed(">", tall, I64(0))):
-        shapes.set(b, _sizes(full, full, e))
+        _set_shapes(b, "rows", PAIR_SHAPES, I64(32))
         loop(b, tall, [], partial(_tall, b, e))
     done = b.shl(tall, I64(5))
     left = b.sub(rows, done)
     last = _moved(b, e, done)
-    with b.if_then(b.icmp_signed(">", left, full)):
-        shapes.set(b, _sizes(full, b.sub(left, full), e))
-        _tall(b, last, I64(0), [])
-    few = b.and_(b.icmp_signed(">", left, I64(0)), b.icmp_signed("<=", left, full))
-    with b.if_then(few):
-        sizes = {register: (left, I64(64)) for register in range(5)}
-        shapes.set(b, sizes | {register: (full, I64(64)) for register in (5, 6, 7)})
-        _pass(b, last, 1, range(e.vectors), (5, 6, 7))
+    with b.if_then(b.icmp_signed(">", left, I64(0))):
+        _set_shapes(b, "rows", PAIR_SHAPES, left)
+        with b.if_else(b.icmp_signed(">", left, I64(16))) as (many, few):
+            with many:
+                _tall(b, last, I64(0), [])
+            with few:
+                _pass(b, last, 1, range(e.vectors), (5, 6, 7))
 
 
-def _sizes(upper: Value, lower: Value, e: Emission) -> dict[int, tuple[Value, Value]]:
-    """Registers 0 to 3: sums, by rows and outputs; 4 and 5: rows; 6 and 7: weights."""
-    rows = (upper, upper, lower, lower, upper, lower, I64(16), I64(16))
-    return {register: (count, I64(64)) for register, count in enumerate(rows)}
+def _pair_shape(rows: int) -> list[tuple[int, int]]:
+    """For so many rows, registers 0 to 3: sums, 4 and 5: rows, 6 and 7 (and 5 for up to 16 rows): weights."""
+    upper, lower = min(rows, 16), max(rows - 16, 0)
+    if lower:
+        return [(n, 64) for n in (upper, upper, lower, lower, upper, lower, 16, 16)]
+    return [(n, 64) for n in (*[upper] * 5, 16, 16, 16)]
+
+
+PAIR_SHAPES = [_pair_shape(rows) for rows in range(33)]
 
 
 def _moved(b: Builder, e: Emission, rows: Value) -> Emission:
@@ -214,7 +226,7 @@ def _pass(
 # -- codes times bytes
 
 
-def _codes(b: Builder, e: Emission, shapes: _Shapes, rows: Value) -> None:
+def _codes(b: Builder, e: Emission, rows: Value) -> None:
     """A group at a time, all rows of it: 4 bits are spread to bytes once."""
     sums = _room(b, 16 * 64 * 4)
     spread = _room(b, 256 * 64) if e.format == CODE4_DOT else I64(0)
@@ -244,7 +256,8 @@ def _codes(b: Builder, e: Emission, shapes: _Shapes, rows: Value) -> None:
             return []
 
         with b.if_then(b.and_(b.icmp_signed(">", count, I64(0)), b.icmp_signed(">", height, I64(0)))):
-            shapes.set(b, _byte_sizes(b, e, height))
+            whole = b.icmp_signed(">", e.group, I64(32))
+            _set_shapes(b, "bytes", BYTE_SHAPES, b.add(height, b.select(whole, I64(17), I64(0))))
             loop(b, b.sdiv(e.inputs, e.group), [], one_group)
 
     some(I64(0), full, I64(16))
@@ -270,12 +283,12 @@ def _spread(b: Builder, codes: Value, spread: Value, i: Value, _: Sequence[Value
     return []
 
 
-def _byte_sizes(b: Builder, e: Emission, rows: Value) -> dict[int, tuple[Value, Value]]:
-    """Registers 0 to 3: sums; 4: rows, of up to 64 bytes; 5 to 7: weights, one row for four inputs."""
-    width = b.select(b.icmp_signed("<", e.group, I64(64)), e.group, I64(64))
-    sizes = {register: (rows, I64(64)) for register in range(4)}
-    sizes[4] = (rows, width)
-    return sizes | {register: (b.lshr(width, I64(2)), I64(64)) for register in (5, 6, 7)}
+def _byte_shape(rows: int, width: int) -> list[tuple[int, int]]:
+    """Registers 0 to 3: sums, 4: rows of up to 64 bytes, 5 to 7: weights, one row for four inputs."""
+    return [(rows, 64)] * 4 + [(rows, width)] + [(width // 4, 64)] * 3
+
+
+BYTE_SHAPES = [_byte_shape(rows, width) for width in (32, 64) for rows in range(17)]
 
 
 def _sum_group(b: Builder, e: Emission, g: Value, codes: Value, sums: Value) -> None:

@@ -22,7 +22,7 @@ from lightwork.kernels.cpu.compiled import compiled
 from lightwork.kernels.cpu.formats import BF16_DOT, INT8, PAGE
 from lightwork.kernels.cpu.pages import bytes_per_number, page_of
 from lightwork.kernels.cpu.rowwise import exp2, to_bfloat16
-from lightwork.kernels.cpu.softmax import HIDDEN, exp2_floats, exp2_halves, fetch, hide, largest_of
+from lightwork.kernels.cpu.softmax import HIDDEN, fetch, hide, weigh_floats, weigh_halves
 from lightwork.kernels.cpu.state import bits_at, floats, int32s, int_at, ints, shorts
 from lightwork.kernels.cpu.tile import multiply
 
@@ -174,10 +174,12 @@ def attend_chunk(
     for p in range(pages):
         if window or (first_page + p + 1) * PAGE > all_see:
             _hide_keys(t, scores + 4 * p * PAGE, ancestors, window, tile, first_page + p)
-    for i in range(rows):
-        halves = t.half_scores + 2 * (thread * t.tile_rows + i) * CHUNK
-        sums = floats(_place(t, t.part_sums, thread, i, 2), 2)
-        _weigh(t, scores + 4 * i * CHUNK, halves, 4 * pages, sums)
+    sums = _place(t, t.part_sums, thread, 0, 2)
+    if t.kv_format == BF16_DOT:
+        halves = t.half_scores + 2 * thread * t.tile_rows * CHUNK
+        weigh_halves(scores, 4 * CHUNK, rows, 4 * pages, halves, 2 * CHUNK, sums)
+    else:
+        weigh_floats(scores, 4 * CHUNK, rows, 4 * pages, 0, 0, sums)
     _add_values(t, thread, layer, head, table, pages, rows, scores, following)
 
 
@@ -268,19 +270,6 @@ def _add_values(
                 kernel, kernel, values, x, stride, rows, to, t.padded_head, PAGE, wide, size, ahead_of_d, some
             )
             d += 16 * wide
-
-
-@compiled
-def _weigh(t: Any, scores: int, halves: int, vectors: int, sums: Any) -> None:
-    """Scores become exp2(score - largest), in place or in bfloat16; sums: the largest, and their total."""
-    most = largest_of(scores, vectors)
-    sums[0] = most
-    if most <= HIDDEN:  # the row sees no key here: any shift that makes every weight zero
-        most = np.float32(0)
-    if t.kv_format == BF16_DOT:
-        sums[1] = exp2_halves(scores, vectors, most, halves)
-    else:
-        sums[1] = exp2_floats(scores, vectors, most, scores)
 
 
 @compiled

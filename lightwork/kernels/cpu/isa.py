@@ -17,13 +17,15 @@ class Isa(NamedTuple):
     """Instructions beyond plain vectors; LLVM lowers the rest to whatever is there.
 
     dot8: bytes times bytes into int32, 512 or 256 bits wide, 0 without (VNNI). dot16: pairs of bfloat16
-    into float32. permute: sixteen-entry tables in a register. many: 32 vector registers instead of 16.
-    matrix: registers of 16 rows of 64 bytes, for bytes and pairs of bfloat16 (AMX).
+    into float32. permute: sixteen-entry tables in a register. scale: products with powers of two. many: 32
+    vector registers instead of 16. matrix: registers of 16 rows of 64 bytes, for bytes and pairs of
+    bfloat16 (AMX).
     """
 
     dot8: int = 0
     dot16: bool = False
     permute: bool = False
+    scale: bool = False
     many: bool = False
     matrix: bool = False
 
@@ -42,6 +44,7 @@ def host() -> Isa:
         dot8=dot8,
         dot16="avx512bf16" in has,
         permute=wide,
+        scale=wide,
         many=wide or "neon" in has,
         matrix={"amx-tile", "amx-int8", "amx-bf16"} <= has and _may_use_matrix_registers(),
     )
