@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from lightwork.kernels.cpu.compiled import bfloat_bits, compiled, summing
+from lightwork.kernels.cpu.compiled import compiled, summing
 from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
-from lightwork.kernels.cpu.state import floats, shorts, signed_bytes
+from lightwork.kernels.cpu.rowwise import to_bfloat16
+from lightwork.kernels.cpu.state import floats, int32s, shorts, signed_bytes
 
 
 @compiled
@@ -35,7 +36,7 @@ def page_of(t: Any, layer: int, page: int, head: int) -> Any:
 
 @compiled
 def store_token(t: Any, layer: int, slot: int, head: int, key: Any, value: Any) -> None:
-    """Write one token's key and value [D] of one head at a slot (page * 64 + offset)."""
+    """Write one token's key and value [D] of one head at a slot (page * 64 + offset). Both are used up."""
     k, place = slot % PAGE, page_of(t, layer, slot // PAGE, head)
     at_key, at_value = place * t.head_size * PAGE, place * t.padded_head * PAGE
     if t.kv_format == INT8:
@@ -48,11 +49,22 @@ def store_token(t: Any, layer: int, slot: int, head: int, key: Any, value: Any) 
             keys[d * PAGE + k] = np.int8(np.rint(key[d] / key_scale))
             values[value_place(d, k, t.padded_head, False)] = np.int8(np.rint(value[d] / value_scale))
     elif t.kv_format == BF16_DOT:
-        halves = shorts(t.keys + 2 * at_key, t.head_size * PAGE)
+        size = key.shape[0] + key.shape[0] % 2
+        pairs = int32s(t.keys + 2 * at_key, size // 2 * PAGE)
         value_halves = shorts(t.values + 2 * at_value, t.padded_head * PAGE)
-        for d in range(key.shape[0]):
-            halves[key_place(d, k, True)] = bfloat_bits(key[d])
-            value_halves[value_place(d, k, t.padded_head, True)] = bfloat_bits(value[d])
+        # Rounded where they lie: each takes the first half of its place, and nobody reads them again.
+        to_bfloat16(key, shorts(key.ctypes.data, size))
+        to_bfloat16(value, shorts(value.ctypes.data, size))
+        key_pairs, rounded = int32s(key.ctypes.data, size // 2), shorts(value.ctypes.data, size)
+        for j in range(size // 2):
+            pairs[j * PAGE + k] = key_pairs[j]
+        d = 0
+        while d < value.shape[0]:
+            count = min(64 if t.padded_head - d >= 64 else 16, value.shape[0] - d)
+            first = value_place(d, k, t.padded_head, True)
+            for j in range(count):
+                value_halves[first + 2 * j] = rounded[d + j]
+            d += count
     else:
         wide = floats(t.keys + 4 * at_key, t.head_size * PAGE)
         value_wide = floats(t.values + 4 * at_value, t.padded_head * PAGE)
