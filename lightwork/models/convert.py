@@ -1,4 +1,7 @@
-"""A checkpoint's matrices as the numbers or codes of a format."""
+"""A checkpoint's matrices as the numbers or codes of a format.
+
+Codes that a file stores are kept where the format has the same ones; all else is rounded to the format.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from lightwork.errors import CheckpointError
 from lightwork.kernels.cpu.formats import BF16, BF16_DOT, F16, MatrixFormat
 from lightwork.kernels.cpu.pack import Coded, narrow, quantise
 from lightwork.models.checkpoint import Source
+from lightwork.models.codes import Codes
 
 if TYPE_CHECKING:
     from lightwork.models.weights import Named
@@ -60,10 +64,31 @@ def _in_full(tensor: Any, form: MatrixFormat) -> NDArray[Any]:
 
 
 def _coded(source: Source, named: Named, form: MatrixFormat, transposed: bool) -> Coded:
-    """The nearest codes."""
-    values = floats(_tensor(source, named, transposed))
-    _check_range(named[0], values, "--use Stored")
+    """The codes that a matrix is stored in if the format has them, else the nearest to its values."""
+    name, codes = named[0], source.codes(*named)
+    if codes is None:
+        values = floats(_tensor(source, named, transposed))
+    else:
+        _check_range(name, codes.scales, "copy it again")
+        if _has(form, codes):
+            return _as_stored(name, codes, form.group)
+        values = codes.dequantised()
+    _check_range(name, values, "--use Stored")
     return quantise(values, form, os.cpu_count() or 1)
+
+
+def _has(form: MatrixFormat, codes: Codes) -> bool:
+    """Whether each of these codes means in a format what it means here."""
+    alike = form.four_bits == (codes.bits == 4) and codes.group % form.group == 0 and not form.table
+    return alike and (form.affine or not codes.middles().any())
+
+
+def _as_stored(name: str, codes: Codes, group: int) -> Coded:
+    """The codes themselves; scales and offsets are rounded to float16."""
+    middles = codes.middles()
+    _check_range(name, middles, "copy it again")
+    halves = [x.astype(np.float16).view(np.uint16) for x in (codes.scales, middles)]
+    return Coded(codes.codes, *(np.repeat(x, codes.group // group, axis=1) for x in halves))
 
 
 def _check_range(name: str, numbers: NDArray[Any], fix: str) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 KEPT_BYTES = 64 << 20
 """Models of fewer bytes are packed at each start: it takes less than a second."""
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 ALIGNMENT = 64
 
 
