@@ -8,6 +8,7 @@ gpu_step.py     the same for dense Llama-like models on Triton's kernels, with C
 weights.py      fused weights, and their names in checkpoints
 checkpoint.py   tensors by name: of Hugging Face folders (sharded safetensors), memory-mapped
 gguf/           tensors, shape and tokenizer of GGUF files
+convert.py      matrices of checkpoints as the numbers or codes of a format
 gptq.py         GPTQ and AWQ matrices of such folders
 codes.py        `Codes`: the one form that quantised matrices are handed on in
 work.py         counted work of a forward, for the cost model

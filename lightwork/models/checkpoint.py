@@ -46,7 +46,7 @@ class Source(Protocol):
         """A tensor by name; a quantised one in float32."""
         ...
 
-    def codes(self, name: str, shape: tuple[int, int]) -> Codes | None:
+    def codes(self, name: str, shape: tuple[int, ...]) -> Codes | None:
         """A matrix [N, K] in the quantised form it is stored in, or None if it is stored in full."""
         ...
 

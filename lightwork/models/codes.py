@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,6 +44,11 @@ class Codes:
             group=self.group,
         )
 
+    def middles(self) -> NDArray[np.float64]:
+        """What the code 2**(bits - 1) stands for, exactly [N, K / group]: 0 in a symmetric format."""
+        with np.errstate(invalid="ignore"):  # damaged files hold infinite scales
+            return self.offsets + 2.0 ** (self.bits - 1) * self.scales.astype(np.float64)
+
     def dequantised(self) -> NDArray[np.float32]:
         """The matrix itself, float32 [N, K]."""
         n, k = self.shape
@@ -52,17 +56,3 @@ class Codes:
         grouped *= self.scales[:, :, None]
         grouped += self.offsets[:, :, None]
         return grouped.reshape(n, k)
-
-
-def concatenate(parts: Sequence[Codes]) -> Codes | None:
-    """One matrix with the outputs of all parts in turn, or None if their bits or groups differ."""
-    first = parts[0]
-    if any((p.bits, p.group) != (first.bits, first.group) for p in parts):
-        return None
-    return Codes(
-        codes=np.concatenate([p.codes for p in parts]),
-        scales=np.concatenate([p.scales for p in parts]),
-        offsets=np.concatenate([p.offsets for p in parts]),
-        bits=first.bits,
-        group=first.group,
-    )

@@ -9,6 +9,7 @@ import gc
 import mmap
 import os
 from collections.abc import Callable, Sequence
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from lightwork.models.tokenizer import Tokenizer
 KV_TYPES = {formats.F32: np.float32, formats.BF16_DOT: np.uint16, formats.INT8: np.int8}
 EMBED_HALF = {"float32": -1, "bfloat16": 0, "float16": 1}
 FIRST_POSITIONS = 1024
+LARGEST_GROUP = 128
+"""Inputs that share a scale. A larger group of a checkpoint becomes several with the same scale: the kernel's
+panels of inputs are whole groups, and groups that are whole rows differ from matrix to matrix."""
 
 
 class CompiledKV:
@@ -255,8 +259,7 @@ def _grouping(spec: ModelSpec, checkpoint: Source) -> Grouping | None:
     codes = checkpoint.codes("model.layers.0.self_attn.o_proj.weight", shape)
     if codes is None:
         return None
-    symmetric = np.array_equal(codes.offsets, -(2 ** (codes.bits - 1)) * codes.scales)
-    return Grouping(codes.bits, codes.group, not symmetric)
+    return Grouping(codes.bits, gcd(codes.group, LARGEST_GROUP), bool(codes.middles().any()))
 
 
 class Buffers:

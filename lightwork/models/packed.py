@@ -1,7 +1,7 @@
 """A model's weights in one block of bytes, in the order and format that the compiled step reads them.
 
-Made once from a checkpoint, quantised on the way, and kept as a file that later starts map into memory, so
-that starting is fast and several processes share one copy. Small models are made anew each time.
+Made once from a checkpoint and kept as a file that later starts map into memory, so that starting is fast
+and several processes share one copy. Small models are made anew each time.
 
 d hidden  H query heads  G key-value heads  D head size  F MLP width  V vocabulary
 """
@@ -15,26 +15,26 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.errors import CheckpointError
 from lightwork.kernels.cpu import step
-from lightwork.kernels.cpu.formats import BF16, BF16_DOT, F16, MatrixFormat
-from lightwork.kernels.cpu.pack import narrow, pack
+from lightwork.kernels.cpu.formats import MatrixFormat
+from lightwork.kernels.cpu.pack import pack
 from lightwork.kernels.cpu.state import zeros
-from lightwork.models import import_models
+from lightwork.models import convert, import_models
 from lightwork.models.checkpoint import Progress, Source
 from lightwork.models.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from lightwork.models.weights import Part
+
 KEPT_BYTES = 64 << 20
 """Models of fewer bytes are packed at each start: it takes less than a second."""
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 ALIGNMENT = 64
-LARGEST = 65504.0
-"""The largest float16, the type of scales."""
 
 
 @dataclass(slots=True)
@@ -74,6 +74,12 @@ class Layout:
         if spec.norm == "layer":
             self.norm_bias = self._floats(d)
         self.head = self._matrices(1, spec.vocab_size, d)
+
+    def place(self, layer: int, name: str) -> int:
+        """Of a weight, named as in weights.Part: the number of a matrix, else an offset."""
+        if layer < 0:
+            return int(getattr(self, name))
+        return int(self.layers[layer][getattr(step, name.upper())])
 
     def _lay_out(self, at: NDArray[np.int64], number: int) -> None:
         spec, d, size = self.spec, self.spec.hidden_size, self.spec.head_size
@@ -133,48 +139,30 @@ class _Writer:
 
     def write(self) -> None:
         import_models()
-        from lightwork.models.weights import each_part
+        from lightwork.models.weights import MATRICES, each_part
 
         layout = self._layout
-        for number, name, tensor in each_part(layout.spec, self._tensor):
-            if name == "embed":
-                self._put(layout.embed, _embedding(tensor, layout.embed_bytes))
-            elif name in ("positions", "norm", "norm_bias"):
-                self._put(4 * getattr(layout, name), _floats(tensor))
-            elif name == "head":
-                self._pack(layout.head, [tensor])
+        for part in each_part(layout.spec):
+            place = layout.place(part.layer, part.name)
+            if part.name == "head" or part.name in MATRICES:
+                self._matrices(place, part)
+                continue
+            tensors = [self._checkpoint.get(*named) for named in part.tensors]
+            if part.name == "embed":
+                self._put(place, _embedding(tensors[0], layout.embed_bytes))
             else:
-                self._layer(layout.layers[number], name, tensor)
+                self._put(4 * place, np.concatenate([convert.floats(tensor) for tensor in tensors]))
         self._checkpoint.check_all_read()
 
-    def _tensor(self, name: str, shape: tuple[int, ...]) -> Any:
-        """A tensor by name. Raises CheckpointError for a matrix that no scale makes codes of."""
-        tensor = self._checkpoint.get(name, shape)
-        if self._layout.form.quantised and tensor.ndim == 2:
-            low, high = (float(x) for x in tensor.aminmax())
-            if not (low >= -LARGEST and high <= LARGEST):
-                raise CheckpointError(
-                    f"{name} cannot be quantised: it holds {low if abs(low) > abs(high) else high}",
-                    expected=f"numbers of at most {LARGEST:.0f}",
-                    fix="--use Stored",
-                )
-        return tensor
-
-    def _layer(self, at: NDArray[np.int64], name: str, tensor: Any) -> None:
-        column = int(getattr(step, name.upper()))
-        if name in ("qkv", "out", "up", "down"):
-            parts = list(tensor) if tensor.ndim == 3 else [tensor]
-            if name == "up" and self._layout.spec.gated:
-                parts = [half for part in parts for half in part.chunk(2)]
-            self._pack(int(at[column]), parts)
-        else:
-            self._put(4 * int(at[column]), _floats(tensor))
-
-    def _pack(self, matrix: int, parts: Iterable[Any]) -> None:
-        for i, part in enumerate(parts):
-            offset, blocks, _, block = self._layout.matrices[matrix + i]
+    def _matrices(self, first: int, part: Part) -> None:
+        """Queries, keys and values are one matrix; gate, up and experts are matrices of their own."""
+        form = self._layout.form
+        alone = ([named] for named in part.tensors)
+        for i, tensors in enumerate([list(part.tensors)] if part.name == "qkv" else alone):
+            offset, blocks, _, block = self._layout.matrices[first + i]
             into = self._blob[offset : offset + blocks * block]
-            pack(_matrix(part, self._layout.form), into, self._layout.form, os.cpu_count() or 1)
+            whole = convert.matrix(self._checkpoint, tensors, form, part.transposed)
+            pack(whole, into, form, os.cpu_count() or 1)
             self._tell(into.nbytes)
 
     def _put(self, offset: int, values: NDArray[Any]) -> None:
@@ -188,26 +176,12 @@ class _Writer:
             self._progress("convert", min(self._done, self._layout.nbytes), self._layout.nbytes)
 
 
-def _floats(tensor: Any) -> NDArray[np.float32]:
-    return np.ascontiguousarray(tensor.float().numpy())
-
-
 def _embedding(tensor: Any, nbytes: int) -> NDArray[Any]:
     import torch
 
-    return _floats(tensor) if nbytes == 4 else np.ascontiguousarray(tensor.view(torch.uint16).numpy())
-
-
-def _matrix(tensor: Any, form: MatrixFormat) -> NDArray[Any]:
-    """The matrix as `pack` takes it: 16-bit types as they are if they stay so, everything else in float32."""
-    import torch
-
-    if form.code in (BF16, BF16_DOT) and tensor.dtype == torch.bfloat16:
-        return np.ascontiguousarray(tensor.view(torch.uint16).numpy())
-    if form.code == F16:
-        return np.ascontiguousarray(tensor.to(torch.float16).view(torch.uint16).numpy())
-    wide = _floats(tensor)
-    return narrow(wide) if form.code in (BF16, BF16_DOT) else wide
+    if nbytes == 4:
+        return convert.floats(tensor)
+    return np.ascontiguousarray(tensor.view(torch.uint16).numpy())
 
 
 def packed_bytes(layout: Layout, checkpoint: Source, progress: Progress | None = None) -> NDArray[np.uint8]:

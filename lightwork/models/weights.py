@@ -1,16 +1,16 @@
 """Weights as the forward pass wants them, and their names in Hugging Face checkpoints.
 
-Projections that read the same input are fused: queries, keys and values; gate and up. A checkpoint's
-tensors are looked up by name, checked for shape, and put together here; `to_checkpoint` takes them apart
-again.
+Projections that read the same input are fused: queries, keys and values; gate and up. `each_part` names the
+tensors that a weight is made of, `from_checkpoint` puts them together; `to_checkpoint` takes them apart.
 
 d: hidden size. H query heads, G key-value heads, D head size. F: MLP width. E experts. V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,12 @@ from torch import Tensor
 from lightwork.errors import CheckpointError
 from lightwork.models.spec import ModelSpec
 
+Named = tuple[str, tuple[int, ...]]
+"""A tensor's name in a checkpoint and its expected shape."""
 Get = Callable[[str, tuple[int, ...]], Tensor]
 """(name, expected shape) -> the tensor; raises CheckpointError."""
+MATRICES = ("qkv", "out", "up", "down")
+"""The products of a layer."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,105 +76,117 @@ class Weights:
         return sum(t.nbytes for t in self.tensors())
 
 
+class Part(NamedTuple):
+    """A weight, and the tensors of a checkpoint that it is made of.
+
+    layer: -1 outside of layers. name: its field in Layer or Weights. tensors: one below the other along the
+    outputs, of one expert after the other. transposed: they are stored input-major.
+    """
+
+    layer: int
+    name: str
+    tensors: Iterable[Named]
+    transposed: bool = False
+
+
 def from_checkpoint(spec: ModelSpec, get: Get) -> Weights:
     """Put a model's weights together from its checkpoint's tensors."""
     layers: list[dict[str, Tensor]] = [{} for _ in range(spec.num_layers)]
     others: dict[str, Tensor] = {}
-    for number, name, tensor in each_part(spec, get):
-        (others if number < 0 else layers[number])[name] = tensor
+    for part in each_part(spec):
+        tied = part.name == "head" and spec.tied
+        whole = others["embed"] if tied else _joined(spec, part, get)
+        (others if part.layer < 0 else layers[part.layer])[part.name] = whole
     return Weights(layers=[Layer(**parts) for parts in layers], **others)
 
 
-def each_part(spec: ModelSpec, get: Get) -> Iterator[tuple[int, str, Tensor]]:
-    """Every weight as (layer, or -1; its name in Layer or Weights; tensor), one layer in memory at a time."""
+def _joined(spec: ModelSpec, part: Part, get: Get) -> Tensor:
+    tensors = [get(name, shape) for name, shape in part.tensors]
+    if part.transposed:
+        tensors = [tensor.T.contiguous() for tensor in tensors]
+    whole = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+    of_experts = part.layer in spec.moe and part.name in ("up", "down")
+    return whole.view(spec.num_experts, -1, whole.shape[1]) if of_experts else whole
+
+
+def each_part(spec: ModelSpec) -> Iterator[Part]:
+    """Every weight of a model, in the order of the forward pass."""
     d, v = spec.hidden_size, spec.vocab_size
     gpt2 = spec.family == "gpt2"
-    embed = get("transformer.wte.weight" if gpt2 else "model.embed_tokens.weight", (v, d))
-    yield -1, "embed", embed
+    embed = ("transformer.wte.weight" if gpt2 else "model.embed_tokens.weight", (v, d))
+    yield Part(-1, "embed", [embed])
     if spec.position == "learned":
-        yield -1, "positions", get("transformer.wpe.weight", (spec.max_len, d))
+        yield Part(-1, "positions", [("transformer.wpe.weight", (spec.max_len, d))])
     for i in range(spec.num_layers):
-        layer = (
-            _gpt2_layer(spec, f"transformer.h.{i}.", get)
-            if gpt2
-            else _layer(spec, i, f"model.layers.{i}.", get)
-        )
-        for name in (f.name for f in fields(Layer)):
-            if (tensor := getattr(layer, name)) is not None:
-                yield i, name, tensor
-    yield -1, "norm", get("transformer.ln_f.weight" if gpt2 else "model.norm.weight", (d,))
+        layer = _gpt2_layer(spec, f"transformer.h.{i}.") if gpt2 else _layer(spec, i, f"model.layers.{i}.")
+        for name, tensors in layer.items():
+            if tensors:
+                yield Part(i, name, tensors, transposed=gpt2 and name in MATRICES)
+    yield Part(-1, "norm", [("transformer.ln_f.weight" if gpt2 else "model.norm.weight", (d,))])
     if spec.norm == "layer":
-        yield -1, "norm_bias", get("transformer.ln_f.bias", (d,))
-    yield -1, "head", embed if spec.tied else get("lm_head.weight", (v, d))
+        yield Part(-1, "norm_bias", [("transformer.ln_f.bias", (d,))])
+    yield Part(-1, "head", [embed if spec.tied else ("lm_head.weight", (v, d))])
 
 
-def _layer(spec: ModelSpec, i: int, at: str, get: Get) -> Layer:
-    d, size = spec.hidden_size, spec.head_size
-    widths = {"q": spec.num_heads * size, "k": spec.num_kv_heads * size, "v": spec.num_kv_heads * size}
-    attn = at + "self_attn."
-    qkv = torch.cat([get(f"{attn}{p}_proj.weight", (n, d)) for p, n in widths.items()])
-    bias = [get(f"{attn}{p}_proj.bias", (n,)) for p, n in widths.items()] if spec.qkv_bias else []
-    router, up, down = _experts(spec, at, get) if i in spec.moe else (None, *_mlp(spec, at, get))
-    return Layer(
-        norm1=get(at + "input_layernorm.weight", (d,)),
-        qkv=qkv,
-        qkv_bias=torch.cat(bias) if bias else None,
-        q_norm=get(attn + "q_norm.weight", (size,)) if spec.qk_norm else None,
-        k_norm=get(attn + "k_norm.weight", (size,)) if spec.qk_norm else None,
-        out=get(attn + "o_proj.weight", (d, widths["q"])),
-        out_bias=get(attn + "o_proj.bias", (d,)) if spec.out_bias else None,
-        norm2=get(at + "post_attention_layernorm.weight", (d,)),
-        router=router,
-        up=up,
-        up_bias=_mlp_bias(spec, at, get),
-        down=down,
-        down_bias=get(at + "mlp.down_proj.bias", (d,)) if spec.mlp_bias else None,
-    )
+def _layer(spec: ModelSpec, i: int, at: str) -> dict[str, Iterable[Named]]:
+    """The tensors of each weight; none of one that the model lacks."""
+    d, size, attn = spec.hidden_size, spec.head_size, at + "self_attn."
+    q, kv = spec.num_heads * size, spec.num_kv_heads * size
+    widths = {"q": q, "k": kv, "v": kv}
+    return {
+        "norm1": [(at + "input_layernorm.weight", (d,))],
+        "qkv": [(f"{attn}{p}_proj.weight", (n, d)) for p, n in widths.items()],
+        "qkv_bias": [(f"{attn}{p}_proj.bias", (n,)) for p, n in widths.items() if spec.qkv_bias],
+        "q_norm": [(attn + "q_norm.weight", (size,))] * spec.qk_norm,
+        "k_norm": [(attn + "k_norm.weight", (size,))] * spec.qk_norm,
+        "out": [(attn + "o_proj.weight", (d, q))],
+        "out_bias": [(attn + "o_proj.bias", (d,))] * spec.out_bias,
+        "norm2": [(at + "post_attention_layernorm.weight", (d,))],
+        **(_experts(spec, at) if i in spec.moe else _mlp(spec, at)),
+        "up_bias": [(f"{at}mlp.{p}_proj.bias", (spec.ffn_size,)) for p in ("gate", "up") if spec.mlp_bias],
+        "down_bias": [(at + "mlp.down_proj.bias", (d,))] * spec.mlp_bias,
+    }
 
 
-def _mlp(spec: ModelSpec, at: str, get: Get) -> tuple[Tensor, Tensor]:
+def _mlp(spec: ModelSpec, at: str) -> dict[str, Iterable[Named]]:
     d, f = spec.hidden_size, spec.dense_ffn_size or spec.ffn_size
-    up = torch.cat([get(f"{at}mlp.{p}_proj.weight", (f, d)) for p in ("gate", "up")])
-    return up, get(at + "mlp.down_proj.weight", (d, f))
+    return {
+        "up": [(f"{at}mlp.{p}_proj.weight", (f, d)) for p in ("gate", "up")],
+        "down": [(at + "mlp.down_proj.weight", (d, f))],
+    }
 
 
-def _mlp_bias(spec: ModelSpec, at: str, get: Get) -> Tensor | None:
-    if not spec.mlp_bias:
-        return None
-    return torch.cat([get(f"{at}mlp.{p}_proj.bias", (spec.ffn_size,)) for p in ("gate", "up")])
-
-
-def _experts(spec: ModelSpec, at: str, get: Get) -> tuple[Tensor, Tensor, Tensor]:
-    """Router [E, d], up [E, 2F, d], down [E, d, F]."""
+def _experts(spec: ModelSpec, at: str) -> dict[str, Iterable[Named]]:
     d, f = spec.hidden_size, spec.ffn_size
     mixtral = spec.family == "mixtral"
     moe = at + ("block_sparse_moe." if mixtral else "mlp.")
     gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
-    ups, downs = [], []
-    for e in range(spec.num_experts):
-        expert = f"{moe}experts.{e}."
-        ups.append(torch.cat([get(f"{expert}{p}.weight", (f, d)) for p in (gate, up)]))
-        downs.append(get(f"{expert}{down}.weight", (d, f)))
-    return get(moe + "gate.weight", (spec.num_experts, d)), torch.stack(ups), torch.stack(downs)
+    experts = f"{moe}experts."
+    # Lazily: a damaged file may speak of billions of experts, and has not even one.
+    return {
+        "up": ((f"{experts}{e}.{p}.weight", (f, d)) for e in range(spec.num_experts) for p in (gate, up)),
+        "down": ((f"{experts}{e}.{down}.weight", (d, f)) for e in range(spec.num_experts)),
+        "router": [(moe + "gate.weight", (spec.num_experts, d))],
+    }
 
 
-def _gpt2_layer(spec: ModelSpec, at: str, get: Get) -> Layer:
-    """GPT-2 stores its projections input-major (Conv1D), so they are transposed here."""
+def _gpt2_layer(spec: ModelSpec, at: str) -> dict[str, Iterable[Named]]:
+    """GPT-2 stores its projections input-major (Conv1D)."""
     d, f = spec.hidden_size, spec.ffn_size
-    return Layer(
-        norm1=get(at + "ln_1.weight", (d,)),
-        norm1_bias=get(at + "ln_1.bias", (d,)),
-        qkv=get(at + "attn.c_attn.weight", (d, 3 * d)).T.contiguous(),
-        qkv_bias=get(at + "attn.c_attn.bias", (3 * d,)),
-        out=get(at + "attn.c_proj.weight", (d, d)).T.contiguous(),
-        out_bias=get(at + "attn.c_proj.bias", (d,)),
-        norm2=get(at + "ln_2.weight", (d,)),
-        norm2_bias=get(at + "ln_2.bias", (d,)),
-        up=get(at + "mlp.c_fc.weight", (d, f)).T.contiguous(),
-        up_bias=get(at + "mlp.c_fc.bias", (f,)),
-        down=get(at + "mlp.c_proj.weight", (f, d)).T.contiguous(),
-        down_bias=get(at + "mlp.c_proj.bias", (d,)),
-    )
+    return {
+        "norm1": [(at + "ln_1.weight", (d,))],
+        "norm1_bias": [(at + "ln_1.bias", (d,))],
+        "qkv": [(at + "attn.c_attn.weight", (d, 3 * d))],
+        "qkv_bias": [(at + "attn.c_attn.bias", (3 * d,))],
+        "out": [(at + "attn.c_proj.weight", (d, d))],
+        "out_bias": [(at + "attn.c_proj.bias", (d,))],
+        "norm2": [(at + "ln_2.weight", (d,))],
+        "norm2_bias": [(at + "ln_2.bias", (d,))],
+        "up": [(at + "mlp.c_fc.weight", (d, f))],
+        "up_bias": [(at + "mlp.c_fc.bias", (f,))],
+        "down": [(at + "mlp.c_proj.weight", (f, d))],
+        "down_bias": [(at + "mlp.c_proj.bias", (d,))],
+    }
 
 
 def to_checkpoint(weights: Weights, spec: ModelSpec) -> dict[str, Tensor]:

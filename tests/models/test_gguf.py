@@ -191,7 +191,7 @@ def test_blocks_are_decoded_as_gguf_decodes_them(number: int) -> None:
     assert format.decode is not None
     codes = format.decode(blocks)
     expected = gguf.quants.dequantize(blocks.reshape(5, -1), gguf.GGMLQuantizationType(number))
-    # Codes of Q6_K count from 0, which takes one bit more than float32 has beside two scales.
+    # Codes of Q6_K are around 128, which takes more bits than float32 has beside two scales.
     np.testing.assert_allclose(codes.dequantised(), expected, rtol=0, atol=1e-3 if number == 14 else 0)
     assert codes.codes.max() < 2**codes.bits
     assert codes.scales.shape == codes.offsets.shape == (5, codes.shape[1] // codes.group)

@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from lightwork import models
 from lightwork.errors import CheckpointError
 from lightwork.models.checkpoint import open_checkpoint
-from lightwork.models.codes import Codes, concatenate
+from lightwork.models.codes import Codes
 from lightwork.testing import text_logits
 
 Make = Callable[..., Path]
@@ -138,26 +139,20 @@ def test_logits_equal_transformers(checkpoint: Make, tmp_path: Path, family: str
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_parts_are_joined_and_cut_along_the_outputs() -> None:
+def test_rows_and_what_the_middle_code_stands_for() -> None:
     random = np.random.default_rng(0)
-
-    def part(outputs: int, group: int = 8) -> Codes:
-        shape = (outputs, 32 // group)
-        return Codes(
-            codes=random.integers(0, 16, (outputs, 32), np.uint8),
-            scales=random.normal(size=shape).astype(np.float32),
-            offsets=random.normal(size=shape).astype(np.float32),
-            bits=4,
-            group=group,
-        )
-
-    parts = [part(3), part(5)]
-    joined = concatenate(parts)
-    assert joined is not None
-    assert joined.shape == (8, 32)
-    assert np.array_equal(joined.dequantised(), np.concatenate([p.dequantised() for p in parts]))
-    assert np.array_equal(joined.rows(slice(3, 8)).dequantised(), parts[1].dequantised())
-    assert concatenate([part(3), part(3, group=16)]) is None
+    codes = Codes(
+        codes=random.integers(0, 16, (8, 32), np.uint8),
+        scales=random.normal(size=(8, 4)).astype(np.float32),
+        offsets=random.normal(size=(8, 4)).astype(np.float32),
+        bits=4,
+        group=8,
+    )
+    order = np.array([5, 0, 7])
+    assert np.array_equal(codes.rows(order).dequantised(), codes.dequantised()[order])
+    middle = replace(codes, codes=np.full((8, 32), 8, np.uint8)).dequantised()
+    np.testing.assert_allclose(codes.middles().repeat(8, 1), middle, rtol=1e-5, atol=1e-6)
+    assert not replace(codes, offsets=-8 * codes.scales).middles().any()
 
 
 def test_a_bias_of_zeros_that_the_model_lacks_is_passed_over(checkpoint: Make, tmp_path: Path) -> None:
@@ -183,7 +178,7 @@ def test_act_order_is_refused_by_what_the_file_holds(checkpoint: Make, tmp_path:
     models.load(str(folder))
 
 
-def replace(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+def changed(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
     name = f"{NAME}.{part}"
     return lambda folder: edit_weights(folder, lambda s: s.update({name: change(s[name]).contiguous()}))
 
@@ -203,9 +198,9 @@ BROKEN: list[tuple[Callable[[Path], Any], str]] = [
     (configured(group_size=8), r"qzeros is int32 of shape \(2, 4\)"),
     (configured(bits=8), r"qweight is int32 of shape \(4, 32\)"),
     (lambda f: edit_config(f, quantization_config=[4]), "a list"),
-    (replace("scales", lambda t: t.int()), "scales is int32"),
-    (replace("qweight", lambda t: t.long()), "qweight is int64"),
-    (replace("qzeros", lambda t: t[:, :2]), "qzeros is int32 of shape"),
+    (changed("scales", lambda t: t.int()), "scales is int32"),
+    (changed("qweight", lambda t: t.long()), "qweight is int64"),
+    (changed("qzeros", lambda t: t[:, :2]), "qzeros is int32 of shape"),
     (lambda f: edit_weights(f, lambda s: s.pop(f"{NAME}.scales")), "no tensor .*scales"),
     (lambda f: edit_weights(f, lambda s: s.pop(f"{NAME}.qweight")), "no tensor .*weight"),
 ]

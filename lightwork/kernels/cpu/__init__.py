@@ -4,6 +4,8 @@ formats.py    the formats of matrices (needs no numba)
 isa.py        what this processor can do, and what is emitted for it
 vectors.py    the vocabulary of the emitters: sixteen-lane loads, splats, fused multiply-adds
 tile.py       the micro-kernel: rows times a block of 64 outputs, for every format of weights
+lanes.py      its code in vectors
+amx.py        its code in matrix registers
 pack.py       matrices arranged for it, and quantised
 rowwise.py    norms, rotation, activations, and rows encoded for the micro-kernel
 pages.py      where keys and values lie

@@ -1,4 +1,4 @@
-"""Matrices arranged for the micro-kernel, and quantised on the way.
+"""Matrices arranged for the micro-kernel, in codes or in full, and their nearest codes.
 
 N outputs  K inputs  B blocks of 64 outputs. Outputs are padded to whole blocks and inputs to whole groups,
 with zeros. Layout of a block, in the order the micro-kernel reads:
@@ -12,51 +12,77 @@ with zeros. Layout of a block, in the order the micro-kernel reads:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightwork.errors import RangeError
 from lightwork.kernels.cpu.compiled import bfloat_bits, compiled, half_bits, half_value
-from lightwork.kernels.cpu.formats import BF16_DOT, BLOCK, F32, MatrixFormat
+from lightwork.kernels.cpu.formats import BF16_DOT, BLOCK, MatrixFormat
 
 Bytes = NDArray[np.uint8]
 
 
-def pack(w_NK: NDArray[Any], into: Bytes, form: MatrixFormat, threads: int = 2) -> None:
-    """Write a float32 matrix, or a bfloat16 one given as uint16, into `into`, quantising it if asked.
+class Coded(NamedTuple):
+    """A matrix in codes: scale * (code - CENTRE) + offset, or scale * table[code].
+
+    codes [N, K padded to whole groups]. scales, offsets: float16 bits [N, groups]; offsets of affine formats.
+    """
+
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.uint16]
+    offsets: NDArray[np.uint16]
+
+
+def pack(matrix: NDArray[Any] | Coded, into: Bytes, form: MatrixFormat, threads: int = 2) -> None:
+    """Write a matrix [N, K] into `into`: codes as they are, float32 (16-bit types: as uint16) as the format.
 
     Raises RangeError if the sizes do not match.
     """
-    if into.nbytes != form.nbytes(*w_NK.shape):
-        raise RangeError(
-            f"{into.nbytes} bytes for a matrix of {w_NK.shape}", expected=str(form.nbytes(*w_NK.shape))
-        )
-    blocks = into.reshape(-1, form.block_bytes(w_NK.shape[1]))
-    k = form.padded(w_NK.shape[1])
+    if form.quantised and not isinstance(matrix, Coded):
+        matrix = quantise(matrix, form, threads)
+    n, k = (matrix.codes if isinstance(matrix, Coded) else matrix).shape
+    if into.nbytes != form.nbytes(n, k):
+        raise RangeError(f"{into.nbytes} bytes for a matrix of {(n, k)}", expected=str(form.nbytes(n, k)))
+    blocks = into.reshape(-1, form.block_bytes(k))
+
+    def part(first: int, last: int) -> None:
+        rows, out = slice(first * BLOCK, last * BLOCK), blocks[first:last]
+        if isinstance(matrix, Coded):
+            codes, scales, offsets = (array[rows] for array in matrix)
+            _put_codes(codes, scales, offsets, out, form.four_bits, form.affine)
+        else:
+            pairs = 2 if form.code == BF16_DOT else 1
+            _lay_out(matrix[rows], out.view(matrix.dtype), form.padded(k), pairs)
+
+    _share(len(blocks), threads, part)
+
+
+def quantise(w_NK: NDArray[np.float32], form: MatrixFormat, threads: int = 2) -> Coded:
+    """The nearest codes."""
+    n, k = len(w_NK), form.padded(w_NK.shape[1])
+    scales = np.empty((n, k // form.group), np.uint16)
+    coded = Coded(np.empty((n, k), np.uint8), scales, np.empty_like(scales))
     table = np.array(form.table or [i - 8.0 for i in range(16)], np.float32)
 
     def part(first: int, last: int) -> None:
-        if form.quantised:
-            wide = w_NK[first * BLOCK : last * BLOCK]
-            wide = widen(wide) if wide.dtype == np.uint16 else wide
-            quantise_blocks(wide, blocks[first:last], form.group, form.four_bits, form.affine, table)
-        elif form.code == F32:
-            _lay_out(w_NK[first * BLOCK : last * BLOCK], blocks[first:last].view(w_NK.dtype), k, 1)
-        else:
-            pairs = 2 if form.code == BF16_DOT else 1
-            _lay_out(w_NK[first * BLOCK : last * BLOCK], blocks[first:last].view(np.uint16), k, pairs)
+        codes, scales, offsets = (array[first:last] for array in coded)
+        _quantise_rows(
+            w_NK[first:last], codes, scales, offsets, form.group, form.four_bits, form.affine, table
+        )
 
-    edges = [len(blocks) * i // (4 * threads) for i in range(4 * threads + 1)]
+    _share(n, threads, part)
+    return coded
+
+
+def _share(total: int, threads: int, part: Callable[[int, int], None]) -> None:
+    """Call part(first, last) for pieces of range(total)."""
+    edges = [total * i // (4 * threads) for i in range(4 * threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(part, edges[:-1], edges[1:]))
-
-
-def widen(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """bfloat16 bits as float32: exact."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def narrow(x: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -86,25 +112,41 @@ def _lay_out(w: Any, blocks: Any, k_padded: int, pairs: int) -> None:
 
 
 @compiled
-def quantise_blocks(w: Any, blocks: Any, group: int, four_bits: bool, affine: bool, table: Any) -> None:
-    """Quantise float32 w [N, K] into blocks [B, block bytes]."""
+def _quantise_rows(
+    w: Any, codes: Any, scales: Any, offsets: Any, group: int, four_bits: bool, affine: bool, table: Any
+) -> None:
+    """Quantise float32 w [N, K]; inputs that fill the last group are zeros."""
     n, k = w.shape
-    groups = (k + group - 1) // group
-    values, codes = np.zeros(group, np.float32), np.zeros(group, np.uint8)
-    for block in range(blocks.shape[0]):
-        for g in range(groups):
-            for j in range(64):
-                row, first = block * 64 + j, g * group
-                for i in range(group):
-                    there = row < n and first + i < k
-                    values[i] = w[row, first + i] if there else np.float32(0)
-                scale, offset = _quantise(values, codes, four_bits, affine, table)
-                put_codes(blocks[block], g, j, scale, offset, codes, four_bits, affine)
+    values = np.zeros(group, np.float32)
+    for row in range(n):
+        for g in range(scales.shape[1]):
+            first = g * group
+            for i in range(group):
+                values[i] = w[row, first + i] if first + i < k else np.float32(0)
+            into = codes[row, first : first + group]
+            scales[row, g], offsets[row, g] = _quantise(values, into, four_bits, affine, table)
 
 
 @compiled
-def put_codes(
-    block: Any, g: int, j: int, scale: int, offset: int, codes: Any, four_bits: bool, affine: bool
+def _put_codes(codes: Any, scales: Any, offsets: Any, blocks: Any, four_bits: bool, affine: bool) -> None:
+    """Codes [N, k] into blocks [B, block bytes], rows of zeros where they end."""
+    n, groups = scales.shape
+    group = codes.shape[1] // groups
+    nothing = np.zeros(group, np.uint8)
+    for block in range(blocks.shape[0]):
+        for g in range(groups):
+            for j in range(64):
+                row = block * 64 + j
+                there = row < n
+                scale = scales[row, g] if there else np.uint16(0)
+                offset = offsets[row, g] if there else np.uint16(0)
+                part = codes[row, g * group : (g + 1) * group] if there else nothing
+                _put_group(blocks[block], g, j, scale, offset, part, four_bits, affine)
+
+
+@compiled
+def _put_group(
+    block: Any, g: int, j: int, scale: Any, offset: Any, codes: Any, four_bits: bool, affine: bool
 ) -> None:
     """Write one output's group: its scale and offset (float16 bits) and codes, at their places in a block."""
     group = codes.shape[0]

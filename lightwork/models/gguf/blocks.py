@@ -77,7 +77,8 @@ def decode_q6_k(block: Bytes) -> Codes:
     shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
     high = (block[..., 128:192].reshape(n, b, 2, 1, 32) >> shifts) & np.uint8(3)
     scales = _half(block, 208) * np.ascontiguousarray(block[..., 192:208]).view(np.int8)
-    return _codes(low | (high << np.uint8(4)), scales, -32 * scales, 8, 16)
+    # A code of 32 is zero: counted from 128, as 8-bit codes do, the format is symmetric.
+    return _codes((low | (high << np.uint8(4))) + np.uint8(96), scales, -128 * scales, 8, 16)
 
 
 def _nibbles(packed: Bytes) -> Bytes:

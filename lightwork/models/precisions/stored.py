@@ -19,9 +19,11 @@ FORMATS = {"float32": F32, "bfloat16": BF16, "float16": F16}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """Exact: token for token what float32 arithmetic gives.
+    """Exact: token for token what float32 arithmetic gives, but for some quantised checkpoints.
 
-    Codes with offsets (Q4_K, AWQ, most GPTQ) are coded again from their values, which may move one step.
+    Stored codes are kept. Scales and offsets are rounded to float16 (11 bits), which loses nothing of Q8_0
+    and Q4_0; scales of Q4_K and Q6_K are finer, and so are offsets (Q4_K, AWQ, GPTQ). All matrices have the
+    grouping of the first: one in full (often the head) or in another (Q6_K in a Q4_K_M file) is quantised.
     """
 
     def numbers(self, stored: str, grouping: Grouping | None = None) -> Numbers:

@@ -25,6 +25,8 @@ from lightwork.kernels.cpu.tile import multiply
 from lightwork.models.precisions.quant import NF4
 
 Floats = NDArray[np.float64]
+Halves = NDArray[np.float16]
+Codes = NDArray[np.uint8]
 
 
 def packed(w_NK: NDArray[Any], form: MatrixFormat) -> NDArray[np.uint8]:
@@ -35,11 +37,13 @@ def packed(w_NK: NDArray[Any], form: MatrixFormat) -> NDArray[np.uint8]:
 
 def unpacked(bytes_: NDArray[np.uint8], form: MatrixFormat, inputs: int) -> tuple[Floats, Floats]:
     """The padded matrix [N, K], and the sizes of the terms each number is a sum of."""
-    blocks = bytes_.reshape(-1, form.block_bytes(inputs))
     k = form.padded(inputs)
     if form.code in CENTRE:
-        parts = [_codes(block, form, k) for block in blocks]
-        return np.concatenate([w for w, _ in parts]), np.concatenate([size for _, size in parts])
+        codes, scales, offsets = coded(bytes_, form, inputs)
+        values = np.array(form.table)[codes] if form.table else codes - float(CENTRE[form.code])
+        wide = [np.repeat(x.astype(np.float64), form.group, axis=1) for x in (scales, offsets)]
+        return wide[0] * values + wide[1], abs(wide[0] * values) + abs(wide[1])
+    blocks = bytes_.reshape(-1, form.block_bytes(inputs))
     raw = blocks.view({F32: np.float32, F16: np.float16}.get(form.code, np.uint16))
     wide = bfloat16(raw) if form.code in (BF16, BF16_DOT) else raw.astype(np.float64)
     pairs = 2 if form.code == BF16_DOT else 1
@@ -47,21 +51,21 @@ def unpacked(bytes_: NDArray[np.uint8], form: MatrixFormat, inputs: int) -> tupl
     return w, abs(w)
 
 
-def _codes(block: NDArray[np.uint8], form: MatrixFormat, k: int) -> tuple[Floats, Floats]:
-    """One block of codes: scale * value + offset."""
-    groups = block.reshape(k // form.group, -1)
-    scales = groups[:, :128].copy().view(np.float16).astype(np.float64)
+def coded(bytes_: NDArray[np.uint8], form: MatrixFormat, inputs: int) -> tuple[Codes, Halves, Halves]:
+    """Codes [N, K], scales and offsets [N, groups] of a padded matrix."""
+    k = form.padded(inputs)
+    groups = bytes_.reshape(-1, k // form.group, form.block_bytes(inputs) * form.group // k)
     head = 256 if form.affine else 128
-    offsets = groups[:, 128:256].copy().view(np.float16).astype(np.float64) if form.affine else 0 * scales
-    codes = groups[:, head:]
+    numbers = groups[..., :head].copy().view(np.float16).reshape(*groups.shape[:2], -1, 64)
+    scales, *rest = (
+        numbers[:, :, i].transpose(0, 2, 1).reshape(-1, k // form.group) for i in range(head // 128)
+    )
+    codes = groups[..., head:]
     if form.four_bits:
-        halves = codes.reshape(len(groups), -1, 2, 16, 4)
-        codes = np.stack([halves & 15, halves >> 4], 3)
-    codes = codes.reshape(len(groups), -1, 64, 4).transpose(2, 0, 1, 3).reshape(64, len(groups), form.group)
-    values = np.array(form.table)[codes] if form.table else codes - float(CENTRE[form.code])
-    w = scales.T[:, :, None] * values + offsets.T[:, :, None]
-    size = abs(scales).T[:, :, None] * abs(values) + abs(offsets).T[:, :, None]
-    return w.reshape(64, k), size.reshape(64, k)
+        halves = codes.reshape(*groups.shape[:2], -1, 2, 16, 4)
+        codes = np.stack([halves & 15, halves >> 4], 4)
+    codes = codes.reshape(*groups.shape[:2], -1, 64, 4).transpose(0, 3, 1, 2, 4).reshape(-1, k)
+    return codes, scales, rest[0] if rest else np.zeros_like(scales)
 
 
 def bfloat16(bits: NDArray[np.uint16]) -> Floats:
