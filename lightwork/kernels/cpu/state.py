@@ -58,7 +58,8 @@ def zeros(shape: int | tuple[int, ...], kind: Any = np.float32) -> NDArray[Any]:
     size = int(np.prod(shape)) * np.dtype(kind).itemsize
     room = np.zeros(size + CACHE_LINE, np.uint8)
     first = -room.ctypes.data % CACHE_LINE
-    return room[first : first + size].view(kind).reshape(shape)
+    made: NDArray[Any] = room[first : first + size].view(kind).reshape(shape)
+    return made
 
 
 class State:
