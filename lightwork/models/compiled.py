@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lightwork.errors import CheckpointError, InvariantError
 from lightwork.kernels.cpu import attention, formats, pages, step, tile
 from lightwork.kernels.cpu.formats import MatrixFormat
-from lightwork.kernels.cpu.product import BLOCKS_TOGETHER, ROW_TILE
+from lightwork.kernels.cpu.product import ROW_TILE, TILE_WIDTH
 from lightwork.kernels.cpu.rowwise import ACTIVATIONS
 from lightwork.kernels.cpu.state import CACHE_LINE, State, zeros
 from lightwork.kernels.cpu.team import Team
@@ -378,7 +378,7 @@ def _thread_arrays(spec: ModelSpec, threads: int, pages: int) -> dict[str, Any]:
         return zeros((threads, *size))
 
     return {
-        "tiles": floats(2 * BLOCKS_TOGETHER, ROW_TILE, 64),
+        "tiles": floats(2, ROW_TILE, TILE_WIDTH),
         "q": floats(most, padded),
         "chunk_scores": floats(most, attention.CHUNK),
         "half_q": zeros((threads, most, padded), np.uint16),

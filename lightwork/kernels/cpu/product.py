@@ -26,11 +26,12 @@ from lightwork.kernels.cpu.team import take
 from lightwork.kernels.cpu.tile import multiply
 
 ROW_TILE = 192
-TILE_BYTES = ROW_TILE * 64 * 4
+BLOCKS_TOGETHER = 4
+TILE_WIDTH = 64 * BLOCKS_TOGETHER
+TILE_BYTES = 4 * ROW_TILE * TILE_WIDTH
 PANEL = 512
 FEW_ROWS = 16
 """Up to so many rows go over all inputs of a block at once: they and the block fit in a cache."""
-BLOCKS_TOGETHER = 4
 PLAIN, ADDED, ACTIVATED, GATED = range(4)
 """What becomes of a product: stored, added to what is there, activated, or activated and multiplied with the
 product of the following matrix."""
@@ -110,7 +111,7 @@ def _product(
 
 @compiled
 def _finish(t: Any, then: int, tile: Any, second: Any, bias: int, second_bias: int, out: Any) -> None:
-    """What becomes of one row of a block. tile, second, out: equally wide; biases: addresses or 0."""
+    """What becomes of one row of some blocks. tile, second, out: equally wide; biases: addresses or 0."""
     if bias:
         near = floats(bias, tile.shape[0])
         for j in range(tile.shape[0]):
@@ -193,32 +194,38 @@ def _blocks(
     out: int,
     out_width: int,
 ) -> None:
-    """Some rows times some blocks: straight to their place if nothing is left to do there, else to tiles."""
+    """Some rows times some blocks: straight to their place if nothing is left to do there, else to tiles.
+
+    A sum that is added to what is there begins there, or at zero in a tile: which of the two must not depend
+    on how many blocks are taken together.
+    """
     left = block * 64
     width = min(64 * count, outputs - left)
     place = out + 4 * (first * out_width + left)
-    if then <= ADDED and bias < 0 and width == 64 * count:
+    if then <= ADDED and bias < 0 and outputs % 64 == 0:
         if then == PLAIN:
-            for i in range(rows):
-                floats(place + 4 * i * out_width, width)[:] = 0
-        _multiply(t, matrix, block, count, buffer, first, rows, place, 4 * out_width, 256)
+            _clear(place, rows, out_width, width)
+        _multiply(t, matrix, block, count, buffer, first, rows, place, out_width)
         return
-    tiles = t.tiles + thread * 2 * BLOCKS_TOGETHER * TILE_BYTES
-    second = tiles + BLOCKS_TOGETHER * TILE_BYTES
-    for one in range(count):
-        floats(tiles + one * TILE_BYTES, 64 * rows)[:] = 0
-        floats(second + one * TILE_BYTES, 64 * rows if then == GATED else 0)[:] = 0
-    _multiply(t, matrix, block, count, buffer, first, rows, tiles, 256, TILE_BYTES)
+    tile = t.tiles + thread * 2 * TILE_BYTES
+    second = tile + TILE_BYTES
+    _clear(tile, rows, TILE_WIDTH, 64 * count)
+    _multiply(t, matrix, block, count, buffer, first, rows, tile, TILE_WIDTH)
     if then == GATED:
-        _multiply(t, matrix + 1, block, count, buffer, first, rows, second, 256, TILE_BYTES)
-    for one in range(count):
-        some = min(64, width - 64 * one)
-        near = t.vectors + 4 * (bias + left + 64 * one) if bias >= 0 else 0
-        far = near + 4 * outputs if bias >= 0 else 0
-        for i in range(rows):
-            at = one * TILE_BYTES + 256 * i
-            to = floats(place + 4 * (i * out_width + 64 * one), some)
-            _finish(t, then, floats(tiles + at, some), floats(second + at, some), near, far, to)
+        _clear(second, rows, TILE_WIDTH, 64 * count)
+        _multiply(t, matrix + 1, block, count, buffer, first, rows, second, TILE_WIDTH)
+    near = t.vectors + 4 * (bias + left) if bias >= 0 else 0
+    far = near + 4 * outputs if bias >= 0 else 0
+    for i in range(rows):
+        at = 4 * i * TILE_WIDTH
+        to = floats(place + 4 * i * out_width, width)
+        _finish(t, then, floats(tile + at, width), floats(second + at, width), near, far, to)
+
+
+@compiled
+def _clear(out: int, rows: int, out_width: int, width: int) -> None:
+    for i in range(rows):
+        floats(out + 4 * i * out_width, width)[:] = 0
 
 
 @compiled
@@ -231,10 +238,9 @@ def _multiply(
     first: int,
     rows: int,
     out: int,
-    out_stride: int,
-    block_stride: int,
+    out_width: int,
 ) -> None:
-    """Add some rows times some blocks to out, whose blocks are block_stride bytes apart."""
+    """Add some rows times some blocks to rows of out_width float32."""
     place = ints(t.matrices + 8 * 4 * matrix, 4)
     k, size = place[INPUTS], place[BLOCK_BYTES]
     w = t.weights + place[OFFSET] + block * size
@@ -244,5 +250,5 @@ def _multiply(
         some = min(panel, k - at)
         for one in range(count):
             part = w + one * size + size * at // k
-            _product(t, part, buffer, first, rows, at, some, out + one * block_stride, out_stride)
+            _product(t, part, buffer, first, rows, at, some, out + 256 * one, 4 * out_width)
         at += panel

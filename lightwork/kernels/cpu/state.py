@@ -38,7 +38,7 @@ POOL = ("keys values key_scales value_scales",)
 SCRATCH = (
     "x qkv mixed wide gathered width",  # float32 [R, d], [R, (H + 2 G) D], [R, width], [A, width] twice
     "halves codes scales sums float_sums groups",  # rows encoded for a product: [A, width], [A, groups]
-    "tiles",  # float32 [threads, 2 * BLOCKS_TOGETHER, ROW_TILE, 64]
+    "tiles",  # float32 [threads, 2, ROW_TILE, TILE_WIDTH]
     "q chunk_scores part part_sums out out_sums tile_rows",  # float32 [threads, tile_rows, ...]
     "half_q half_scores",  # the first two in bfloat16
     "partials chunks",  # float32 [runs, chunks, tile_rows, padded_head + 2]

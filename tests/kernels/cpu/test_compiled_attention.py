@@ -141,3 +141,16 @@ def test_a_chunk_of_tokens_has_the_bits_of_as_many_steps(model: CompiledModel) -
     (whole,) = chunked.run([Part(0, 230, 64)])
     for i, row in enumerate(whole):
         np.testing.assert_array_equal(stepped.run([Part(0, 230 + i, 1)])[0][0], row)
+
+
+def test_bits_do_not_depend_on_the_blocks_that_are_taken_together(checkpoint: Make) -> None:
+    """480 outputs are no whole blocks; how many of them a thread takes depends on rows and threads."""
+    folder = checkpoint("llama", hidden_size=480, num_attention_heads=4, num_key_value_heads=2)
+    model = models.load_compiled(str(folder), precision=Stored())
+    model.set_threads(1)
+    alone = [Steps(model).after([part])[0] for part in COMPANY]
+    for threads in (1, 2, 3, 7):
+        model.set_threads(threads)
+        for one, other in zip(alone, Steps(model).after(COMPANY), strict=True):
+            np.testing.assert_array_equal(one, other)
+    model.close()
