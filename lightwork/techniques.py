@@ -82,7 +82,7 @@ def _build(node: ast.expr, package: str, depth: int) -> Any:
                 return -_bounded(number)
         case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id="inf")):
             return -inf
-        case ast.Name(id="inf"):
+        case ast.Name(id="inf") if depth:  # alone it would be a technique's name
             return inf
         case ast.Tuple(elts=elements):
             return tuple(_build(e, package, depth + 1) for e in elements)

@@ -239,6 +239,7 @@ HOSTILE = [
     "1",
     "'Fair'",
     "None",
+    "inf",
     "(Fair, Fair)",
     "Fair(weight=" + "9" * 400 + ")",
     "Fair(weight=" + "9" * 5000 + ")",
