@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import subprocess
 import sys
 import venv
@@ -32,6 +33,8 @@ class Recipe:
 # transformers cannot be imported.
 VISION = ("torchvision", "torchaudio", "torchcodec")
 NATIVE = "-DGGML_NATIVE=ON -DGGML_OPENMP=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
+# llama.cpp 0.3.36 on matrix registers (AMX) ends in a segmentation fault from two rows of Q8_0 or Q4_0 on.
+NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" if platform.machine() == "x86_64" else ""
 
 RECIPES = {
     "transformers": Recipe(
@@ -42,8 +45,8 @@ RECIPES = {
     "llama": Recipe(
         first=("scikit-build-core", "cmake", "ninja", "numpy==2.4.6"),
         packages=("llama-cpp-python[server]==0.3.36", "gguf==0.19.0"),
-        options=("--no-binary", "llama-cpp-python"),
-        env={"CMAKE_ARGS": f"{NATIVE} -DLLAMA_BUILD_TOOLS=OFF"},
+        options=("--no-cache-dir", "--no-binary", "llama-cpp-python"),
+        env={"CMAKE_ARGS": f"{NATIVE} -DLLAMA_BUILD_TOOLS=OFF", "CFLAGS": NO_AMX, "CXXFLAGS": NO_AMX},
     ),
     "ov": Recipe(
         packages=(

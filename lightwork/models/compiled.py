@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lightwork.errors import CheckpointError, InvariantError
 from lightwork.kernels.cpu import attention, formats, pages, step, tile
 from lightwork.kernels.cpu.formats import MatrixFormat
-from lightwork.kernels.cpu.product import ROW_TILE, TILE_WIDTH
+from lightwork.kernels.cpu.product import ROW_TILE, TILE_WIDTH, WIDENED_PANEL
 from lightwork.kernels.cpu.rowwise import ACTIVATIONS
 from lightwork.kernels.cpu.state import CACHE_LINE, State, zeros
 from lightwork.kernels.cpu.team import Team
@@ -219,10 +219,10 @@ def _constants(layout: Layout, weights: NDArray[np.uint8], kv_format: int) -> di
         "norm_bias": layout.norm_bias,
         "format": form.code,
         "kernel": tile.kernel(form.code, affine=form.affine),
+        "f32_kernel": tile.kernel(formats.F32),
         "affine": form.affine,
         "group": form.group,
         "kv_format": kv_format,
-        "kv_scores": tile.kernel(kv_format, fresh=True),
         "kv_wide": tile.kernel(kv_format),
         "kv_narrow": tile.kernel(kv_format, vectors=1),
         "window": (spec.sliding_window or 0) if spec.windowed else 0,
@@ -379,6 +379,7 @@ def _thread_arrays(spec: ModelSpec, threads: int, pages: int) -> dict[str, Any]:
 
     return {
         "tiles": floats(2, ROW_TILE, TILE_WIDTH),
+        "widened": floats(WIDENED_PANEL, formats.BLOCK),
         "q": floats(most, padded),
         "chunk_scores": floats(most, attention.CHUNK),
         "half_q": zeros((threads, most, padded), np.uint16),

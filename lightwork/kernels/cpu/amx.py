@@ -130,14 +130,7 @@ def _pairs(b: Builder, e: Emission, rows: Value) -> None:
         inputs=rest,
     )
     with b.if_then(b.icmp_signed(">", rest, I64(0))):
-        if not e.fresh:
-            lanes.by_rows(b, left, rows)
-            return
-        with b.if_else(b.icmp_signed(">", steps, I64(0))) as (some, none):
-            with some:
-                lanes.by_rows(b, left._replace(fresh=False), rows)
-            with none:
-                lanes.by_rows(b, left, rows)
+        lanes.by_rows(b, left._replace(fresh=b.and_(e.fresh, b.icmp_signed("==", steps, I64(0)))), rows)
 
 
 def _passes(b: Builder, e: Emission, rows: Value) -> None:
@@ -196,11 +189,13 @@ def _pass(
     def out(m: int, v: int) -> Value:
         return at(b, b.add(e.out, b.mul(sixteen, I64(m))), 64 * v)
 
-    for (m, v), register in sums.items():
-        if e.fresh:
-            _zero(b, register)
-        else:
-            _load(b, register, out(m, v), e.out_stride)
+    with b.if_else(e.fresh) as (none, some):
+        with none:
+            for register in sums.values():
+                _zero(b, register)
+        with some:
+            for (m, v), register in sums.items():
+                _load(b, register, out(m, v), e.out_stride)
     row_bytes = 4 * LANES * e.vectors
 
     def step(i: Value, carried: Sequence[Value]) -> list[Value]:
@@ -314,6 +309,7 @@ def _sum_group(b: Builder, e: Emission, g: Value, codes: Value, sums: Value) -> 
 
 def _scale_rows(b: Builder, e: Emission, rows: Value, g: Value, head: Value, sums: Value) -> None:
     """out += scale * (sum - centre * sum of bytes), as lanes.py does it."""
+    fresh = lanes.first_of(b, e, g)
     half = ir.VectorType(ir.HalfType(), LANES)
 
     def halves(v: int) -> Value:
@@ -332,7 +328,7 @@ def _scale_rows(b: Builder, e: Emission, rows: Value, g: Value, head: Value, sum
         for v in range(4):
             total = b.add(load(b, at(b, sum_row, 64 * v), INTS), start)
             value = b.fmul(b.sitofp(total, FLOATS), factor)
-            out = fma(b, value, scales[v], load(b, at(b, out_row, 64 * v), FLOATS, 4))
+            out = fma(b, value, scales[v], lanes.so_far(b, fresh, at(b, out_row, 64 * v)))
             if e.affine:
                 out = fma(b, offsets[v], b.fmul(b.sitofp(of_x, FLOATS), factor), out)
             store(b, out, at(b, out_row, 64 * v))

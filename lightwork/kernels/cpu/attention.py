@@ -28,7 +28,7 @@ from lightwork.kernels.cpu.tile import multiply
 
 CHUNK_PAGES = 4
 CHUNK = PAGE * CHUNK_PAGES
-MAX_TILE_ROWS = 32
+MAX_TILE_ROWS = 64
 
 FEW_ROWS, PART = 8, 32
 """Up to so many rows a page is streamed, so many of its inputs at a time, while the next one is fetched.
@@ -142,9 +142,11 @@ def _place(t: Any, buffer: int, thread: int, i: int, width: int) -> Any:
 
 
 @compiled
-def _product(kernel: int, w: int, x: int, x_stride: int, rows: int, out: int, out_width: int, k: int) -> None:
-    """out[:rows] = x[:rows, :k] @ w, added to it unless the kernel is fresh."""
-    multiply(kernel, w, 0, x, x_stride, 0, 0, 0, out, 4 * out_width, rows, k, 1)
+def _product(
+    kernel: int, w: int, x: int, x_stride: int, rows: int, out: int, out_width: int, k: int, fresh: bool
+) -> None:
+    """out[:rows] = x[:rows, :k] @ w, added to it unless it is fresh."""
+    multiply(kernel, w, 0, x, x_stride, 0, 0, 0, out, 4 * out_width, rows, k, 1, fresh)
 
 
 @compiled
@@ -185,8 +187,8 @@ def attend_chunk(
 
 @compiled
 def _stream(
-    first: int,
-    rest: int,
+    kernel: int,
+    fresh: bool,
     w: int,
     x: int,
     x_stride: int,
@@ -199,23 +201,24 @@ def _stream(
     ahead: int,
     ahead_bytes: int,
 ) -> None:
-    """out = x @ w for 16 * wide outputs, while what is wanted next is fetched.
+    """out (+)= x @ w for 16 * wide outputs, while what is wanted next is fetched.
 
-    first, rest: kernels that overwrite and that add. size: bytes of a number of w. With few rows memory is
-    the bound: pages lie anywhere, and the processor cannot foresee the next one. Asked for at once it stalls.
+    size: bytes of a number of w. With few rows memory is the bound: pages lie anywhere, and the processor
+    cannot foresee the next one. Asked for at once it stalls.
     """  # fmt: skip
     if rows > FEW_ROWS:
-        _product(first, w, x, x_stride, rows, out, out_width, k)
+        _product(kernel, w, x, x_stride, rows, out, out_width, k, fresh)
         return
     x_size = 2 if size == 2 else 4
-    at, kernel = 0, first
+    at = 0
     while at < k:
         count = min(PART, k - at)
         begin, end = ahead_bytes // 64 * at // k, ahead_bytes // 64 * (at + count) // k
         if ahead and begin < end:
             fetch(ahead + 64 * begin, end - begin)
-        _product(kernel, w + at * 16 * wide * size, x + at * x_size, x_stride, rows, out, out_width, count)
-        at, kernel = at + count, rest
+        part, some = w + at * 16 * wide * size, x + at * x_size
+        _product(kernel, part, some, x_stride, rows, out, out_width, count, fresh and at == 0)
+        at += count
 
 
 @compiled
@@ -234,9 +237,7 @@ def _score_keys(
         if p + 1 < pages:
             ahead, ahead_bytes = t.keys + page_of(t, layer, table[p + 1], head) * page_bytes, page_bytes
         at, keys = scores + 4 * p * PAGE, t.keys + place * page_bytes
-        _stream(
-            t.kv_scores, t.kv_wide, keys, q, stride, rows, at, CHUNK, t.head_size, 4, size, ahead, ahead_bytes
-        )
+        _stream(t.kv_wide, True, keys, q, stride, rows, at, CHUNK, t.head_size, 4, size, ahead, ahead_bytes)
         if t.kv_format == INT8:
             _scale_by_token(at, rows, floats(t.key_scales + 4 * place * PAGE, PAGE))
 
@@ -247,7 +248,6 @@ def _add_values(
 ) -> None:
     """part = weights @ values, page by page. The next page is fetched meanwhile, then the following keys."""
     part = _place(t, t.part, thread, 0, t.padded_head)
-    floats(part, rows * t.padded_head)[:] = 0
     size = bytes_per_number(t)
     page_bytes = t.padded_head * PAGE * size
     for p in range(pages):
@@ -267,7 +267,7 @@ def _add_values(
             kernel, some = t.kv_wide if wide == 4 else t.kv_narrow, 16 * wide * PAGE * size
             ahead_of_d = ahead + d * PAGE * size if ahead else 0
             _stream(
-                kernel, kernel, values, x, stride, rows, to, t.padded_head, PAGE, wide, size, ahead_of_d, some
+                kernel, p == 0, values, x, stride, rows, to, t.padded_head, PAGE, wide, size, ahead_of_d, some
             )
             d += 16 * wide
 

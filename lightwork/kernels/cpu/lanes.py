@@ -61,7 +61,6 @@ class Emission(NamedTuple):
     rows: int
     vectors: int
     affine: bool
-    fresh: bool
     weights: Value
     table: Value
     x: Value
@@ -73,6 +72,7 @@ class Emission(NamedTuple):
     out_stride: Value
     inputs: Value
     group: Value
+    fresh: Value
     ahead: Value
 
     def cells(self) -> list[tuple[int, int]]:
@@ -154,6 +154,11 @@ def _out(b: Builder, t: Emission, m: int, v: int) -> Value:
     return at(b, at(b, t.out, b.mul(t.out_stride, I64(m))), 64 * v)
 
 
+def so_far(b: Builder, fresh: Value, place: Value) -> Value:
+    """The sums that are added to: those at a place, or none."""
+    return b.select(fresh, ir.Constant(FLOATS, None), load(b, place, FLOATS, 4))
+
+
 def _x(b: Builder, t: Emission, m: int, offset: Value, kind: Any) -> Value:
     """Sixteen copies of what row m has at a byte offset."""
     return splat(b, load(b, at(b, at(b, t.x, b.mul(t.x_stride, I64(m))), offset), kind))
@@ -165,8 +170,7 @@ def _x(b: Builder, t: Emission, m: int, offset: Value, kind: Any) -> Value:
 def _dense(b: Builder, t: Emission) -> None:
     pairs = t.format == BF16_DOT
     size = {F32: 4, BF16: 2, F16: 2, INT8: 1, BF16_DOT: 4}[t.format]
-    zero = ir.Constant(FLOATS, None)
-    sums = [zero if t.fresh else load(b, _out(b, t, m, v), FLOATS, 4) for m, v in t.cells()]
+    sums = [so_far(b, t.fresh, _out(b, t, m, v)) for m, v in t.cells()]
     step_bytes = LANES * t.vectors * size
 
     def body(i: Value, sums: Sequence[Value]) -> list[Value]:
@@ -243,6 +247,11 @@ def _grouped(b: Builder, t: Emission) -> None:
         return []
 
     loop(b, groups, [], one_group)
+
+
+def first_of(b: Builder, t: Emission, g: Value) -> Value:
+    """Whether a group is the first of sums that begin at zero."""
+    return b.and_(t.fresh, b.icmp_signed("==", g, I64(0)))
 
 
 def _word_of_bytes(
@@ -344,6 +353,7 @@ def _scale(
     """out += scale * sum (+ offset * sum of the inputs), with the row's own scale for bytes."""
     dot = t.format in (CODE8_DOT, CODE4_DOT)
     half = lanes(HALF)
+    fresh = first_of(b, t, g)
     if dot:
         factor = [_of_group(b, t, t.x_scales, m, g, FLOAT) for m in range(t.rows)]
         of_x = [b.fmul(b.sitofp(total, FLOATS), f) for total, f in zip(of_x, factor, strict=True)]
@@ -353,7 +363,7 @@ def _scale(
         offset = b.fpext(load(b, place, half), FLOATS) if t.affine else None
         for m in range(t.rows):
             value = b.fmul(b.sitofp(sums[m, v], FLOATS), factor[m]) if dot else sums[m, v]
-            out = fma(b, value, scale, load(b, _out(b, t, m, v), FLOATS, 4))
+            out = fma(b, value, scale, so_far(b, fresh, _out(b, t, m, v)))
             if t.affine:
                 out = fma(b, offset, of_x[m], out)
             store(b, out, _out(b, t, m, v))

@@ -1,8 +1,8 @@
 """Rows times a matrix by all threads: blocks of 64 outputs are shared out, each finished by what follows it.
 
-A thread streams a block's weights once from memory for up to ROW_TILE rows. With many rows it takes a few
-blocks together and goes through the inputs in panels, so that both stay in its second-level cache: a panel of
-rows is used by all blocks, and the blocks by the next rows.
+A thread streams a block's weights once for up to ROW_TILE rows. With many rows it takes a few blocks
+together and goes through the inputs in panels, so that a panel of rows, which all blocks use, stays in its
+second-level cache.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from lightwork.kernels.cpu.compiled import compiled
 from lightwork.kernels.cpu.formats import (
     BF16,
     BF16_DOT,
+    BLOCK,
     CODE4,
     CODE4_DOT,
     CODE8,
@@ -20,16 +21,20 @@ from lightwork.kernels.cpu.formats import (
     F16,
     F32,
 )
-from lightwork.kernels.cpu.rowwise import activate, group_sums, to_bfloat16, to_bytes
+from lightwork.kernels.cpu.rowwise import activate, group_sums, to_bfloat16, to_bytes, widen
 from lightwork.kernels.cpu.state import floats, int32s, int_at, ints, shorts, signed_bytes
 from lightwork.kernels.cpu.team import take
 from lightwork.kernels.cpu.tile import multiply
 
 ROW_TILE = 192
 BLOCKS_TOGETHER = 4
+MANY_ROWS = 64
+"""From so many rows on, weights of 16 bits are widened apart: with fewer, memory would idle meanwhile."""
 TILE_WIDTH = 64 * BLOCKS_TOGETHER
 TILE_BYTES = 4 * ROW_TILE * TILE_WIDTH
 PANEL = 512
+WIDENED_PANEL = 128
+"""Inputs of a panel of weights that are widened once for all rows: 32 KiB, which fit a first-level cache."""
 FEW_ROWS = 16
 """Up to so many rows go over all inputs of a block at once: they and the block fit in a cache."""
 PLAIN, ADDED, ACTIVATED, GATED = range(4)
@@ -37,7 +42,8 @@ PLAIN, ADDED, ACTIVATED, GATED = range(4)
 product of the following matrix."""
 
 OFFSET, BLOCKS, INPUTS, BLOCK_BYTES = range(4)
-PIECES_PER_THREAD = 4
+ITEMS_PER_THREAD, PIECES_PER_THREAD = 4, 32
+"""Blocks are taken together while so many items are left for each thread; items in so many pieces."""
 
 
 @compiled
@@ -78,9 +84,19 @@ def encode_phase(t: Any, thread: int, phase: int, buffer: int, rows: int, size: 
 
 @compiled
 def _product(
-    t: Any, w: int, buffer: int, first: int, rows: int, k: int, count: int, out: int, out_stride: int
+    t: Any,
+    kernel: int,
+    w: int,
+    buffer: int,
+    first: int,
+    rows: int,
+    k: int,
+    count: int,
+    out: int,
+    out_stride: int,
+    fresh: bool,
 ) -> None:
-    """out [rows, 64] += inputs k .. k + count of the rows from `first` times w, which begins at input k."""
+    """out [rows, 64] (+)= inputs k .. k + count of the rows from `first` times w, which begins at input k."""
     scales = sums = group_stride = 0
     x, stride = buffer + 4 * k, 4 * t.width
     if t.format == BF16_DOT:
@@ -93,7 +109,7 @@ def _product(
         group_stride = 4 * t.groups
         sums = t.float_sums + first * group_stride + 4 * (k // t.group)
     multiply(
-        t.kernel,
+        kernel,
         w,
         t.table,
         x + first * stride,
@@ -106,6 +122,7 @@ def _product(
         rows,
         count,
         t.group,
+        fresh,
     )
 
 
@@ -156,18 +173,18 @@ def product_phase(
     """
     blocks = int_at(t.matrices, 4 * matrix + BLOCKS)
     row_tiles = (int_at(starts, experts) + ROW_TILE - 1) // ROW_TILE
-    enough = t.threads * PIECES_PER_THREAD
-    together = max(1, min(BLOCKS_TOGETHER, experts * blocks * row_tiles // enough))
+    together = max(1, min(BLOCKS_TOGETHER, experts * blocks * row_tiles // (t.threads * ITEMS_PER_THREAD)))
     groups = (blocks + together - 1) // together
     total = experts * groups * row_tiles
+    piece = max(1, total // (t.threads * PIECES_PER_THREAD))
     while True:
-        # Neighbours are rows of the same blocks, which stay in this thread's cache.
-        item, last = take(t, phase, thread, total, max(1, total // enough))
+        # Neighbours are blocks for the same rows, which stay in this thread's cache.
+        item, last = take(t, phase, thread, total, piece)
         if item == last:
             return
         for one in range(item, last):
-            expert, group = one // row_tiles // groups, one // row_tiles % groups
-            first = int_at(starts, expert) + one % row_tiles * ROW_TILE
+            expert, group = one // row_tiles // groups, one % groups
+            first = int_at(starts, expert) + one // groups % row_tiles * ROW_TILE
             rows = min(ROW_TILE, int_at(starts, expert + 1) - first)
             block = group * together
             count = min(together, blocks - block)
@@ -203,17 +220,13 @@ def _blocks(
     width = min(64 * count, outputs - left)
     place = out + 4 * (first * out_width + left)
     if then <= ADDED and bias < 0 and outputs % 64 == 0:
-        if then == PLAIN:
-            _clear(place, rows, out_width, width)
-        _multiply(t, matrix, block, count, buffer, first, rows, place, out_width)
+        _multiply(t, thread, matrix, block, count, buffer, first, rows, place, out_width, then == PLAIN)
         return
     tile = t.tiles + thread * 2 * TILE_BYTES
     second = tile + TILE_BYTES
-    _clear(tile, rows, TILE_WIDTH, 64 * count)
-    _multiply(t, matrix, block, count, buffer, first, rows, tile, TILE_WIDTH)
+    _multiply(t, thread, matrix, block, count, buffer, first, rows, tile, TILE_WIDTH, True)
     if then == GATED:
-        _clear(second, rows, TILE_WIDTH, 64 * count)
-        _multiply(t, matrix + 1, block, count, buffer, first, rows, second, TILE_WIDTH)
+        _multiply(t, thread, matrix + 1, block, count, buffer, first, rows, second, TILE_WIDTH, True)
     near = t.vectors + 4 * (bias + left) if bias >= 0 else 0
     far = near + 4 * outputs if bias >= 0 else 0
     for i in range(rows):
@@ -223,14 +236,9 @@ def _blocks(
 
 
 @compiled
-def _clear(out: int, rows: int, out_width: int, width: int) -> None:
-    for i in range(rows):
-        floats(out + 4 * i * out_width, width)[:] = 0
-
-
-@compiled
 def _multiply(
     t: Any,
+    thread: int,
     matrix: int,
     block: int,
     count: int,
@@ -239,16 +247,27 @@ def _multiply(
     rows: int,
     out: int,
     out_width: int,
+    fresh: bool,
 ) -> None:
-    """Add some rows times some blocks to rows of out_width float32."""
+    """Some rows times some blocks to rows of out_width float32, added to them unless they are fresh.
+
+    Weights of 16 bits that are multiplied as float32 are widened once for many rows; the sums stay the same.
+    """
     place = ints(t.matrices + 8 * 4 * matrix, 4)
     k, size = place[INPUTS], place[BLOCK_BYTES]
     w = t.weights + place[OFFSET] + block * size
-    panel = k if rows <= FEW_ROWS else min(k, PANEL)
+    few = rows <= FEW_ROWS
+    widened = rows >= MANY_ROWS and (t.format == BF16 or t.format == F16)
+    panel = k if few else min(k, WIDENED_PANEL if widened else PANEL)
     at = 0
     while at < k:
         some = min(panel, k - at)
         for one in range(count):
-            part = w + one * size + size * at // k
-            _product(t, part, buffer, first, rows, at, some, out + 256 * one, 4 * out_width)
+            part, kernel = w + one * size + size * at // k, t.kernel
+            if widened:
+                floats_of_part = t.widened + 4 * BLOCK * WIDENED_PANEL * thread
+                widen(shorts(part, BLOCK * some), t.format == F16, floats(floats_of_part, BLOCK * some))
+                part, kernel = floats_of_part, t.f32_kernel
+            to = out + 256 * one
+            _product(t, kernel, part, buffer, first, rows, at, some, to, 4 * out_width, fresh and at == 0)
         at += panel

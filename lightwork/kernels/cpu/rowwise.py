@@ -24,7 +24,9 @@ from lightwork.kernels.cpu.compiled import (
 from lightwork.kernels.cpu.vectors import (
     FLOAT,
     FLOATS,
+    HALF,
     I8,
+    I16,
     I32,
     I64,
     INTS,
@@ -44,6 +46,7 @@ from lightwork.kernels.cpu.vectors import (
     narrow_bf16,
     splat,
     store,
+    widen_bf16,
 )
 
 LOG2_E = np.float32(1.4426950408889634)
@@ -74,10 +77,41 @@ def exp2(typing: Any, x: Any) -> Any:
 
 
 @compiled
-def embed_bits(row: Any, half: int, out: Any) -> None:
-    """A row of bfloat16 (half 0) or float16 (1) bits as float32."""
-    for k in range(out.shape[0]):
-        out[k] = half_value(row[k]) if half else bfloat_value(row[k])
+def widen(bits: Any, half: int, out: Any) -> None:
+    """Bits of bfloat16 (half 0) or float16 (1) as float32."""
+    whole = out.shape[0] // LANES
+    if whole and half:
+        _widen_halves(bits.ctypes.data, out.ctypes.data, whole)
+    elif whole:
+        _widen_bfloats(bits.ctypes.data, out.ctypes.data, whole)
+    for k in range(whole * LANES, out.shape[0]):
+        out[k] = half_value(bits[k]) if half else bfloat_value(bits[k])
+
+
+def _widen_all(kind: Any) -> Any:
+    """An intrinsic: 16 * vectors float16 (kind HALF) or bfloat16 to float32."""
+
+    @intrinsic
+    def widen_all(typing: Any, bits: Any, out: Any, vectors: Any) -> Any:
+        def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
+            def body(i: Value, carried: Sequence[Value]) -> list[Value]:
+                place = at(b, args[0], b.shl(i, I64(5)))
+                if kind is HALF:
+                    value = b.fpext(load(b, place, lanes(HALF)), FLOATS)
+                else:
+                    value = widen_bf16(b, load(b, place, lanes(I16)))
+                store(b, value, at(b, args[1], b.shl(i, I64(6))))
+                return []
+
+            loop(b, args[2], [], body)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64), generate
+
+    return widen_all
+
+
+_widen_halves, _widen_bfloats = _widen_all(HALF), _widen_all(I16)
 
 
 @summing

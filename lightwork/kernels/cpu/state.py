@@ -24,8 +24,8 @@ MODEL = (
     "hidden heads kv_heads head_size padded_head vocab",
     "experts experts_per_token normalise_gates layer_norm gated activation",
     "head norm norm_bias",  # a matrix; offsets in vectors
-    "format kernel affine group",  # of the matrices
-    "kv_format kv_scores kv_wide kv_narrow",  # of keys and values; kernels for keys, values by 64 and by 16
+    "format kernel f32_kernel affine group",  # of the matrices; for their weights when widened
+    "kv_format kv_wide kv_narrow",  # of keys and values; kernels for 64 outputs and for 16
     "window",  # of the layers that have one
 )
 BATCH = (
@@ -38,7 +38,7 @@ POOL = ("keys values key_scales value_scales",)
 SCRATCH = (
     "x qkv mixed wide gathered width",  # float32 [R, d], [R, (H + 2 G) D], [R, width], [A, width] twice
     "halves codes scales sums float_sums groups",  # rows encoded for a product: [A, width], [A, groups]
-    "tiles",  # float32 [threads, 2, ROW_TILE, TILE_WIDTH]
+    "tiles widened",  # float32 [threads, 2, ROW_TILE, TILE_WIDTH], [threads, WIDENED_PANEL, BLOCK]
     "q chunk_scores part part_sums out out_sums tile_rows",  # float32 [threads, tile_rows, ...]
     "half_q half_scores",  # the first two in bfloat16
     "partials chunks",  # float32 [runs, chunks, tile_rows, padded_head + 2]

@@ -31,7 +31,7 @@ from lightwork.kernels.cpu.product import (
     product_phase,
     row_of,
 )
-from lightwork.kernels.cpu.rowwise import LOG2_E, embed_bits, layer_norm, rms_norm, rotate
+from lightwork.kernels.cpu.rowwise import LOG2_E, layer_norm, rms_norm, rotate, widen
 from lightwork.kernels.cpu.state import State, floats, int_at, ints, shorts
 from lightwork.kernels.cpu.team import barrier, call_helpers, take, wait_for_call
 
@@ -43,7 +43,7 @@ from lightwork.kernels.cpu.team import barrier, call_helpers, take, wait_for_cal
 ) = range(18)  # fmt: skip
 
 PHASES_PER_LAYER = 16
-RUNS_PER_THREAD = 8
+RUNS_PER_THREAD = 16
 """Attention is cut into more runs than threads, so that a thread that loses its core does not hold up all."""
 
 
@@ -135,7 +135,7 @@ def _embed(t: Any, thread: int, phase: int) -> None:
         if t.embed_half < 0:
             out[:] = floats(t.embed + 4 * token * t.hidden, t.hidden)
         else:
-            embed_bits(shorts(t.embed + 2 * token * t.hidden, t.hidden), t.embed_half, out)
+            widen(shorts(t.embed + 2 * token * t.hidden, t.hidden), t.embed_half, out)
         if t.positions:
             learned = floats(t.positions + 4 * int_at(t.row_positions, r) * t.hidden, t.hidden)
             for k in range(t.hidden):

@@ -1,6 +1,6 @@
 """The micro-kernel: some rows times one block of weights, added to what is there.
 
-    out[m, n] += sum over k of x[m, k] * w[k, n]        m < rows, n < 16 * vectors
+    out[m, n] += sum over k of x[m, k] * w[k, n]        m < rows, n < 16 * vectors; = where it is fresh
 
 Weights lie in the order they are read, one input (or two, or four) after another, each for all outputs of
 the block: memory is read as one stream. It is emitted for a format and this processor, in vectors (lanes.py)
@@ -27,24 +27,21 @@ from lightwork.kernels.cpu.compiled import compile_module, intrinsic, types
 from lightwork.kernels.cpu.isa import Isa, host
 from lightwork.kernels.cpu.vectors import I64, Builder, Value
 
-NUM_ARGS = 12
+NUM_ARGS = 13
 
 
 @cache
-def kernel(
-    form: int, *, vectors: int = 4, affine: bool = False, fresh: bool = False, isa: Isa | None = None
-) -> int:
-    """The address of a format's compiled micro-kernel, for `multiply`.
-
-    fresh: out is overwritten, not added to (dense formats). isa: this processor's, by default.
-    """
+def kernel(form: int, *, vectors: int = 4, affine: bool = False, isa: Isa | None = None) -> int:
+    """The address of a format's compiled micro-kernel, for `multiply`. isa: this processor's, by default."""
     module = ir.Module(name=f"tile_{form}_{vectors}_{affine}")
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * NUM_ARGS), "multiply")
     b = ir.IRBuilder(function.append_basic_block("entry"))
     values: list[Value] = list(function.args)
-    fixed = (form, host() if isa is None else isa, 0, vectors, affine, fresh)
-    *addresses, rows, inputs, group = values
-    emission = lanes.Emission._make([*fixed, *addresses, inputs, group, I64(0)])
+    fixed = (form, host() if isa is None else isa, 0, vectors, affine)
+    *addresses, rows, inputs, group, fresh = values
+    emission = lanes.Emission._make(
+        [*fixed, *addresses, inputs, group, b.trunc(fresh, ir.IntType(1)), I64(0)]
+    )
     by_rows = amx.by_rows if amx.computes(emission) else lanes.by_rows
     by_rows(b, emission, rows)
     b.ret_void()
@@ -67,13 +64,14 @@ def multiply(
     rows: Any,
     inputs: Any,
     group: Any,
+    fresh: Any,
 ) -> Any:
-    """out += x @ weights (= if it is fresh) for any number of rows, by the kernel at an address.
+    """out += x @ weights for any number of rows, by the kernel at an address.
 
     weights: address of the block; a group of codes is preceded by its float16 scales [64], and offsets [64]
     if affine. table: float32 [16] of CODE4. x: rows, x_stride bytes apart, in the type the format multiplies.
     x_scales float32, x_sums (int32 for *_DOT, else float32) per group, rows group_stride bytes apart.
-    out: float32. inputs: k, at least 1, a multiple of group where there are groups.
+    out: float32, overwritten if fresh. inputs: k, at least 1, a multiple of group where there are groups.
     """
 
     def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:

@@ -91,9 +91,12 @@ def call(
     rows: int,
     inputs: int,
     group: int,
+    fresh: bool,
 ) -> None:
     """`multiply` is code for other compiled code; this is the code."""
-    multiply(kernel, w, table, x, x_stride, scales, sums, group_stride, out, out_stride, rows, inputs, group)
+    multiply(
+        kernel, w, table, x, x_stride, scales, sums, group_stride, out, out_stride, rows, inputs, group, fresh
+    )
 
 
 FORMATS: dict[str, MatrixFormat] = {
