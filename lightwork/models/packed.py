@@ -31,7 +31,7 @@ from lightwork.models.spec import ModelSpec
 if TYPE_CHECKING:
     from lightwork.models.weights import Part
 
-KEPT_BYTES = 64 << 20
+KEPT_BYTES = 1 << 20
 """Models of fewer bytes are packed at each start: it takes less than a second."""
 LAYOUT_VERSION = 2
 ALIGNMENT = 64

@@ -18,6 +18,8 @@ from test_parity import CASES
 from lightwork import models
 from lightwork.errors import InvariantError
 from lightwork.kernels.cpu.formats import CODE4, CODE8_DOT, MatrixFormat
+from lightwork.kernels.cpu.isa import host
+from lightwork.models import compiled
 from lightwork.models.compiled import CompiledModel
 from lightwork.models.precisions import Precision
 from lightwork.models.precisions.quant import Quant
@@ -55,6 +57,23 @@ def test_stored_logits_are_those_of_torch(checkpoint: Make, family: str, config:
     expected = logits_of(models.load(str(folder)))
     np.testing.assert_allclose(logits_of(model), expected, atol=1e-4, rtol=0)
     model.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_weights_lose_nothing_in_either_way_of_multiplying(
+    checkpoint: Make, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Float32 rows times widened weights, or three bfloat16 rows each; a model of any processor has one."""
+    folder = checkpoint(family, dtype="bfloat16")
+    ways = []
+    for matrix in (False, True):
+        monkeypatch.setattr(compiled, "host", lambda m=matrix: host()._replace(matrix=m))
+        model = load(folder)
+        ways.append(logits_of(model))
+        model.close()
+    assert distance(*ways) < 1e-6
+    expected = logits_of(models.load(str(folder)))
+    assert distance(ways[1], expected) < 2 * max(distance(ways[0], expected), 1e-7)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])

@@ -8,6 +8,8 @@ F32, BF16, F16, INT8, BF16_DOT, CODE8, CODE4, CODE8_DOT, CODE4_DOT = range(9)
 CENTRE = {CODE8: 128, CODE8_DOT: 128, CODE4: 8, CODE4_DOT: 8}
 """The code that means zero in a symmetric format; offsets count from it."""
 
+PARTS = 3
+"""bfloat16 numbers whose sum has all the bits of a float32."""
 BLOCK = 64
 PAGE = 64
 """Outputs of a block of weights; tokens of a page of keys and values."""
@@ -18,13 +20,15 @@ class MatrixFormat:
     """How the matrices of a model are stored and multiplied.
 
     code: F32, BF16, ... . group: inputs that share a scale (formats of codes). affine: groups have offsets
-    too. table: what the 16 codes of CODE4 stand for, ascending; evenly spaced where it is empty.
+    too. table: what the 16 codes of CODE4 stand for, ascending; evenly spaced where it is empty. parts: of
+    BF16_DOT, how many bfloat16 an input becomes: 1, by rounding, or PARTS.
     """
 
     code: int = F32
     group: int = 1
     affine: bool = False
     table: tuple[float, ...] = ()
+    parts: int = 1
 
     @property
     def quantised(self) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from lightwork.kernels.cpu.compiled import compiled
 from lightwork.kernels.cpu.formats import (
     BF16,
@@ -20,8 +22,16 @@ from lightwork.kernels.cpu.formats import (
     CODE8_DOT,
     F16,
     F32,
+    PARTS,
 )
-from lightwork.kernels.cpu.rowwise import activate, group_sums, to_bfloat16, to_bytes, widen
+from lightwork.kernels.cpu.rowwise import (
+    activate,
+    group_sums,
+    to_bfloat16,
+    to_bfloat16_parts,
+    to_bytes,
+    widen,
+)
 from lightwork.kernels.cpu.state import floats, int32s, int_at, ints, shorts, signed_bytes
 from lightwork.kernels.cpu.team import take
 from lightwork.kernels.cpu.tile import multiply
@@ -57,7 +67,11 @@ def encode(t: Any, buffer: int, r: int, size: int) -> None:
     """Prepare a row of a buffer for a product with a matrix of `size` inputs."""
     row = row_of(t, buffer, r, size)
     if t.format == BF16_DOT:
-        to_bfloat16(row, shorts(t.halves + 2 * r * t.width, size + size % 2))
+        halves = t.halves + 2 * r * t.parts * t.width
+        if t.parts == 1:
+            to_bfloat16(row, shorts(halves, size + size % 2))
+        else:
+            to_bfloat16_parts(row, shorts(halves, PARTS * t.width))
     elif t.format == CODE8_DOT or t.format == CODE4_DOT:
         groups = (size + t.group - 1) // t.group
         codes = signed_bytes(t.codes + r * t.width, groups * t.group)
@@ -101,6 +115,7 @@ def _product(
     x, stride = buffer + 4 * k, 4 * t.width
     if t.format == BF16_DOT:
         x, stride = t.halves + 2 * k, 2 * t.width
+        first, rows = first * t.parts, rows * t.parts
     elif t.format == CODE8_DOT or t.format == CODE4_DOT:
         x, stride, group_stride = t.codes + k, t.width, 4 * t.groups
         at = first * group_stride + 4 * (k // t.group)
@@ -172,7 +187,8 @@ def product_phase(
     out: float32 rows of out_width, of which `outputs` numbers are written.
     """
     blocks = int_at(t.matrices, 4 * matrix + BLOCKS)
-    row_tiles = (int_at(starts, experts) + ROW_TILE - 1) // ROW_TILE
+    row_tile = ROW_TILE // t.parts
+    row_tiles = (int_at(starts, experts) + row_tile - 1) // row_tile
     together = max(1, min(BLOCKS_TOGETHER, experts * blocks * row_tiles // (t.threads * ITEMS_PER_THREAD)))
     groups = (blocks + together - 1) // together
     total = experts * groups * row_tiles
@@ -184,8 +200,8 @@ def product_phase(
             return
         for one in range(item, last):
             expert, group = one // row_tiles // groups, one % groups
-            first = int_at(starts, expert) + one // groups % row_tiles * ROW_TILE
-            rows = min(ROW_TILE, int_at(starts, expert + 1) - first)
+            first = int_at(starts, expert) + one // groups % row_tiles * row_tile
+            rows = min(row_tile, int_at(starts, expert + 1) - first)
             block = group * together
             count = min(together, blocks - block)
             mine = matrix + (2 if then == GATED else 1) * expert
@@ -219,7 +235,7 @@ def _blocks(
     left = block * 64
     width = min(64 * count, outputs - left)
     place = out + 4 * (first * out_width + left)
-    if then <= ADDED and bias < 0 and outputs % 64 == 0:
+    if then <= ADDED and bias < 0 and outputs % 64 == 0 and t.parts == 1:
         _multiply(t, thread, matrix, block, count, buffer, first, rows, place, out_width, then == PLAIN)
         return
     tile = t.tiles + thread * 2 * TILE_BYTES
@@ -227,12 +243,27 @@ def _blocks(
     _multiply(t, thread, matrix, block, count, buffer, first, rows, tile, TILE_WIDTH, True)
     if then == GATED:
         _multiply(t, thread, matrix + 1, block, count, buffer, first, rows, second, TILE_WIDTH, True)
+    if t.parts > 1:
+        _add_parts(tile, rows, t.parts, 64 * count)
+        if then == GATED:
+            _add_parts(second, rows, t.parts, 64 * count)
     near = t.vectors + 4 * (bias + left) if bias >= 0 else 0
     far = near + 4 * outputs if bias >= 0 else 0
     for i in range(rows):
         at = 4 * i * TILE_WIDTH
         to = floats(place + 4 * i * out_width, width)
         _finish(t, then, floats(tile + at, width), floats(second + at, width), near, far, to)
+
+
+@compiled
+def _add_parts(tile: int, rows: int, parts: int, width: int) -> None:
+    """The products of a row's parts, which lie one after the other, to one row of the tile."""
+    for i in range(rows):
+        total = floats(tile + 4 * i * TILE_WIDTH, width)
+        for part in range(parts):
+            one = floats(tile + 4 * (i * parts + part) * TILE_WIDTH, width)
+            for j in range(width):
+                total[j] = one[j] + (total[j] if part else np.float32(0))
 
 
 @compiled

@@ -21,6 +21,7 @@ from lightwork.kernels.cpu.compiled import (
     summing,
     types,
 )
+from lightwork.kernels.cpu.formats import PARTS
 from lightwork.kernels.cpu.vectors import (
     FLOAT,
     FLOATS,
@@ -181,6 +182,46 @@ def to_bfloat16(x: Any, out: Any) -> None:
         out[k] = bfloat_bits(x[k])
     for k in range(x.shape[0], out.shape[0]):
         out[k] = 0
+
+
+@compiled
+def to_bfloat16_parts(x: Any, out: Any) -> None:
+    """A row as three rows of bfloat16, each the nearest to what is left: their sum has all bits of x.
+
+    out: the rows one after the other; what follows x in each becomes 0.
+    """
+    size, width = x.shape[0], out.shape[0] // PARTS
+    whole = size // LANES
+    if whole:
+        _parts(x.ctypes.data, out.ctypes.data, 2 * width, whole)
+    for part in range(PARTS):
+        out[part * width + whole * LANES : (part + 1) * width] = 0
+    for k in range(whole * LANES, size):
+        left = x[k]
+        for part in range(PARTS):
+            bits = bfloat_bits(left)
+            out[part * width + k] = bits
+            left -= bfloat_value(bits)
+
+
+@intrinsic
+def _parts(typing: Any, x: Any, out: Any, stride: Any, vectors: Any) -> Any:
+    """16 * vectors float32 to rows of bfloat16, stride bytes apart."""
+
+    def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
+        def body(i: Value, carried: Sequence[Value]) -> list[Value]:
+            left = load(b, at(b, args[0], b.shl(i, I64(6))), FLOATS, 4)
+            place = at(b, args[1], b.shl(i, I64(5)))
+            for part in range(PARTS):
+                halves = narrow_bf16(b, left)
+                store(b, halves, at(b, place, b.mul(args[2], I64(part))))
+                left = b.fsub(left, widen_bf16(b, halves))
+            return []
+
+        loop(b, args[3], [], body)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), generate
 
 
 @intrinsic

@@ -24,7 +24,7 @@ MODEL = (
     "hidden heads kv_heads head_size padded_head vocab",
     "experts experts_per_token normalise_gates layer_norm gated activation",
     "head norm norm_bias",  # a matrix; offsets in vectors
-    "format kernel f32_kernel affine group",  # of the matrices; for their weights when widened
+    "format kernel f32_kernel affine group parts",  # of the matrices; a kernel for widened ones
     "kv_format kv_wide kv_narrow",  # of keys and values; kernels for 64 outputs and for 16
     "window",  # of the layers that have one
 )
@@ -37,7 +37,8 @@ BATCH = (
 POOL = ("keys values key_scales value_scales",)
 SCRATCH = (
     "x qkv mixed wide gathered width",  # float32 [R, d], [R, (H + 2 G) D], [R, width], [A, width] twice
-    "halves codes scales sums float_sums groups",  # rows encoded for a product: [A, width], [A, groups]
+    # Rows encoded for a product: [A, parts, width], [A, width], [A, groups].
+    "halves codes scales sums float_sums groups",
     "tiles widened",  # float32 [threads, 2, ROW_TILE, TILE_WIDTH], [threads, WIDENED_PANEL, BLOCK]
     "q chunk_scores part part_sums out out_sums tile_rows",  # float32 [threads, tile_rows, ...]
     "half_q half_scores",  # the first two in bfloat16
