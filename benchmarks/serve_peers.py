@@ -102,6 +102,8 @@ class Bench:
     def rows(self, peer: Engine) -> Iterator[tuple[Row, Versions]]:
         """All cells against one peer, each with the versions. Raises PeerError where an engine fails."""
         chosen = self.options.cells
+        with self.worker(LIGHTWORK):
+            pass  # its weights are converted apart, as the peers' files were
         with self.worker(LIGHTWORK) as ours, self.worker(peer) as theirs:
             versions = {LIGHTWORK.name: ours.versions, peer.name: theirs.versions}
             show(" against ".join(_listed(v) for v in versions.values()))
