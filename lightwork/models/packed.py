@@ -1,7 +1,7 @@
 """A model's weights in one block of bytes, in the order and format that the compiled step reads them.
 
 Made once from a checkpoint and kept as a file that later starts map into memory, so that starting is fast
-and several processes share one copy. Small models are made anew each time.
+and several processes share one copy. Tiny models are made anew each time.
 
 d hidden  H query heads  G key-value heads  D head size  F MLP width  V vocabulary
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lightwork.models.weights import Part
 
 KEPT_BYTES = 1 << 20
-"""Models of fewer bytes are packed at each start: it takes less than a second."""
+"""Models of fewer bytes are packed at each start: they are those of tests."""
 LAYOUT_VERSION = 2
 ALIGNMENT = 64
 

@@ -148,7 +148,7 @@ def _passes(b: Builder, e: Emission, rows: Value) -> None:
             with many:
                 _tall(b, last, I64(0), [])
             with few:
-                _pass(b, last, 1, range(e.vectors), (5, 6, 7))
+                _pass(b, last, 1, range(e.vectors), (5, 6, 7), ir.IntType(1)(1))
 
 
 def _pair_shape(rows: int) -> list[tuple[int, int]]:
@@ -174,15 +174,25 @@ def _moved(b: Builder, e: Emission, rows: Value) -> Emission:
 
 def _tall(b: Builder, e: Emission, i: Value, carried: Sequence[Value]) -> list[Value]:
     part = _moved(b, e, b.shl(i, I64(5)))
+    first_rows = b.icmp_signed("==", i, I64(0))
     for first in range(0, e.vectors, 2):
-        _pass(b, part, 2, range(first, min(first + 2, e.vectors)), (6, 7))
+        vectors = range(first, min(first + 2, e.vectors))
+        _pass(b, part, 2, vectors, (6, 7), first_rows if first == 0 else None)
     return []
 
 
 def _pass(
-    b: Builder, e: Emission, row_registers: int, vectors: Sequence[int], weight_registers: Sequence[int]
+    b: Builder,
+    e: Emission,
+    row_registers: int,
+    vectors: Sequence[int],
+    weight_registers: Sequence[int],
+    cold: Value | None,
 ) -> None:
-    """Sums over all inputs (counted in steps) of one or two registers of rows and some vectors of outputs."""
+    """Sums over all inputs (counted in steps) of one or two registers of rows and some vectors of outputs.
+
+    cold: whether the weights are still in memory, so that they are fetched ahead; None: they never are.
+    """
     sums = {(m, v): 2 * m + i for m in range(row_registers) for i, v in enumerate(vectors)}
     sixteen = b.shl(e.out_stride, I64(4))
 
@@ -201,9 +211,10 @@ def _pass(
     def step(i: Value, carried: Sequence[Value]) -> list[Value]:
         here = b.add(e.weights, b.mul(i, I64(row_bytes * STEP // 2)))
         x = b.add(e.x, b.shl(i, I64(6)))
-        if row_registers == 1:  # memory is the bound
-            for line in range(STEP // 2 * e.vectors):
-                prefetch(b, at(b, here, BYTES_AHEAD + 64 * line))
+        if cold is not None:
+            with b.if_then(cold):
+                for line in range(STEP // 2 * e.vectors):
+                    prefetch(b, at(b, here, BYTES_AHEAD + 64 * line))
         for m in range(row_registers):
             _load(b, 4 + m, b.add(x, b.mul(b.shl(e.x_stride, I64(4)), I64(m))), e.x_stride)
         for i_v, v in enumerate(vectors):

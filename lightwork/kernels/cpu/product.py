@@ -45,7 +45,7 @@ TILE_BYTES = 4 * ROW_TILE * TILE_WIDTH
 PANEL = 512
 WIDENED_PANEL = 128
 """Inputs of a panel of weights that are widened once for all rows: 32 KiB, which fit a first-level cache."""
-FEW_ROWS = 16
+FEW_ROWS = 32
 """Up to so many rows go over all inputs of a block at once: they and the block fit in a cache."""
 PLAIN, ADDED, ACTIVATED, GATED = range(4)
 """What becomes of a product: stored, added to what is there, activated, or activated and multiplied with the
