@@ -221,7 +221,7 @@ def _constants(layout: Layout, weights: NDArray[np.uint8], kv_format: int) -> di
         "norm_bias": layout.norm_bias,
         "format": form.code,
         "kernel": tile.kernel(form.code, affine=form.affine),
-        "f32_kernel": tile.kernel(formats.F32),
+        "f32_kernel": tile.kernel(formats.F32) if form.code in (formats.BF16, formats.F16) else 0,
         "affine": form.affine,
         "group": form.group,
         "parts": form.parts,

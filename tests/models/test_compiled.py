@@ -59,17 +59,20 @@ def test_stored_logits_are_those_of_torch(checkpoint: Make, family: str, config:
     model.close()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bfloat16_weights_lose_nothing_in_either_way_of_multiplying(
-    checkpoint: Make, monkeypatch: pytest.MonkeyPatch, family: str
+def test_weights_of_16_bits_lose_nothing_in_any_way_of_multiplying(
+    checkpoint: Make, monkeypatch: pytest.MonkeyPatch, family: str, dtype: str
 ) -> None:
-    """Float32 rows times widened weights, or three bfloat16 rows each; a model of any processor has one."""
-    folder = checkpoint(family, dtype="bfloat16")
+    """Weights widened in registers for few rows and apart for many, with equal bits; three bfloat16 a row."""
+    folder = checkpoint(family, dtype=dtype)
     ways = []
     for matrix in (False, True):
         monkeypatch.setattr(compiled, "host", lambda m=matrix: host()._replace(matrix=m))
         model = load(folder)
         ways.append(logits_of(model))
+        alone = [Steps(model).after([part])[0] for part in PARTS]
+        np.testing.assert_array_equal(np.concatenate(alone), ways[-1])
         model.close()
     assert distance(*ways) < 1e-6
     expected = logits_of(models.load(str(folder)))

@@ -288,7 +288,7 @@ def _multiply(
     k, size = place[INPUTS], place[BLOCK_BYTES]
     w = t.weights + place[OFFSET] + block * size
     few = rows <= FEW_ROWS
-    widened = rows >= MANY_ROWS and (t.format == BF16 or t.format == F16)
+    widened = rows >= MANY_ROWS and t.f32_kernel != 0
     panel = k if few else min(k, WIDENED_PANEL if widened else PANEL)
     at = 0
     while at < k:

@@ -188,14 +188,14 @@ def to_bfloat16(x: Any, out: Any) -> None:
 def to_bfloat16_parts(x: Any, out: Any) -> None:
     """A row as three rows of bfloat16, each the nearest to what is left: their sum has all bits of x.
 
-    out: the rows one after the other; what follows x in each becomes 0.
+    out: the rows one after the other. In each, an even number is written: after an odd x a 0.
     """
     size, width = x.shape[0], out.shape[0] // PARTS
     whole = size // LANES
     if whole:
         _parts(x.ctypes.data, out.ctypes.data, 2 * width, whole)
     for part in range(PARTS):
-        out[part * width + whole * LANES : (part + 1) * width] = 0
+        out[part * width + whole * LANES : part * width + size + size % 2] = 0
     for k in range(whole * LANES, size):
         left = x[k]
         for part in range(PARTS):

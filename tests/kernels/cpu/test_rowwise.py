@@ -35,7 +35,8 @@ def test_three_bfloat16_are_a_float32(size: int) -> None:
         parts = np.full((PARTS, 48), 0xA5A5, np.uint16)
         split(x, parts.reshape(-1))
         np.testing.assert_array_equal(bfloat16(parts).sum(0)[:size], x)
-        assert not parts[:, size:].any()
+        assert not parts[:, size : size + size % 2].any()
+        assert (parts[:, size + size % 2 :] == 0xA5A5).all()
 
 
 @pytest.mark.parametrize("size", [7, 64, 100])
