@@ -26,8 +26,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test writes to the user's home; processes that tests start do not either."""
+def own_home(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[None]:
+    """No test writes to the user's home; processes that tests start do not either.
+
+    Compiled code is kept between runs of the tests, by what it was compiled from.
+    """
+    home = tmp_path_factory.mktemp("home")
+    (home / "code").symlink_to(pytestconfig.cache.mkdir("code"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIGHTWORK_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("LIGHTWORK_HOME", str(home))
         yield

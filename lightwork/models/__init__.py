@@ -104,11 +104,12 @@ def load_compiled(uri: str, *, precision: Precision, progress: Progress | None =
     folder = resolve(uri)
     try:
         from lightwork.models.compiled import open_compiled
+
+        return open_compiled(folder, precision, progress)
     except ModuleNotFoundError as error:
         if error.name not in ("numba", "llvmlite"):
             raise
         raise MissingExtraError("numba", "cpu") from error
-    return open_compiled(folder, precision, progress)
 
 
 def import_models() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import gcd
 from pathlib import Path
@@ -18,12 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightwork.errors import CheckpointError, InvariantError
-from lightwork.kernels.cpu import attention, formats, pages, step, tile
+from lightwork.kernels.cpu import entries, formats
 from lightwork.kernels.cpu.formats import MatrixFormat
 from lightwork.kernels.cpu.isa import Isa, host
-from lightwork.kernels.cpu.product import ROW_TILE, TILE_WIDTH, WIDENED_PANEL
-from lightwork.kernels.cpu.rowwise import ACTIVATIONS
-from lightwork.kernels.cpu.state import CACHE_LINE, State, zeros
+from lightwork.kernels.cpu.state import (
+    ACTIVATIONS,
+    CACHE_LINE,
+    CHUNK,
+    CHUNK_PAGES,
+    MAX_TILE_ROWS,
+    PHASES_PER_LAYER,
+    PLAN_COLUMNS,
+    ROW_TILE,
+    RUNS_PER_THREAD,
+    TILE_WIDTH,
+    WIDENED_PANEL,
+    State,
+    zeros,
+)
 from lightwork.kernels.cpu.team import Team
 from lightwork.kernels.rows import Rows
 from lightwork.models.checkpoint import Progress, Source, open_checkpoint
@@ -65,11 +77,23 @@ class CompiledKV:
     def copy(self, src: Sequence[int], dst: Sequence[int]) -> None:
         """Copy slots, in all layers, one after the other in the order given."""
         for one, other in zip(src, dst, strict=True):
-            pages.copy_token(self.keys, self.values, one, other, self.keys.dtype == np.uint16)
-            if self.keys.dtype == np.int8:
-                for scales in (self.key_scales, self.value_scales):
-                    from_page, to_page = one // formats.PAGE, other // formats.PAGE
-                    scales[to_page, :, :, other % formats.PAGE] = scales[from_page, :, :, one % formats.PAGE]
+            for numbers, copied in zip(self._of_slot(one), self._of_slot(other), strict=True):
+                copied[:] = numbers
+
+    def _of_slot(self, slot: int) -> Iterator[NDArray[Any]]:
+        """All that is kept of a slot, as views. How pages are laid out is said in kernels/cpu/pages.py."""
+        page, k = divmod(slot, formats.PAGE)
+        pair = 2 if self.keys.dtype == np.uint16 else 1
+        keys, values = self.keys[page], self.values[page]
+        yield keys.reshape(*keys.shape[:2], -1, formats.PAGE, pair)[..., k, :]
+        wide = values.shape[2] // (64 * formats.PAGE) * 64 * formats.PAGE
+        for part, width in ((values[..., :wide], 64), (values[..., wide:], 16)):
+            yield part.reshape(*part.shape[:2], -1, formats.PAGE // pair, width, pair)[
+                ..., k // pair, :, k % pair
+            ]
+        if self.keys.dtype == np.int8:
+            yield self.key_scales[page, ..., k]
+            yield self.value_scales[page, ..., k]
 
 
 class CompiledModel:
@@ -111,9 +135,9 @@ class CompiledModel:
     def set_threads(self, num_threads: int) -> None:
         """Threads that compute a step."""
         self.close()
-        self._team = Team(num_threads, self.spec.num_layers * step.PHASES_PER_LAYER + 8)
+        self._team = Team(num_threads, self.spec.num_layers * PHASES_PER_LAYER + 8)
         self._buffers.threads = num_threads
-        self._team.employ(step.run, self._state)
+        self._team.employ(entries.run, self._state)
 
     def warm_up(self) -> None:
         """Compile the step if it was not kept from an earlier start, and run it once."""
@@ -134,7 +158,7 @@ class CompiledModel:
         self._check(rows, kv)
         self._use(kv)
         self._buffers.fill(rows)
-        step.run(0, self._state.record)
+        entries.run(0, self._state.address)
         return self._buffers.logits[: len(rows.scored)]
 
     def _use(self, kv: CompiledKV) -> None:
@@ -156,9 +180,9 @@ class CompiledModel:
         self._use(kv)
         self._buffers.fill(rows)
         assert self._team is not None
-        self._team.employ(step.attend_alone, self._state)
-        step.attend_alone(0, self._state.record)
-        return lambda: step.attend_alone(0, self._state.record)
+        self._team.employ(entries.attend_alone, self._state)
+        entries.attend_alone(0, self._state.address)
+        return lambda: entries.attend_alone(0, self._state.address)
 
     def _check(self, rows: Rows, kv: CompiledKV) -> None:
         # A row reads the blocks up to its own: the first that is missing is the end of what it may read.
@@ -220,14 +244,14 @@ def _constants(layout: Layout, weights: NDArray[np.uint8], kv_format: int) -> di
         "norm": layout.norm,
         "norm_bias": layout.norm_bias,
         "format": form.code,
-        "kernel": tile.kernel(form.code, affine=form.affine),
-        "f32_kernel": tile.kernel(formats.F32) if form.code in (formats.BF16, formats.F16) else 0,
+        "kernel": entries.kernel(form.code, affine=form.affine),
+        "f32_kernel": entries.kernel(formats.F32) if form.code in (formats.BF16, formats.F16) else 0,
         "affine": form.affine,
         "group": form.group,
         "parts": form.parts,
         "kv_format": kv_format,
-        "kv_wide": tile.kernel(kv_format),
-        "kv_narrow": tile.kernel(kv_format, vectors=1),
+        "kv_wide": entries.kernel(kv_format),
+        "kv_narrow": entries.kernel(kv_format, vectors=1),
         "window": (spec.sliding_window or 0) if spec.windowed else 0,
     }
 
@@ -247,7 +271,7 @@ def open_compiled(folder: Path, precision: Precision, progress: Progress | None)
     generation = read_json(folder, "generation_config.json", optional=True)
     if progress is not None:
         progress("compile", 0, 0)  # half a minute, once for a machine and version
-    step.prepare()
+    entries.run.prepare()
     # The compiler leaves a million objects behind: walking them would stop a step for 40 ms now and then.
     gc.collect()
     gc.freeze()
@@ -333,8 +357,8 @@ class Buffers:
             **_batch_arrays(rows, scored, seqs, pages),
             **_row_arrays(self._spec, self._form, rows, assigned, scored),
             **_thread_arrays(self._spec, threads, pages),
-            plan=np.zeros((rows + 1, attention.COLUMNS), np.int64),
-            windowed_plan=np.zeros((rows + 1, attention.COLUMNS), np.int64),
+            plan=np.zeros((rows + 1, PLAN_COLUMNS), np.int64),
+            windowed_plan=np.zeros((rows + 1, PLAN_COLUMNS), np.int64),
         )
 
 
@@ -387,8 +411,8 @@ def _row_arrays(spec: ModelSpec, form: MatrixFormat, rows: int, assigned: int, s
 
 def _thread_arrays(spec: ModelSpec, threads: int, pages: int) -> dict[str, Any]:
     """What each thread works in, and the partials of heads that are cut."""
-    most = max(attention.MAX_TILE_ROWS, spec.num_heads // spec.num_kv_heads)
-    padded, chunks = _padded(spec.head_size), -(-pages // attention.CHUNK_PAGES)
+    most = max(MAX_TILE_ROWS, spec.num_heads // spec.num_kv_heads)
+    padded, chunks = _padded(spec.head_size), -(-pages // CHUNK_PAGES)
 
     def floats(*size: int) -> NDArray[np.float32]:
         return zeros((threads, *size))
@@ -397,15 +421,15 @@ def _thread_arrays(spec: ModelSpec, threads: int, pages: int) -> dict[str, Any]:
         "tiles": floats(2, ROW_TILE, TILE_WIDTH),
         "widened": floats(WIDENED_PANEL, formats.BLOCK),
         "q": floats(most, padded),
-        "chunk_scores": floats(most, attention.CHUNK),
+        "chunk_scores": floats(most, CHUNK),
         "half_q": zeros((threads, most, padded), np.uint16),
-        "half_scores": zeros((threads, most, attention.CHUNK), np.uint16),
+        "half_scores": zeros((threads, most, CHUNK), np.uint16),
         "part": floats(most, padded),
         "part_sums": floats(most, 2),
         "out": floats(most, padded),
         "out_sums": floats(most, 2),
         "tile_rows": most,
-        "partials": np.empty((threads * step.RUNS_PER_THREAD, chunks, most, padded + 2), np.float32),
+        "partials": np.empty((threads * RUNS_PER_THREAD, chunks, most, padded + 2), np.float32),
         "chunks": chunks,
         "expert_scores": floats(max(1, spec.num_experts)),
     }

@@ -14,15 +14,68 @@ from numpy.typing import NDArray
 
 from lightwork.errors import CheckpointError
 from lightwork.kernels.cpu.formats import BF16, BF16_DOT, F16, MatrixFormat
-from lightwork.kernels.cpu.pack import Coded, narrow, quantise
-from lightwork.models.checkpoint import Source
+from lightwork.kernels.cpu.pack import Coded, narrow, pack, quantise
+from lightwork.models import import_models
+from lightwork.models.checkpoint import Progress, Source
 from lightwork.models.codes import Codes
 
 if TYPE_CHECKING:
-    from lightwork.models.weights import Named
+    from lightwork.models.packed import Layout
+    from lightwork.models.weights import Named, Part
 
 LARGEST = 65504.0
 """The largest float16, the type of scales."""
+
+
+class Writer:
+    """Fills the bytes of a layout from a checkpoint's tensors."""
+
+    def __init__(
+        self, layout: Layout, blob: NDArray[np.uint8], checkpoint: Source, progress: Progress | None
+    ) -> None:
+        self._layout = layout
+        self._blob = blob
+        self._checkpoint = checkpoint
+        self._progress = progress
+        self._done = 0
+
+    def write(self) -> None:
+        import_models()
+        from lightwork.models.weights import MATRICES, each_part
+
+        layout = self._layout
+        for part in each_part(layout.spec):
+            place = layout.place(part.layer, part.name)
+            if part.name == "head" or part.name in MATRICES:
+                self._matrices(place, part)
+                continue
+            tensors = [self._checkpoint.get(*named) for named in part.tensors]
+            if part.name == "embed":
+                self._put(place, _embedding(tensors[0], layout.embed_bytes))
+            else:
+                self._put(4 * place, np.concatenate([floats(tensor) for tensor in tensors]))
+        self._checkpoint.check_all_read()
+
+    def _matrices(self, first: int, part: Part) -> None:
+        """Queries, keys and values are one matrix; gate, up and experts are matrices of their own."""
+        form = self._layout.form
+        alone = ([named] for named in part.tensors)
+        for i, tensors in enumerate([list(part.tensors)] if part.name == "qkv" else alone):
+            offset, blocks, _, block = self._layout.matrices[first + i]
+            into = self._blob[offset : offset + blocks * block]
+            whole = matrix(self._checkpoint, tensors, form, part.transposed)
+            pack(whole, into, form, os.cpu_count() or 1)
+            self._tell(into.nbytes)
+
+    def _put(self, offset: int, values: NDArray[Any]) -> None:
+        flat = values.reshape(-1).view(np.uint8)
+        self._blob[offset : offset + flat.nbytes] = flat
+        self._tell(flat.nbytes)
+
+    def _tell(self, nbytes: int) -> None:
+        self._done += nbytes
+        if self._progress is not None:
+            self._progress("convert", min(self._done, self._layout.nbytes), self._layout.nbytes)
 
 
 def matrix(
@@ -99,3 +152,11 @@ def _check_range(name: str, numbers: NDArray[Any], fix: str) -> None:
             expected=f"numbers of at most {LARGEST:.0f}",
             fix=fix,
         )
+
+
+def _embedding(tensor: Any, nbytes: int) -> NDArray[Any]:
+    import torch
+
+    if nbytes == 4:
+        return floats(tensor)
+    return np.ascontiguousarray(tensor.view(torch.uint16).numpy())

@@ -15,21 +15,16 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.kernels.cpu import step
+from lightwork.home import home, keep
+from lightwork.kernels.cpu import state
 from lightwork.kernels.cpu.formats import MatrixFormat
-from lightwork.kernels.cpu.pack import pack
 from lightwork.kernels.cpu.state import zeros
-from lightwork.models import convert, import_models
 from lightwork.models.checkpoint import Progress, Source
 from lightwork.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from lightwork.models.weights import Part
 
 KEPT_BYTES = 1 << 20
 """Models of fewer bytes are packed at each start: they are those of tests."""
@@ -39,7 +34,7 @@ ALIGNMENT = 64
 
 @dataclass(slots=True)
 class Layout:
-    """Where everything lies. layers, matrices: as step.Model wants them.
+    """Where everything lies. layers, matrices: as the record of state.py has them.
 
     embed_half: the embedding is float32 (-1), bfloat16 (0) or float16 (1). embed, head, positions, norm,
     norm_bias: an offset in bytes, a matrix, and offsets in floats (-1: none).
@@ -67,7 +62,7 @@ class Layout:
         self.embed = self._take(spec.vocab_size * d * self.embed_bytes)
         if spec.position == "learned":
             self.positions = self._floats(spec.max_len * d)
-        self.layers = np.full((spec.num_layers, step.NUM_COLUMNS), -1, np.int64)
+        self.layers = np.full((spec.num_layers, state.LAYER_COLUMNS), -1, np.int64)
         for number in range(spec.num_layers):
             self._lay_out(self.layers[number], number)
         self.norm = self._floats(d)
@@ -79,33 +74,33 @@ class Layout:
         """Of a weight, named as in weights.Part: the number of a matrix, else an offset."""
         if layer < 0:
             return int(getattr(self, name))
-        return int(self.layers[layer][getattr(step, name.upper())])
+        return int(self.layers[layer][getattr(state, name.upper())])
 
     def _lay_out(self, at: NDArray[np.int64], number: int) -> None:
         spec, d, size = self.spec, self.spec.hidden_size, self.spec.head_size
         width = (spec.num_heads + 2 * spec.num_kv_heads) * size
         experts = spec.num_experts if number in spec.moe else 1
         ffn = spec.ffn_size if number in spec.moe else spec.dense_ffn_size or spec.ffn_size
-        at[step.WINDOW], at[step.FFN] = spec.window(number) or 0, ffn
-        at[step.NORM1], at[step.NORM2] = self._floats(d), self._floats(d)
+        at[state.WINDOW], at[state.FFN] = spec.window(number) or 0, ffn
+        at[state.NORM1], at[state.NORM2] = self._floats(d), self._floats(d)
         optional = {
-            step.NORM1_BIAS: d if spec.norm == "layer" else 0,
-            step.NORM2_BIAS: d if spec.norm == "layer" else 0,
-            step.QKV_BIAS: width if spec.qkv_bias else 0,
-            step.Q_NORM: size if spec.qk_norm else 0,
-            step.K_NORM: size if spec.qk_norm else 0,
-            step.OUT_BIAS: d if spec.out_bias else 0,
-            step.UP_BIAS: ffn * (2 if spec.gated else 1) if spec.mlp_bias else 0,
-            step.DOWN_BIAS: d if spec.mlp_bias else 0,
-            step.ROUTER: experts * d if number in spec.moe else 0,
+            state.NORM1_BIAS: d if spec.norm == "layer" else 0,
+            state.NORM2_BIAS: d if spec.norm == "layer" else 0,
+            state.QKV_BIAS: width if spec.qkv_bias else 0,
+            state.Q_NORM: size if spec.qk_norm else 0,
+            state.K_NORM: size if spec.qk_norm else 0,
+            state.OUT_BIAS: d if spec.out_bias else 0,
+            state.UP_BIAS: ffn * (2 if spec.gated else 1) if spec.mlp_bias else 0,
+            state.DOWN_BIAS: d if spec.mlp_bias else 0,
+            state.ROUTER: experts * d if number in spec.moe else 0,
         }
         for column, floats in optional.items():
             if floats:
                 at[column] = self._floats(floats)
-        at[step.QKV] = self._matrices(1, width, d)
-        at[step.OUT] = self._matrices(1, d, spec.num_heads * size)
-        at[step.UP] = self._matrices(experts * (2 if spec.gated else 1), ffn, d)
-        at[step.DOWN] = self._matrices(experts, d, ffn)
+        at[state.QKV] = self._matrices(1, width, d)
+        at[state.OUT] = self._matrices(1, d, spec.num_heads * size)
+        at[state.UP] = self._matrices(experts * (2 if spec.gated else 1), ffn, d)
+        at[state.DOWN] = self._matrices(experts, d, ffn)
 
     def _matrices(self, count: int, outputs: int, inputs: int) -> int:
         """Places for equal matrices; returns the number of the first."""
@@ -123,65 +118,6 @@ class Layout:
         at = self.nbytes
         self.nbytes += -(-nbytes // ALIGNMENT) * ALIGNMENT
         return at
-
-
-class _Writer:
-    """Fills the bytes of a layout from a checkpoint's tensors."""
-
-    def __init__(
-        self, layout: Layout, blob: NDArray[np.uint8], checkpoint: Source, progress: Progress | None
-    ) -> None:
-        self._layout = layout
-        self._blob = blob
-        self._checkpoint = checkpoint
-        self._progress = progress
-        self._done = 0
-
-    def write(self) -> None:
-        import_models()
-        from lightwork.models.weights import MATRICES, each_part
-
-        layout = self._layout
-        for part in each_part(layout.spec):
-            place = layout.place(part.layer, part.name)
-            if part.name == "head" or part.name in MATRICES:
-                self._matrices(place, part)
-                continue
-            tensors = [self._checkpoint.get(*named) for named in part.tensors]
-            if part.name == "embed":
-                self._put(place, _embedding(tensors[0], layout.embed_bytes))
-            else:
-                self._put(4 * place, np.concatenate([convert.floats(tensor) for tensor in tensors]))
-        self._checkpoint.check_all_read()
-
-    def _matrices(self, first: int, part: Part) -> None:
-        """Queries, keys and values are one matrix; gate, up and experts are matrices of their own."""
-        form = self._layout.form
-        alone = ([named] for named in part.tensors)
-        for i, tensors in enumerate([list(part.tensors)] if part.name == "qkv" else alone):
-            offset, blocks, _, block = self._layout.matrices[first + i]
-            into = self._blob[offset : offset + blocks * block]
-            whole = convert.matrix(self._checkpoint, tensors, form, part.transposed)
-            pack(whole, into, form, os.cpu_count() or 1)
-            self._tell(into.nbytes)
-
-    def _put(self, offset: int, values: NDArray[Any]) -> None:
-        flat = values.reshape(-1).view(np.uint8)
-        self._blob[offset : offset + flat.nbytes] = flat
-        self._tell(flat.nbytes)
-
-    def _tell(self, nbytes: int) -> None:
-        self._done += nbytes
-        if self._progress is not None:
-            self._progress("convert", min(self._done, self._layout.nbytes), self._layout.nbytes)
-
-
-def _embedding(tensor: Any, nbytes: int) -> NDArray[Any]:
-    import torch
-
-    if nbytes == 4:
-        return convert.floats(tensor)
-    return np.ascontiguousarray(tensor.view(torch.uint16).numpy())
 
 
 def packed_bytes(layout: Layout, checkpoint: Source, progress: Progress | None = None) -> NDArray[np.uint8]:
@@ -209,45 +145,29 @@ def packed_bytes(layout: Layout, checkpoint: Source, progress: Progress | None =
     return np.frombuffer(mapped, np.uint8)
 
 
-def home() -> Path:
-    """Where lightwork keeps files between runs."""
-    return Path(os.environ.get("LIGHTWORK_HOME") or Path.home() / ".cache" / "lightwork")
-
-
 def _in_memory(layout: Layout, checkpoint: Source, progress: Progress | None) -> NDArray[np.uint8]:
     blob = zeros(layout.nbytes, np.uint8)
-    _Writer(layout, blob, checkpoint, progress).write()
+    _fill(layout, blob, checkpoint, progress)
     blob.flags.writeable = False
     return blob
 
 
+def _fill(layout: Layout, blob: NDArray[np.uint8], checkpoint: Source, progress: Progress | None) -> None:
+    from lightwork.models.convert import Writer  # stands on torch and numba, which later starts do without
+
+    Writer(layout, blob, checkpoint, progress).write()
+
+
 def _write_file(kept: Path, layout: Layout, checkpoint: Source, progress: Progress | None) -> None:
-    """Written beside its place and renamed, so that a file of this name is always whole."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    for left in kept.parent.glob(f"{kept.stem}.*.part"):
-        if not _is_running(int(left.suffixes[0][1:])):  # its process was killed
-            left.unlink(missing_ok=True)
-    part = kept.with_suffix(f".{os.getpid()}.part")
-    try:
+    def write(part: Path) -> None:
         with part.open("w+b") as file:
             os.posix_fallocate(file.fileno(), 0, layout.nbytes)
             # Left to the collector: closed after an error, while arrays still look at it, it would hide that.
             mapped = mmap.mmap(file.fileno(), layout.nbytes)
-        _Writer(layout, np.frombuffer(mapped, np.uint8), checkpoint, progress).write()
+        _fill(layout, np.frombuffer(mapped, np.uint8), checkpoint, progress)
         mapped.flush()
-        part.replace(kept)
-    finally:
-        part.unlink(missing_ok=True)
 
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    keep(kept, write)
 
 
 def _key(layout: Layout, files: Iterable[Path]) -> str:

@@ -21,21 +21,26 @@ import numpy as np
 from lightwork.kernels.cpu.compiled import compiled
 from lightwork.kernels.cpu.formats import BF16_DOT, INT8, PAGE
 from lightwork.kernels.cpu.pages import bytes_per_number, page_of
+from lightwork.kernels.cpu.primitives import bits_at, copy, floats, int32s, int_at, ints, multiply, shorts
 from lightwork.kernels.cpu.rowwise import exp2, to_bfloat16
 from lightwork.kernels.cpu.softmax import HIDDEN, fetch, hide, weigh_floats, weigh_halves
-from lightwork.kernels.cpu.state import bits_at, floats, int32s, int_at, ints, shorts
-from lightwork.kernels.cpu.tile import multiply
-
-CHUNK_PAGES = 4
-CHUNK = PAGE * CHUNK_PAGES
-MAX_TILE_ROWS = 64
+from lightwork.kernels.cpu.state import (
+    CHUNK,
+    CHUNK_PAGES,
+    FIRST_CHUNK,
+    FIRST_ROW,
+    MAX_TILE_ROWS,
+    NUM_CHUNKS,
+    NUM_ROWS,
+    PLAN_COLUMNS,
+    SEQ,
+    UNITS_BEFORE,
+)
 
 FEW_ROWS, PART = 8, 32
 """Up to so many rows a page is streamed, so many of its inputs at a time, while the next one is fetched.
 
 A part of bfloat16 begins where a product of matrix registers begins (amx.py)."""
-
-SEQ, FIRST_ROW, NUM_ROWS, FIRST_CHUNK, NUM_CHUNKS, UNITS_BEFORE, COLUMNS = range(7)
 
 
 # -- who sees what
@@ -108,7 +113,7 @@ def plan_tiles(t: Any, window: int, plan: int) -> tuple[int, int]:
             oldest = max(0, first - window + 1)
         first_chunk = min(oldest, index[row]) // CHUNK
         chunks = index[last] // CHUNK + 1 - first_chunk
-        tile = ints(plan + 8 * COLUMNS * count, COLUMNS)
+        tile = ints(plan + 8 * PLAN_COLUMNS * count, PLAN_COLUMNS)
         tile[SEQ], tile[FIRST_ROW], tile[NUM_ROWS] = seqs[row], row, last + 1 - row
         tile[FIRST_CHUNK], tile[NUM_CHUNKS], tile[UNITS_BEFORE] = first_chunk, chunks, units
         units += t.kv_heads * chunks
@@ -123,11 +128,11 @@ def find(plan: int, count: int, unit: int) -> tuple[Any, int, int]:
     low, high = 0, count - 1
     while low < high:
         middle = (low + high + 1) // 2
-        if int_at(plan, COLUMNS * middle + UNITS_BEFORE) <= unit:
+        if int_at(plan, PLAN_COLUMNS * middle + UNITS_BEFORE) <= unit:
             low = middle
         else:
             high = middle - 1
-    tile = ints(plan + 8 * COLUMNS * low, COLUMNS)
+    tile = ints(plan + 8 * PLAN_COLUMNS * low, PLAN_COLUMNS)
     head = (unit - tile[UNITS_BEFORE]) // tile[NUM_CHUNKS]
     return tile, head, tile[UNITS_BEFORE] + head * tile[NUM_CHUNKS]
 
@@ -411,8 +416,8 @@ def attend_run(
                     _merge_row(t, thread, i, part, part_sums)
                 else:
                     kept = _kept(t, _first_cut_after(start, units, runs), chunk, i)
-                    floats(kept, t.padded_head)[:] = floats(part, t.padded_head)
-                    floats(kept + 4 * t.padded_head, 2)[:] = floats(part_sums, 2)
+                    copy(floats(part, t.padded_head), floats(kept, t.padded_head))
+                    copy(floats(part_sums, 2), floats(kept + 4 * t.padded_head, 2))
         if whole:
             _store_result(t, thread, tile, head)
         unit = last

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 from importlib import import_module
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import llvmlite.binding as llvm
+from llvmlite import ir
 
-from lightwork.kernels.cpu.vectors import FLOAT, HALF, I16, I32, Builder, Value
+from lightwork.kernels.cpu.machine_code import ENTRY, assemble
+from lightwork.kernels.cpu.vectors import FLOAT, HALF, I16, I32, I64, Builder, Value
 
 numba: Any = import_module("numba")
 types: Any = import_module("numba.core.types")
@@ -34,37 +34,26 @@ def summing(fn: F) -> F:
     return cast(F, numba.njit(nogil=True, error_model="numpy", fastmath=flags)(fn))
 
 
-def stamped(fn: F) -> F:
-    """Compile once for this machine: kept on disk until any file of this folder changes.
-
-    numba alone looks only at the file of the function itself, not at what it calls.
-    """
-    made: Any = numba.njit(nogil=True, error_model="numpy", cache=True)(fn)
-    digest = sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    made._cache._cache_file._source_stamp = digest.hexdigest()
-    return cast(F, made)
-
-
-_kept: list[Any] = []
-"""Engines whose code is in use."""
-
-
-def compile_module(module: Any, name: str) -> int:
-    """Compile LLVM IR for this processor; the address of one of its functions, valid for the process."""
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
-    )
-    parsed = llvm.parse_assembly(str(module))
-    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
-    passes.getModulePassManager().run(parsed, passes)
-    engine = llvm.create_mcjit_compiler(parsed, machine)
-    engine.finalize_object()
-    _kept.append(engine)
-    return int(engine.get_function_address(name))
+def machine_code(module: str, function: str, num_args: int) -> bytes:
+    """The object file of a compiled function of int64s that allocates nothing and raises nothing."""
+    made = getattr(import_module(module), function)
+    signature = (types.int64,) * num_args
+    made.compile(signature)
+    # numba's functions take a place for a result and one for an error, and return whether there was one.
+    entry = ir.Module(name=ENTRY)
+    pointer = I64.as_pointer()
+    kind = ir.FunctionType(I32, [pointer, pointer, *[I64] * num_args])
+    inner = ir.Function(entry, kind, made.overloads[signature].fndesc.llvm_func_name)
+    outer = ir.Function(entry, ir.FunctionType(ir.VoidType(), [I64] * num_args), ENTRY)
+    b = ir.IRBuilder(outer.append_basic_block())
+    b.call(inner, [b.alloca(I64), b.alloca(I64), *outer.args])
+    b.ret_void()
+    # Views have no owner whose users are counted: this is never called, but numba's code mentions it.
+    counted = ir.Function(entry, ir.FunctionType(ir.VoidType(), [pointer]), "NRT_MemInfo_call_dtor")
+    ir.IRBuilder(counted.append_basic_block()).ret_void()
+    whole = llvm.parse_assembly(made.inspect_llvm(signature))
+    whole.link_in(llvm.parse_assembly(str(entry)))
+    return assemble(str(whole))
 
 
 @intrinsic

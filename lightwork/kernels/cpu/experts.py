@@ -29,9 +29,10 @@ def choose_experts(x: Any, router: Any, scores: Any, normalise: bool, chosen: An
     Gates are the router's probabilities; normalised to sum to 1 over the chosen if asked.
     """
     size = x.shape[0]
+    most, total, kept = np.float32(-np.inf), np.float32(0), np.float32(0)
     for e in range(scores.shape[0]):
         scores[e] = _score(x, router[e * size : (e + 1) * size])
-    most, total, kept = scores.max(), np.float32(0), np.float32(0)
+        most = max(most, scores[e])
     for e in range(scores.shape[0]):
         scores[e] = exp2((scores[e] - most) * LOG2_E)
         total += scores[e]

@@ -15,8 +15,8 @@ import numpy as np
 
 from lightwork.kernels.cpu.compiled import compiled, summing
 from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
+from lightwork.kernels.cpu.primitives import floats, int32s, shorts, signed_bytes
 from lightwork.kernels.cpu.rowwise import to_bfloat16
-from lightwork.kernels.cpu.state import floats, int32s, shorts, signed_bytes
 
 
 @compiled
@@ -74,12 +74,6 @@ def store_token(t: Any, layer: int, slot: int, head: int, key: Any, value: Any) 
 
 
 @compiled
-def key_place(d: int, k: int, pairs: bool) -> int:
-    """Where number d of the key of token k of a page is, in its head."""
-    return (d // 2 * PAGE + k) * 2 + d % 2 if pairs else d * PAGE + k
-
-
-@compiled
 def value_place(d: int, k: int, width: int, pairs: bool) -> int:
     """Where number d of the value of token k of a page is, in its head of padded size `width`."""
     block, wide = d // 64 * 64, 64
@@ -96,18 +90,3 @@ def _byte_scale(x: Any) -> Any:
     for d in range(x.shape[0]):
         most = max(most, abs(x[d]))
     return most / np.float32(127) if most > 0 else np.float32(1)
-
-
-@compiled
-def copy_token(keys: Any, values: Any, src: int, dst: int, pairs: bool) -> None:
-    """Copy a token from slot to slot, in all layers and heads. keys, values: [pages, L, G, size * 64]."""
-    size, width = keys.shape[3] // PAGE, values.shape[3] // PAGE
-    for layer in range(keys.shape[1]):
-        for head in range(keys.shape[2]):
-            one, other = keys[src // PAGE, layer, head], keys[dst // PAGE, layer, head]
-            for d in range(size):
-                other[key_place(d, dst % PAGE, pairs)] = one[key_place(d, src % PAGE, pairs)]
-            one, other = values[src // PAGE, layer, head], values[dst // PAGE, layer, head]
-            for d in range(width):
-                to = value_place(d, dst % PAGE, width, pairs)
-                other[to] = one[value_place(d, src % PAGE, width, pairs)]

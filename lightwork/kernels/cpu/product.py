@@ -24,6 +24,7 @@ from lightwork.kernels.cpu.formats import (
     F32,
     PARTS,
 )
+from lightwork.kernels.cpu.primitives import floats, int32s, int_at, ints, multiply, shorts, signed_bytes
 from lightwork.kernels.cpu.rowwise import (
     activate,
     group_sums,
@@ -32,26 +33,29 @@ from lightwork.kernels.cpu.rowwise import (
     to_bytes,
     widen,
 )
-from lightwork.kernels.cpu.state import floats, int32s, int_at, ints, shorts, signed_bytes
-from lightwork.kernels.cpu.team import take
-from lightwork.kernels.cpu.tile import multiply
+from lightwork.kernels.cpu.sharing import take
+from lightwork.kernels.cpu.state import (
+    BLOCK_BYTES,
+    BLOCKS,
+    BLOCKS_TOGETHER,
+    INPUTS,
+    MATRIX_COLUMNS,
+    OFFSET,
+    ROW_TILE,
+    TILE_BYTES,
+    TILE_WIDTH,
+    WIDENED_PANEL,
+)
 
-ROW_TILE = 192
-BLOCKS_TOGETHER = 4
 MANY_ROWS = 64
 """From so many rows on, weights of 16 bits are widened apart: with fewer, memory would idle meanwhile."""
-TILE_WIDTH = 64 * BLOCKS_TOGETHER
-TILE_BYTES = 4 * ROW_TILE * TILE_WIDTH
 PANEL = 512
-WIDENED_PANEL = 128
-"""Inputs of a panel of weights that are widened once for all rows: 32 KiB, which fit a first-level cache."""
 FEW_ROWS = 32
 """Up to so many rows go over all inputs of a block at once: they and the block fit in a cache."""
 PLAIN, ADDED, ACTIVATED, GATED = range(4)
 """What becomes of a product: stored, added to what is there, activated, or activated and multiplied with the
 product of the following matrix."""
 
-OFFSET, BLOCKS, INPUTS, BLOCK_BYTES = range(4)
 ITEMS_PER_THREAD, PIECES_PER_THREAD = 4, 32
 """Blocks are taken together while so many items are left for each thread; items in so many pieces."""
 
@@ -79,7 +83,9 @@ def encode(t: Any, buffer: int, r: int, size: int) -> None:
         to_bytes(row, t.group, codes, floats(t.scales + at, groups), int32s(t.sums + at, groups))
     elif t.format == CODE8 or t.format == CODE4:
         groups = (size + t.group - 1) // t.group
-        row_of(t, buffer, r, groups * t.group)[size:] = 0
+        rest = row_of(t, buffer, r, groups * t.group)
+        for k in range(size, groups * t.group):
+            rest[k] = 0
         if t.affine:
             group_sums(row, t.group, floats(t.float_sums + 4 * r * t.groups, groups))
 
@@ -186,7 +192,7 @@ def product_phase(
     matrix: of the first expert; each has one, or two if GATED. bias: offset in vectors, or -1.
     out: float32 rows of out_width, of which `outputs` numbers are written.
     """
-    blocks = int_at(t.matrices, 4 * matrix + BLOCKS)
+    blocks = int_at(t.matrices, MATRIX_COLUMNS * matrix + BLOCKS)
     row_tile = ROW_TILE // t.parts
     row_tiles = (int_at(starts, experts) + row_tile - 1) // row_tile
     together = max(1, min(BLOCKS_TOGETHER, experts * blocks * row_tiles // (t.threads * ITEMS_PER_THREAD)))
@@ -284,7 +290,7 @@ def _multiply(
 
     Weights of 16 bits that are multiplied as float32 are widened once for many rows; the sums stay the same.
     """
-    place = ints(t.matrices + 8 * 4 * matrix, 4)
+    place = ints(t.matrices + 8 * MATRIX_COLUMNS * matrix, MATRIX_COLUMNS)
     k, size = place[INPUTS], place[BLOCK_BYTES]
     w = t.weights + place[OFFSET] + block * size
     few = rows <= FEW_ROWS

@@ -51,7 +51,6 @@ from lightwork.kernels.cpu.vectors import (
 )
 
 LOG2_E = np.float32(1.4426950408889634)
-ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 SILU, GELU, GELU_NEW, GELU_TANH, RELU = range(5)
 
 EXP2 = tuple(np.log(2.0) ** i / np.prod(np.arange(1.0, i + 1)) for i in range(7))
@@ -154,7 +153,7 @@ def rotate(x: Any, cosines: Any, sines: Any) -> None:
 
 @compiled
 def activate(kind: int, x: Any, out: Any) -> None:
-    """out = activation(x), by the names of ACTIVATIONS."""
+    """out = activation(x), by their order in state.ACTIVATIONS."""
     one = np.float32(1)
     if kind == SILU:
         for k in range(x.shape[0]):
@@ -195,7 +194,8 @@ def to_bfloat16_parts(x: Any, out: Any) -> None:
     if whole:
         _parts(x.ctypes.data, out.ctypes.data, 2 * width, whole)
     for part in range(PARTS):
-        out[part * width + whole * LANES : part * width + size + size % 2] = 0
+        for k in range(whole * LANES, size + size % 2):
+            out[part * width + k] = 0
     for k in range(whole * LANES, size):
         left = x[k]
         for part in range(PARTS):

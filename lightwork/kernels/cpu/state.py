@@ -9,14 +9,12 @@ V vocabulary  E experts  A rows times experts per row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.kernels.cpu.compiled import intrinsic, types
-from lightwork.kernels.cpu.vectors import I64, Builder, Value
+from lightwork.kernels.cpu.formats import BLOCK, PAGE
 
 MODEL = (
     "layers num_layers matrices table",  # tables below; float32 [16]
@@ -50,6 +48,33 @@ SCRATCH = (
 )
 TEAM = ("threads control counters phases",)
 FIELDS = [name for group in (MODEL, BATCH, POOL, SCRATCH, TEAM) for line in group for name in line.split()]
+# Columns of a layer's table: matrices by number, WINDOW in tokens (0: none), FFN in numbers, and vectors by
+# their offset in State.vectors; -1 where a layer has none.
+(
+    QKV, OUT, UP, DOWN, WINDOW, FFN, ROUTER, NORM1, NORM1_BIAS, QKV_BIAS, Q_NORM, K_NORM, OUT_BIAS, NORM2,
+    NORM2_BIAS, UP_BIAS, DOWN_BIAS, LAYER_COLUMNS,
+) = range(18)  # fmt: skip
+
+OFFSET, BLOCKS, INPUTS, BLOCK_BYTES, MATRIX_COLUMNS = range(5)
+"""Columns of a matrix: where it begins in weights, its blocks of 64 outputs, inputs, bytes of a block."""
+SEQ, FIRST_ROW, NUM_ROWS, FIRST_CHUNK, NUM_CHUNKS, UNITS_BEFORE, PLAN_COLUMNS = range(7)
+"""Columns of a tile of attention, whose units are its chunks of keys, for each head."""
+ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+
+PHASES_PER_LAYER = 16
+RUNS_PER_THREAD = 16
+"""Attention is cut into more runs than threads, so that a thread that loses its core does not hold up all."""
+CHUNK_PAGES = 4
+CHUNK = PAGE * CHUNK_PAGES
+MAX_TILE_ROWS = 64
+"""Keys that attention goes over at once, and rows that do so together."""
+ROW_TILE = 192
+BLOCKS_TOGETHER = 4
+TILE_WIDTH = BLOCK * BLOCKS_TOGETHER
+TILE_BYTES = 4 * ROW_TILE * TILE_WIDTH
+"""Of a product: rows for which a block of weights is read once, and blocks that are taken together."""
+WIDENED_PANEL = 128
+"""Inputs of a panel of weights that are widened once for all rows: 32 KiB, which fit a first-level cache."""
 CACHE_LINE = 64
 RECORD = np.dtype([*((name, np.int64) for name in FIELDS), ("eps", np.float64)])
 
@@ -68,6 +93,7 @@ class State:
 
     def __init__(self) -> None:
         self.record: NDArray[Any] = np.zeros(1, RECORD)
+        self.address = int(self.record.ctypes.data)
         self.arrays: dict[str, NDArray[Any]] = {}
 
     def set(self, **values: NDArray[Any] | float) -> None:
@@ -79,53 +105,3 @@ class State:
                 self.record[name] = value.ctypes.data
             else:
                 self.record[name] = value
-
-
-def _view(kind: Any, name: str) -> Any:
-    """An intrinsic: (address, count) -> array of `kind`, one-dimensional, owned by nobody."""
-
-    @intrinsic
-    def view(typing: Any, address: Any, count: Any) -> Any:
-        array = types.Array(kind, 1, "C")
-
-        def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
-            made = context.make_array(array)(context, b)
-            size = context.get_abi_sizeof(context.get_value_type(kind))
-            context.populate_array(
-                made,
-                data=b.inttoptr(args[0], made.data.type),
-                shape=[args[1]],
-                strides=[I64(size)],
-                itemsize=I64(size),
-                meminfo=None,
-            )
-            return made._getvalue()
-
-        return array(types.int64, types.int64), generate
-
-    view.__doc__ = f"{name} [count] at an address."
-    return view
-
-
-def _element(kind: Any, name: str) -> Any:
-    """An intrinsic: (address, i) -> the i-th number there."""
-
-    @intrinsic
-    def element(typing: Any, address: Any, i: Any) -> Any:
-        def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
-            pointer = b.inttoptr(args[0], context.get_value_type(types.CPointer(kind)))
-            return b.load(b.gep(pointer, [args[1]]))
-
-        return kind(types.int64, types.int64), generate
-
-    element.__doc__ = f"The i-th {name} at an address."
-    return element
-
-
-floats, shorts, signed_bytes = (
-    _view(types.float32, "float32"),
-    _view(types.uint16, "uint16"),
-    _view(types.int8, "int8"),
-)
-ints, int32s = _view(types.int64, "int64"), _view(types.int32, "int32")
-int_at, bits_at = _element(types.int64, "int64"), _element(types.uint64, "uint64")

@@ -18,9 +18,10 @@ from lightwork.kernels.cpu.attention import (
     merge_cut,
     plan_tiles,
 )
-from lightwork.kernels.cpu.compiled import compiled, numba, stamped, types
+from lightwork.kernels.cpu.compiled import compiled
 from lightwork.kernels.cpu.experts import choose_experts, mix_experts, sort_by_expert
 from lightwork.kernels.cpu.pages import store_token
+from lightwork.kernels.cpu.primitives import copy, floats, int_at, ints, record_at, shorts
 from lightwork.kernels.cpu.product import (
     ACTIVATED,
     ADDED,
@@ -32,29 +33,38 @@ from lightwork.kernels.cpu.product import (
     row_of,
 )
 from lightwork.kernels.cpu.rowwise import LOG2_E, layer_norm, rms_norm, rotate, widen
-from lightwork.kernels.cpu.state import State, floats, int_at, ints, shorts
-from lightwork.kernels.cpu.team import barrier, call_helpers, take, wait_for_call
+from lightwork.kernels.cpu.sharing import barrier, call_helpers, take, wait_for_call
+from lightwork.kernels.cpu.state import (
+    DOWN,
+    DOWN_BIAS,
+    FFN,
+    K_NORM,
+    LAYER_COLUMNS,
+    NORM1,
+    NORM1_BIAS,
+    NORM2,
+    NORM2_BIAS,
+    OUT,
+    OUT_BIAS,
+    Q_NORM,
+    QKV,
+    QKV_BIAS,
+    ROUTER,
+    RUNS_PER_THREAD,
+    UP,
+    UP_BIAS,
+    WINDOW,
+)
 
-# Columns of a layer's table: matrices by number, WINDOW in tokens (0: none), FFN in numbers, and vectors by
-# their offset in State.vectors; -1 where a layer has none.
-(
-    QKV, OUT, UP, DOWN, WINDOW, FFN, ROUTER, NORM1, NORM1_BIAS, QKV_BIAS, Q_NORM, K_NORM, OUT_BIAS, NORM2,
-    NORM2_BIAS, UP_BIAS, DOWN_BIAS, NUM_COLUMNS,
-) = range(18)  # fmt: skip
 
-PHASES_PER_LAYER = 16
-RUNS_PER_THREAD = 16
-"""Attention is cut into more runs than threads, so that a thread that loses its core does not hold up all."""
-
-
-@stamped
-def run(thread: int, record: Any) -> None:
+@compiled
+def run(thread: int, record: int) -> None:
     """Thread 0 runs one step; the others run steps with it until they are dismissed.
 
-    record: of a State whose batch is filled. Writes the keys and values of the rows to the pool and the
-    logits of the scored ones.
+    record: its address, of a State whose batch is filled. Writes the keys and values of the rows to the pool
+    and the logits of the scored ones.
     """
-    t = record[0]
+    t = record_at(record)
     if thread == 0:
         call_helpers(t)
         _forward(t, thread)
@@ -63,10 +73,10 @@ def run(thread: int, record: Any) -> None:
         _forward(t, thread)
 
 
-@stamped
-def attend_alone(thread: int, record: Any) -> None:
+@compiled
+def attend_alone(thread: int, record: int) -> None:
     """The attention of the first layer and nothing else, by all threads as in `run`: to measure it."""
-    t = record[0]
+    t = record_at(record)
     while thread == 0 or wait_for_call(t, thread):
         if thread == 0:
             call_helpers(t)
@@ -74,12 +84,6 @@ def attend_alone(thread: int, record: Any) -> None:
         _attend(t, thread, 0, 0, t.ancestors, 0, t.plan, count, units)
         if thread == 0:
             return
-
-
-def prepare() -> None:
-    """Compile `run`, which takes half a minute, or read what an earlier process compiled."""
-    made: Any = run
-    made.compile((types.int64, numba.typeof(State().record)))
 
 
 @compiled
@@ -92,7 +96,7 @@ def _forward(t: Any, thread: int) -> None:
     _embed(t, thread, 0)
     phase = barrier(t, 0)
     for number in range(t.num_layers):
-        layer = ints(t.layers + 8 * NUM_COLUMNS * number, NUM_COLUMNS)
+        layer = ints(t.layers + 8 * LAYER_COLUMNS * number, LAYER_COLUMNS)
         phase = _project(t, thread, phase, layer, number)
         if layer[WINDOW]:
             phase = _attend(
@@ -133,7 +137,7 @@ def _embed(t: Any, thread: int, phase: int) -> None:
             return
         token, out = int_at(t.tokens, r), floats(t.x + 4 * r * t.hidden, t.hidden)
         if t.embed_half < 0:
-            out[:] = floats(t.embed + 4 * token * t.hidden, t.hidden)
+            copy(floats(t.embed + 4 * token * t.hidden, t.hidden), out)
         else:
             widen(shorts(t.embed + 2 * token * t.hidden, t.hidden), t.embed_half, out)
         if t.positions:
@@ -290,7 +294,7 @@ def _experts(t: Any, thread: int, phase: int, layer: Any) -> int:
         if r == last:
             break
         for place in _of_row(t, t.order, r):
-            row_of(t, t.gathered, place, t.hidden)[:] = row_of(t, t.mixed, r, t.hidden)
+            copy(row_of(t, t.mixed, r, t.hidden), row_of(t, t.gathered, place, t.hidden))
             encode(t, t.gathered, place, t.hidden)
     phase = barrier(t, phase)
     then = GATED if t.gated else ACTIVATED

@@ -21,7 +21,7 @@ from lightwork.kernels.cpu.formats import (
     MatrixFormat,
 )
 from lightwork.kernels.cpu.pack import pack
-from lightwork.kernels.cpu.tile import multiply
+from lightwork.kernels.cpu.primitives import multiply
 from lightwork.models.precisions.quant import NF4
 
 Floats = NDArray[np.float64]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from packing import FORMATS, Floats, bfloat16, call, packed, table_of, unpacked
 
 from lightwork.kernels.cpu.amx import STEP
+from lightwork.kernels.cpu.entries import kernel
 from lightwork.kernels.cpu.formats import (
     BF16,
     BF16_DOT,
@@ -28,7 +29,6 @@ from lightwork.kernels.cpu.formats import (
 )
 from lightwork.kernels.cpu.isa import PORTABLE, Isa, host
 from lightwork.kernels.cpu.pack import narrow
-from lightwork.kernels.cpu.tile import kernel
 
 ROWS = [*range(1, 14), 16, 17, 31, 33, 97]
 DOTS = (CODE8_DOT, CODE4_DOT)
@@ -226,7 +226,7 @@ def test_fresh_sums_overwrite_whatever_is_there(form: MatrixFormat, k: int, vect
 
 @pytest.mark.multiproc
 def test_a_kernel_may_be_the_first_thing_that_is_compiled() -> None:
-    program = "from lightwork.kernels.cpu.tile import kernel; print(kernel(0) > 0)"
+    program = "from lightwork.kernels.cpu.entries import kernel; print(kernel(0) > 0)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout == "True\n", done.stderr
 

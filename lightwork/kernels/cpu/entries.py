@@ -1,0 +1,61 @@
+"""What Python calls of the compiled code. The first call loads it, or has it compiled and kept."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from functools import cache
+
+from lightwork.errors import LightworkError
+from lightwork.kernels.cpu.isa import Isa, host
+from lightwork.kernels.cpu.machine_code import assemble, load
+
+
+class Entry:
+    """A function of int64s that numba compiles, without Python around it. Calls release the lock."""
+
+    def __init__(self, module: str, function: str, num_args: int) -> None:
+        self._place = f"lightwork.kernels.cpu.{module}", function, num_args
+        self._call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * num_args)()
+
+    def prepare(self) -> None:
+        """Load it; compile it in half a minute, if no earlier process did. Raises LightworkError."""
+        if not self._call:
+            self._call = type(self._call)(load(".".join(self._place[:2]), self._compile))
+
+    def __call__(self, *args: int) -> None:
+        self.prepare()
+        self._call(*args)
+
+    def _compile(self) -> bytes:
+        """In a process of its own, so that this one is left without the compiler's memory."""
+        program = "import sys\nfrom lightwork.kernels.cpu.compiled import machine_code\n"
+        program += f"sys.stdout.buffer.write(machine_code{self._place})"
+        path = os.pathsep.join(filter(None, sys.path))
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONPATH": path}
+        )
+        if done.returncode != 0:
+            error = done.stderr.decode(errors="replace").strip()
+            raise LightworkError(f"the compiler of {self._place[1]} ended with {done.returncode}: {error}")
+        return done.stdout
+
+
+run = Entry("step", "run", 2)
+attend_alone = Entry("step", "attend_alone", 2)
+
+
+@cache
+def kernel(form: int, *, vectors: int = 4, affine: bool = False, isa: Isa | None = None) -> int:
+    """The address of a format's compiled micro-kernel, for `multiply`. isa: this processor's, by default."""
+    isa = host() if isa is None else isa
+    features = "_".join(f"{name}{int(value)}" for name, value in isa._asdict().items() if value)
+
+    def compile_() -> bytes:
+        from lightwork.kernels.cpu.tile import emit
+
+        return assemble(emit(form, vectors, affine, isa))
+
+    return load(f"multiply_{form}_{vectors}{'_affine' * affine}_{features}", compile_)
