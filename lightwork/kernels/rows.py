@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ class Rows:
     seqs: int32[R], 0..S-1. index: int64[R], the row's own key index. ancestors: uint64[R], 0 for rows of
     known tokens.
     known: int64[S], keys below it are causal, the rest draft nodes. tables: int32[S, blocks], padded with -1.
-    scored: int64[N], rows whose logits are wanted.
+    scored: int64[N], rows whose logits are wanted, ascending.
     """
 
     tokens: NDArray[np.int64]
@@ -49,3 +50,22 @@ class Rows:
             tables=np.arange(-(-len(tokens) // block_size), dtype=np.int32)[None],
             scored=at,
         )
+
+    def parts(self, most: int) -> Iterator[Rows]:
+        """The rows in parts of at most `most` (at least 64), which give the same one after the other.
+
+        The draft nodes of a sequence stay together.
+        """
+        first, num_rows = 0, len(self.tokens)
+        while num_rows - first > most:
+            cut = first + most
+            if self.ancestors[cut]:
+                cut -= int(self.index[cut] - self.known[self.seqs[cut]])
+            yield self._part(first, cut)
+            first = cut
+        yield self._part(first, num_rows) if first else self
+
+    def _part(self, first: int, last: int) -> Rows:
+        per_row = ("tokens", "positions", "slots", "seqs", "index", "ancestors")
+        scored = self.scored[(self.scored >= first) & (self.scored < last)] - first
+        return replace(self, scored=scored, **{name: getattr(self, name)[first:last] for name in per_row})

@@ -47,6 +47,8 @@ from lightwork.models.tokenizer import Tokenizer
 KV_TYPES = {formats.F32: np.float32, formats.BF16_DOT: np.uint16, formats.INT8: np.int8}
 EMBED_HALF = {"float32": -1, "bfloat16": 0, "float16": 1}
 FIRST_POSITIONS = 1024
+ROWS_AT_ONCE = 3 * ROW_TILE
+"""A step of more rows is computed in parts, so that buffers stay small; in whole tiles, which read weights once."""
 LARGEST_GROUP = 128
 """Inputs that share a scale. A larger group of a checkpoint becomes several with the same scale: the kernel's
 panels of inputs are whole groups, and groups that are whole rows differ from matrix to matrix."""
@@ -157,9 +159,13 @@ class CompiledModel:
         """
         self._check(rows, kv)
         self._use(kv)
-        self._buffers.fill(rows)
-        entries.run(0, self._state.address)
-        return self._buffers.logits[: len(rows.scored)]
+        logits = self._buffers.logits(len(rows.scored))
+        done = 0
+        for part in rows.parts(ROWS_AT_ONCE):
+            self._buffers.fill(part, logits[done:])
+            entries.run(0, self._state.address)
+            done += len(part.scored)
+        return logits
 
     def _use(self, kv: CompiledKV) -> None:
         if kv is not self._kv:
@@ -178,7 +184,7 @@ class CompiledModel:
         """
         self._check(rows, kv)
         self._use(kv)
-        self._buffers.fill(rows)
+        self._buffers.fill(rows, self._buffers.logits(len(rows.scored)))
         assert self._team is not None
         self._team.employ(entries.attend_alone, self._state)
         entries.attend_alone(0, self._state.address)
@@ -272,7 +278,7 @@ def open_compiled(folder: Path, precision: Precision, progress: Progress | None)
     if progress is not None:
         progress("compile", 0, 0)  # half a minute, once for a machine and version
     entries.run.prepare()
-    # The compiler leaves a million objects behind: walking them would stop a step for 40 ms now and then.
+    # A conversion leaves a million objects of torch and numba behind: walking them stops a step for 40 ms.
     gc.collect()
     gc.freeze()
     return CompiledModel(layout, weights, Tokenizer(folder), generation, numbers=numbers)
@@ -313,15 +319,18 @@ class Buffers:
         self._state = state
         self._sizes = (0, 0, 0, 0, 0)
         self._positions = 0
+        self._logits = zeros((0, spec.vocab_size))
         self._sizes_of = np.zeros(4, np.int64)
         state.set(all_rows=self._sizes_of[:2], every_scored=self._sizes_of[2:])
 
-    @property
-    def logits(self) -> NDArray[np.float32]:
-        return self._state.arrays["logits"]
+    def logits(self, scored: int) -> NDArray[np.float32]:
+        """Room for the logits of so many rows, [N, V]: the same with each call."""
+        if scored > len(self._logits):
+            self._logits = zeros((max(scored, 2 * len(self._logits)), self._spec.vocab_size))
+        return self._logits[:scored]
 
-    def fill(self, rows: Rows) -> None:
-        """Copy a step's rows to where the threads read them."""
+    def fill(self, rows: Rows, logits: NDArray[np.float32]) -> None:
+        """Copy a step's rows to where the threads read them. logits: where they will write."""
         num_rows, scored, seqs = len(rows.tokens), len(rows.scored), len(rows.known)
         need = (num_rows, scored, seqs, rows.tables.shape[1], self.threads)
         if any(n > h for n, h in zip(need, self._sizes, strict=True)):
@@ -337,6 +346,7 @@ class Buffers:
         arrays["known"][:seqs] = rows.known
         arrays["tables"][:seqs, : rows.tables.shape[1]] = rows.tables
         arrays["scored_rows"][:scored] = rows.scored
+        self._state.set(logits=logits)
         self._sizes_of[1], self._sizes_of[3] = num_rows, scored
         record = self._state.record
         record["rows"], record["scored"] = num_rows, scored
@@ -355,7 +365,7 @@ class Buffers:
         assigned = rows * max(1, self._spec.experts_per_token)
         self._state.set(
             **_batch_arrays(rows, scored, seqs, pages),
-            **_row_arrays(self._spec, self._form, rows, assigned, scored),
+            **_row_arrays(self._spec, self._form, rows, assigned),
             **_thread_arrays(self._spec, threads, pages),
             plan=np.zeros((rows + 1, PLAN_COLUMNS), np.int64),
             windowed_plan=np.zeros((rows + 1, PLAN_COLUMNS), np.int64),
@@ -375,7 +385,7 @@ def _batch_arrays(rows: int, scored: int, seqs: int, pages: int) -> dict[str, An
     }
 
 
-def _row_arrays(spec: ModelSpec, form: MatrixFormat, rows: int, assigned: int, scored: int) -> dict[str, Any]:
+def _row_arrays(spec: ModelSpec, form: MatrixFormat, rows: int, assigned: int) -> dict[str, Any]:
     """Buffers of rows between phases; encoded rows only as the format needs them."""
     d, inside = spec.hidden_size, spec.num_heads * spec.head_size
     widest = max(d, inside, spec.ffn_size, spec.dense_ffn_size)
@@ -405,7 +415,6 @@ def _row_arrays(spec: ModelSpec, form: MatrixFormat, rows: int, assigned: int, s
         "order": np.zeros(assigned, np.int64),
         "starts": np.zeros(spec.num_experts + 1, np.int64),
         "expert_out": zeros((experts, d)),
-        "logits": zeros((scored, spec.vocab_size)),
     }
 
 

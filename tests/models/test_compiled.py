@@ -170,6 +170,43 @@ def test_copied_slots_hold_what_was_copied(checkpoint: Make, kv_bits: int, head_
     model.close()
 
 
+@pytest.mark.parametrize("kv_bits", [8, 16, 32])
+@pytest.mark.parametrize("head_dim", [8, 24, 80])
+def test_slots_may_change_places(checkpoint: Make, kv_bits: int, head_dim: int) -> None:
+    """What a row attends to does not depend on the order in which its keys lie."""
+    model = load(checkpoint("llama", head_dim=head_dim), Quant(bits=8, kv_bits=kv_bits))
+    steps = Steps(model)
+    last = Part(0, 100, 1)
+    steps.begin([last])
+    (right,) = steps.run([last])
+    pages, spare = steps.held[0], [steps.free.pop() for _ in steps.held[0]]
+    src, aside = (
+        [block * PAGE + i for block in blocks for i in range(PAGE)][:100] for blocks in (pages, spare)
+    )
+    steps.pool.copy(src, aside)
+    order = np.random.default_rng(0).permutation(100)
+    steps.pool.copy([aside[i] for i in order], src)
+    np.testing.assert_allclose(steps.run([last])[0], right, rtol=1e-3, atol=1e-4)
+    assert (steps.pool.keys[pages[0]] != steps.pool.keys[spare[0]]).any()
+    model.close()
+
+
+@pytest.mark.parametrize("at_once", [64, 71, 100])
+def test_a_step_in_parts_gives_the_same_bits(
+    checkpoint: Make, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    model = load(checkpoint("llama"), Quant(bits=8))
+    steps = Steps(model)
+    tree = (-1, 0, 0, 1, 3, 2, 5)
+    parts = [Part(0, 30, 60, tree), Part(1, 0, 200), Part(2, 17, 1, tree), Part(3, 0, 90, tree)]
+    steps.begin(parts)
+    whole = steps.run(parts)
+    monkeypatch.setattr(compiled, "ROWS_AT_ONCE", at_once)
+    for got, right in zip(steps.run(parts), whole, strict=True):
+        np.testing.assert_array_equal(got, right)
+    model.close()
+
+
 def test_copies_are_made_one_after_the_other(checkpoint: Make) -> None:
     model = load(checkpoint("llama"), Quant(bits=8, kv_bits=8))
     pool = model.new_kv(2)
