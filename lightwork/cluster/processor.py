@@ -26,9 +26,13 @@ def processor_name(cpuinfo: Path = CPUINFO) -> str:
 
 def instructions(cpuinfo: Path = CPUINFO) -> tuple[str, ...]:
     """Those of INSTRUCTIONS that the processor has; none where the system does not say."""
-    flags = (_value("flags", cpuinfo) or _value("features", cpuinfo)).split()
-    has = {"neon" if flag == "asimd" else flag for flag in flags}
+    has = {"neon" if flag == "asimd" else flag for flag in features(cpuinfo)}
     return tuple(name for name in INSTRUCTIONS if name in has)
+
+
+def features(cpuinfo: Path = CPUINFO) -> tuple[str, ...]:
+    """All that the system says the processor has, by its names."""
+    return tuple((_value("flags", cpuinfo) or _value("features", cpuinfo)).split())
 
 
 def _value(label: str, cpuinfo: Path) -> str:

@@ -1,6 +1,6 @@
 """The tokens of many rows at once, each equal to `sampling.pick`.
 
-Greedy rows are one argmax. Sampled rows take the compiled pass of `_pick_loops`; without numba, and where a
+Greedy rows are one argmax. Sampled rows take a compiled pass (kernels/cpu/pick.py); without numba, and where a
 comparison is closer than its rounding, the row is left to `sampling.pick`.
 
 N rows, V vocabulary size.
@@ -16,7 +16,7 @@ import numpy as np
 
 from lightwork.decode.sampling import Floats, Sampling, noise_key
 
-Winner = Callable[[Floats, float, np.uint64, float, int], int]
+Winner = Callable[[Floats, float, int, float, int], int]
 
 _COLDEST = 1e-6
 """Below this temperature float32 could overflow."""
@@ -27,11 +27,19 @@ _CLOSE = 2e-5
 
 @cache
 def compiled() -> Winner | None:
-    """The compiled pass, or None without numba. The first call takes a second or two, once per machine."""
+    """The compiled pass, or None without numba. The first call takes seconds, once per machine."""
     try:
-        from lightwork.decode._pick_loops import winner
+        from lightwork.kernels.cpu import entries, state
+
+        entries.winner.prepare()
     except ModuleNotFoundError:
         return None
+
+    def winner(logits_V: Floats, temperature: float, key: int, floor: float, top: int) -> int:
+        scratch = np.empty(state.PICK_BLOCK)
+        addresses = [array.__array_interface__["data"][0] for array in (logits_V, scratch)]
+        return entries.winner(addresses[0], len(logits_V), temperature, key, floor, top, addresses[1])
+
     return winner
 
 
@@ -40,6 +48,7 @@ def choose(logits_NV: Floats, hows: Sequence[Sampling], positions: Sequence[int]
 
     logits_NV: float32. hows: how each row's token is chosen. Never raises for what the logits hold.
     """
+    logits_NV = np.ascontiguousarray(logits_NV, np.float32)
     tops: list[int] = logits_NV.argmax(axis=1).tolist()
     best: list[float] = logits_NV[range(len(tops)), tops].tolist()
     winner = compiled()
@@ -66,7 +75,7 @@ def _sample(winner: Winner, logits_V: Floats, how: Sampling, position: int, top:
         kept_V = logits_V[logits_V >= least]
     if how.min_p > 0.0:
         floor = max(floor, float(float(logits_V[top]) / how.temperature + np.log(how.min_p)))
-    key = np.uint64(noise_key(how.seed, position))
+    key = noise_key(how.seed, position)
     if how.top_p == 1.0:
         return winner(logits_V, how.temperature, key, floor, top)
     with np.errstate(over="ignore"):

@@ -48,7 +48,7 @@ KV_TYPES = {formats.F32: np.float32, formats.BF16_DOT: np.uint16, formats.INT8: 
 EMBED_HALF = {"float32": -1, "bfloat16": 0, "float16": 1}
 FIRST_POSITIONS = 1024
 ROWS_AT_ONCE = 3 * ROW_TILE
-"""A step of more rows is computed in parts, so that buffers stay small; in whole tiles, which read weights once."""
+"""A step of more rows is computed in parts, of whole tiles, so that buffers stay small."""
 LARGEST_GROUP = 128
 """Inputs that share a scale. A larger group of a checkpoint becomes several with the same scale: the kernel's
 panels of inputs are whole groups, and groups that are whole rows differ from matrix to matrix."""
@@ -177,7 +177,7 @@ class CompiledModel:
                 value_scales=kv.value_scales,
             )
 
-    def attention_alone(self, rows: Rows, kv: CompiledKV) -> Callable[[], None]:
+    def attention_alone(self, rows: Rows, kv: CompiledKV) -> Callable[[], object]:
         """A function that computes the first layer's attention of these rows and nothing else, to measure it.
 
         Nothing but that function may be called until the model is closed.

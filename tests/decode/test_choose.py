@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from lightwork.decode.choose import choose, compiled
 from lightwork.decode.sampling import Sampling, pick
 from lightwork.errors import InvariantError
 
-needs_numba = pytest.mark.skipif(compiled() is None, reason="needs numba")
+needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="needs numba")
 
 
 def some_logits(rng: np.random.Generator, n: int, v: int) -> np.ndarray:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar, cast
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from lightwork.kernels.cpu.machine_code import ENTRY, assemble
+from lightwork.kernels.cpu.assemble import assemble
+from lightwork.kernels.cpu.machine_code import ENTRY
 from lightwork.kernels.cpu.vectors import FLOAT, HALF, I16, I32, I64, Builder, Value
 
 numba: Any = import_module("numba")
@@ -34,20 +35,25 @@ def summing(fn: F) -> F:
     return cast(F, numba.njit(nogil=True, error_model="numpy", fastmath=flags)(fn))
 
 
-def machine_code(module: str, function: str, num_args: int) -> bytes:
-    """The object file of a compiled function of int64s that allocates nothing and raises nothing."""
+def machine_code(module: str, function: str, args: Sequence[str]) -> bytes:
+    """The object file of a compiled function that allocates nothing and raises nothing.
+
+    args: "int" (64 bits) or "float" (double) for each; it returns an int, or nothing.
+    """
     made = getattr(import_module(module), function)
-    signature = (types.int64,) * num_args
+    signature = tuple({"int": types.int64, "float": types.float64}[arg] for arg in args)
     made.compile(signature)
     # numba's functions take a place for a result and one for an error, and return whether there was one.
     entry = ir.Module(name=ENTRY)
-    pointer = I64.as_pointer()
-    kind = ir.FunctionType(I32, [pointer, pointer, *[I64] * num_args])
+    pointer, given = I64.as_pointer(), [{"int": I64, "float": ir.DoubleType()}[arg] for arg in args]
+    kind = ir.FunctionType(I32, [pointer, pointer, *given])
     inner = ir.Function(entry, kind, made.overloads[signature].fndesc.llvm_func_name)
-    outer = ir.Function(entry, ir.FunctionType(ir.VoidType(), [I64] * num_args), ENTRY)
+    outer = ir.Function(entry, ir.FunctionType(I64, given), ENTRY)
     b = ir.IRBuilder(outer.append_basic_block())
-    b.call(inner, [b.alloca(I64), b.alloca(I64), *outer.args])
-    b.ret_void()
+    result = b.alloca(I64)
+    b.store(I64(0), result)
+    b.call(inner, [result, b.alloca(I64), *outer.args])
+    b.ret(b.load(result))
     # Views have no owner whose users are counted: this is never called, but numba's code mentions it.
     counted = ir.Function(entry, ir.FunctionType(ir.VoidType(), [pointer]), "NRT_MemInfo_call_dtor")
     ir.IRBuilder(counted.append_basic_block()).ret_void()

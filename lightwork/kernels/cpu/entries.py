@@ -7,27 +7,33 @@ import os
 import subprocess
 import sys
 from functools import cache
+from typing import Any
 
 from lightwork.errors import LightworkError
 from lightwork.kernels.cpu.isa import Isa, host
-from lightwork.kernels.cpu.machine_code import assemble, load
+from lightwork.kernels.cpu.machine_code import load
+
+C_TYPES: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_double}
 
 
 class Entry:
-    """A function of int64s that numba compiles, without Python around it. Calls release the lock."""
+    """A function of numbers that numba compiles, called without Python around it. Calls release the lock.
 
-    def __init__(self, module: str, function: str, num_args: int) -> None:
-        self._place = f"lightwork.kernels.cpu.{module}", function, num_args
-        self._call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * num_args)()
+    args: int (64 bits) or float (double) for each argument. The result is an int, 0 where there is none.
+    """
+
+    def __init__(self, module: str, function: str, args: tuple[type, ...]) -> None:
+        self._place = f"lightwork.kernels.cpu.{module}", function, [arg.__name__ for arg in args]
+        self._call = ctypes.CFUNCTYPE(ctypes.c_int64, *[C_TYPES[arg] for arg in args])()
 
     def prepare(self) -> None:
         """Load it; compile it in half a minute, if no earlier process did. Raises LightworkError."""
         if not self._call:
             self._call = type(self._call)(load(".".join(self._place[:2]), self._compile))
 
-    def __call__(self, *args: int) -> None:
+    def __call__(self, *args: float) -> int:
         self.prepare()
-        self._call(*args)
+        return int(self._call(*args))
 
     def _compile(self) -> bytes:
         """In a process of its own, so that this one is left without the compiler's memory."""
@@ -43,8 +49,9 @@ class Entry:
         return done.stdout
 
 
-run = Entry("step", "run", 2)
-attend_alone = Entry("step", "attend_alone", 2)
+run = Entry("step", "run", (int, int))
+attend_alone = Entry("step", "attend_alone", (int, int))
+winner = Entry("pick", "winner", (int, int, float, int, float, int, int))
 
 
 @cache
@@ -54,6 +61,7 @@ def kernel(form: int, *, vectors: int = 4, affine: bool = False, isa: Isa | None
     features = "_".join(f"{name}{int(value)}" for name, value in isa._asdict().items() if value)
 
     def compile_() -> bytes:
+        from lightwork.kernels.cpu.assemble import assemble
         from lightwork.kernels.cpu.tile import emit
 
         return assemble(emit(form, vectors, affine, isa))

@@ -7,7 +7,7 @@ import sys
 from functools import cache
 from typing import NamedTuple
 
-import llvmlite.binding as llvm
+from lightwork.cluster.processor import instructions
 
 ARCH_PRCTL, ASK_FOR_STATE, TILE_DATA = 158, 0x1023, 18
 """Linux keeps no room for the matrix registers of a process that has not asked."""
@@ -37,16 +37,16 @@ PORTABLE = Isa()
 @cache
 def host() -> Isa:
     """The instructions of the processor this runs on."""
-    has = {name for name, there in llvm.get_host_cpu_features().items() if there}
+    has = instructions()
     wide = "avx512f" in has
-    dot8 = 512 if "avx512vnni" in has else 256 if "avxvnni" in has else 0
+    dot8 = 512 if "avx512_vnni" in has else 256 if "avx_vnni" in has else 0
     return Isa(
         dot8=dot8,
-        dot16="avx512bf16" in has,
+        dot16="avx512_bf16" in has,
         permute=wide,
         scale=wide,
         many=wide or "neon" in has,
-        matrix={"amx-tile", "amx-int8", "amx-bf16"} <= has and _may_use_matrix_registers(),
+        matrix={"amx_int8", "amx_bf16"} <= {*has} and _may_use_matrix_registers(),
     )
 
 

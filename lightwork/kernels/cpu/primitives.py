@@ -69,11 +69,8 @@ def _element(kind: Any, name: str) -> Any:
     return element
 
 
-floats, shorts, signed_bytes = (
-    _view(types.float32, "float32"),
-    _view(types.uint16, "uint16"),
-    _view(types.int8, "int8"),
-)
+doubles, floats = _view(types.float64, "float64"), _view(types.float32, "float32")
+shorts, signed_bytes = _view(types.uint16, "uint16"), _view(types.int8, "int8")
 ints, int32s = _view(types.int64, "int64"), _view(types.int32, "int32")
 int_at, bits_at = _element(types.int64, "int64"), _element(types.uint64, "uint64")
 

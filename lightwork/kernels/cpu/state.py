@@ -73,6 +73,8 @@ BLOCKS_TOGETHER = 4
 TILE_WIDTH = BLOCK * BLOCKS_TOGETHER
 TILE_BYTES = 4 * ROW_TILE * TILE_WIDTH
 """Of a product: rows for which a block of weights is read once, and blocks that are taken together."""
+PICK_BLOCK = 256
+"""Tokens whose chances are bounded before any is looked at (pick.py)."""
 WIDENED_PANEL = 128
 """Inputs of a panel of weights that are widened once for all rows: 32 KiB, which fit a first-level cache."""
 CACHE_LINE = 64

@@ -39,7 +39,7 @@ class Team:
         # A helper must not outlive the memory it sleeps in: whoever gets that next would share its semaphore.
         weakref.finalize(self, _dismiss, self.control, self._helpers, self._post)
 
-    def employ(self, work: Callable[[int, int], None], state: State) -> None:
+    def employ(self, work: Callable[[int, int], object], state: State) -> None:
         """Let the helpers run work(thread, record), which returns when they are dismissed."""
         self.dismiss()
         self.control[STOP] = 0
