@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 from _report import report
+from numpy.typing import NDArray
 
 from lightwork.decode.sampling import Pick, Sampling
+from lightwork.kernels.rows import Rows
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.clock import WallClock
-from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.engine import Engine
-from lightwork.serve.local_runner import LogitScores
-from lightwork.serve.rows import build_rows
+from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.schedulers import Step, View
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import FinishReason, Limits, Request
@@ -36,7 +36,7 @@ Mark = Callable[[str], None]
 
 
 class Marks:
-    """Seconds between marks, by the name of the later one. A step begins at "to worker"."""
+    """Seconds between marks, by the name of the later one. A step begins at "rows and start"."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -45,7 +45,7 @@ class Marks:
 
     def __call__(self, part: str) -> None:
         now_s = self._now()
-        if part == "to worker":
+        if part == "rows and start":
             self._steps.append({})
         step = self._steps[-1]
         step[part] = step.get(part, 0.0) + now_s - self._last_s
@@ -59,36 +59,23 @@ class Marks:
         }
 
 
-class FreeForward:
-    """Carries out steps like the runner of a model whose forward takes no time."""
+class FreeModel:
+    """A model whose forward takes no time."""
 
-    depth = 1
-
-    def __init__(self, kernel: Kernel, kv: KVCache, mark: Mark | None) -> None:
-        self.kernel = kernel
-        self.kv = kv
+    def __init__(self, now: Callable[[], float], mark: Mark | None) -> None:
         self.begun_s: list[float] = []
+        self._now = now
         self._mark = mark
         rng = np.random.default_rng(0)
         self._logits = [rng.normal(0, 3, (SEQS, VOCABULARY)).astype(np.float32) for _ in range(3)]
 
-    def run(self, step: Step) -> Future:
-        if self._mark:
-            self._mark("spawn")
-        rows, first = build_rows(step, self.kv)
-        if self._mark:
-            self._mark("rows")
-        return self.kernel.offload(self._forward, step, len(rows.scored), first)
+    def new_kv(self, num_blocks: int, block_size: int) -> None: ...
 
-    def _forward(self, step: Step, num_scored: int, first: list[int]) -> LogitScores:
+    def logits(self, rows: Rows, kv: None) -> NDArray[np.float32]:
         if self._mark:
-            self._mark("to worker")
-        self.begun_s.append(self.kernel.now())
-        logits_NV = self._logits[len(self.begun_s) % len(self._logits)][:num_scored]
-        scores = LogitScores(step, logits_NV, first)
-        if self._mark:
-            self._mark("choose")
-        return scores
+            self._mark("rows and start")
+        self.begun_s.append(self._now())
+        return self._logits[len(self.begun_s) % len(self._logits)][: len(rows.scored)]
 
 
 class MarkedScheduler:
@@ -116,7 +103,7 @@ class MarkedEngine(Engine):
 
     def _commit(self, step: Step, i: int, scores: Any) -> int:
         if i == 0:
-            self.mark("to kernel")
+            self.mark("choose")
         emitted = super()._commit(step, i, scores)
         self.mark("commit")
         return emitted
@@ -142,7 +129,8 @@ def serve(how: Sampling, *, marked: bool) -> tuple[float, dict[str, float]]:
     kernel = Kernel(WallClock(), trace=Trace("real", keep=10_000))
     kv = KVCache(8192, 16)
     marks = Marks(kernel.now)
-    runner = FreeForward(kernel, kv, marks if marked else None)
+    model: Any = FreeModel(kernel.now, marks if marked else None)
+    runner = LocalRunner(kernel, model, kv)
     limits = Limits(max_len=10_000)
     if marked:
         engine: Engine = MarkedEngine(
@@ -157,7 +145,7 @@ def serve(how: Sampling, *, marked: bool) -> tuple[float, dict[str, float]]:
         for n in np.linspace(200, 2000, SEQS).astype(int)
     ]
     run_load(engine, [0.0] * SEQS, requests, [Collect() for _ in requests])
-    gaps_s = np.diff(runner.begun_s)[SEQS : STEPS - SEQS]
+    gaps_s = np.diff(model.begun_s)[SEQS : STEPS - SEQS]
     return 1e6 * float(np.median(gaps_s)), marks.medians_us()
 
 

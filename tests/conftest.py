@@ -32,7 +32,9 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Conf
     Compiled code is kept between runs of the tests, by what it was compiled from.
     """
     home = tmp_path_factory.mktemp("home")
-    (home / "code").symlink_to(pytestconfig.cache.mkdir("code"))
+    cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)
+    if cache is not None:
+        (home / "code").symlink_to(cache.mkdir("code"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIGHTWORK_HOME", str(home))
         yield

@@ -1,7 +1,7 @@
 """The tokens of many rows at once, each equal to `sampling.pick`.
 
-Greedy rows are one argmax. Sampled rows take a compiled pass (kernels/cpu/pick.py); without numba, and where a
-comparison is closer than its rounding, the row is left to `sampling.pick`.
+Greedy rows are one argmax. Sampled rows take a compiled pass (kernels/cpu/pick.py); without numba, and where
+a comparison is closer than its rounding, they are left to `sampling.pick`.
 
 N rows, V vocabulary size.
 """

@@ -217,6 +217,12 @@ class Kernel:
         self._pool.submit(lambda: self._inbox.put((_settle, (future, *_outcome(fn, args)))))
         return future
 
+    def attempt(self, fn: Callable[..., Any], *args: Any) -> Future:
+        """Run fn(*args) here and now: as `offload`, for what is over before another thread would wake."""
+        future = self.future(getattr(fn, "__name__", "attempt"))
+        _settle(future, *_outcome(fn, args))
+        return future
+
     def post(self, fn: Callable[..., Any], *args: Any) -> None:
         """From any thread: call fn(*args) on the kernel's thread, at once if it waits."""
         self._inbox.put((fn, args))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from lightwork.decode.choose import compiled
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
     from lightwork.models.compiled import CompiledModel
 
 
+BRIEF_S = 0.01
+"""A step that takes less runs on the kernel's thread: handing it to another and back takes a tenth of a
+millisecond, and requests can wait so long."""
+
+
 class LocalRunner:
-    """Runs one step at a time on a worker thread, so that the kernel's thread stays free for requests.
+    """Runs one step at a time, long ones on a worker thread: the kernel's stays free for requests.
 
     model: weights, and their forward. kv: block tables of the engine it serves; the arrays behind them are
     made here.
@@ -32,16 +38,22 @@ class LocalRunner:
         self.model = model
         self.kv = kv
         self.pool: Any = model.new_kv(kv.total, kv.block_size)
+        self._last_rows, self._last_s = 1, inf
         compiled()  # now, rather than in the first step
 
     def run(self, step: Step) -> Future:
         """Resolves to the step's LogitScores."""
         rows, first = build_rows(step, self.kv)
-        return self.kernel.offload(self._forward, step, rows, first)
+        expected_s = self._last_s * max(1.0, len(rows.tokens) / self._last_rows)
+        start = self.kernel.attempt if expected_s < BRIEF_S else self.kernel.offload
+        return start(self._forward, step, rows, first)
 
     def _forward(self, step: Step, rows: Rows, first: list[int]) -> LogitScores:
+        begin_s = self.kernel.now()
         for copy in step.copies:
             self.pool.copy(
                 range(copy.src, copy.src + copy.num_slots), range(copy.dst, copy.dst + copy.num_slots)
             )
-        return LogitScores(step, self.model.logits(rows, self.pool), first)
+        scores = LogitScores(step, self.model.logits(rows, self.pool), first)
+        self._last_rows, self._last_s = len(rows.tokens), self.kernel.now() - begin_s
+        return scores

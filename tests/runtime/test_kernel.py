@@ -359,6 +359,19 @@ def test_offloaded_work(clock):
         assert kernel.now() == 0.25
 
 
+def test_attempted_work_runs_here_and_now():
+    kernel = Kernel(WallClock())
+
+    async def main():
+        with pytest.raises(ZeroDivisionError):
+            await kernel.attempt(lambda: 1 // 0)
+        future = kernel.attempt(threading.get_ident)
+        assert future.done
+        return await future
+
+    assert kernel.run(main()) == threading.get_ident()
+
+
 def test_offloaded_work_runs_in_another_thread():
     kernel = Kernel(WallClock())
 

@@ -32,7 +32,7 @@ def assemble(module: str) -> bytes:
 
 
 def place(file: bytes) -> int:
-    """The address of an object file's entry, linked by LLVM: for processors that machine_code.py does not know."""
+    """The address of an object file's entry, linked by LLVM: where machine_code.py does not."""
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(file))
     engine.finalize_object()
