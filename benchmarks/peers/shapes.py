@@ -1,7 +1,7 @@
 """The three random Llama checkpoints that every engine gets, in Hugging Face layout, bfloat16.
 
 Weights are normal with deviation 1/sqrt(inputs), so activations keep their size and greedy tokens differ. The
-rows of the head for bytes and special tokens are zero: such a token never has the largest logit. So no engine
+rows of the head below FIRST_WORD are zero: such a token never has the largest logit. So no engine
 stops early, none needs an option for that, and every generated token is text that can be streamed at once.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 BYTES = 256
 SPECIAL = ("<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
-FIRST_WORD = BYTES + len(SPECIAL)
-"""Ids below are bytes and special tokens; ids from here on are the words that a model generates."""
+FIRST_WORD = BYTES + len(SPECIAL) + 1
+"""Ids below are bytes, special tokens and a pair of bytes; the others are the words that a model generates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ def _write_tokenizer(folder: Path, vocab_size: int) -> None:
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pair = (alphabet[-2], alphabet[-1])  # one merge, of bytes that are not text: some readers want a merge
-    words = ["".join(pair), *(f"Ġ{i}" for i in range(FIRST_WORD + 1, vocab_size))]
+    words = ["".join(pair), *(f"Ġ{i}" for i in range(FIRST_WORD, vocab_size))]
     vocab = {token: i for i, token in enumerate([*alphabet, *SPECIAL, *words])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[pair]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
