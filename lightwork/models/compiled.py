@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,12 +157,17 @@ class CompiledModel:
         The array is written again by the next call. Raises InvariantError for a block, slot, token or
         position that does not exist, before anything is computed.
         """
-        self._check(rows, kv)
         self._use(kv)
         logits = self._buffers.logits(len(rows.scored))
+        parts = [*rows.parts(ROWS_AT_ONCE)]
+        for part in parts:
+            self._buffers.fill(part, logits)
+            if not entries.all_there(self._state.address):
+                self._refuse(rows, kv)
         done = 0
-        for part in rows.parts(ROWS_AT_ONCE):
-            self._buffers.fill(part, logits[done:])
+        for part in parts:
+            if len(parts) > 1:
+                self._buffers.fill(part, logits[done:])
             entries.run(0, self._state.address)
             done += len(part.scored)
         return logits
@@ -171,6 +176,7 @@ class CompiledModel:
         if kv is not self._kv:
             self._kv = kv
             self._state.set(
+                blocks=kv.num_blocks,
                 keys=kv.keys,
                 values=kv.values,
                 key_scales=kv.key_scales,
@@ -182,7 +188,6 @@ class CompiledModel:
 
         Nothing but that function may be called until the model is closed.
         """
-        self._check(rows, kv)
         self._use(kv)
         self._buffers.fill(rows, self._buffers.logits(len(rows.scored)))
         assert self._team is not None
@@ -190,7 +195,8 @@ class CompiledModel:
         entries.attend_alone(0, self._state.address)
         return lambda: entries.attend_alone(0, self._state.address)
 
-    def _check(self, rows: Rows, kv: CompiledKV) -> None:
+    def _refuse(self, rows: Rows, kv: CompiledKV) -> NoReturn:
+        """Say what of the rows does not exist."""
         # A row reads the blocks up to its own: the first that is missing is the end of what it may read.
         ended = np.pad(rows.tables < 0, ((0, 0), (0, 1)), constant_values=True).argmax(1)
         used = np.where((rows.index >= 0) & (rows.index // formats.PAGE < ended[rows.seqs]), 0, -1)
@@ -206,6 +212,7 @@ class CompiledModel:
                     f"a row's {name} is {values.min(initial=0) if most < limit else most}",
                     expected=f"0 to {limit - 1}",
                 )
+        raise InvariantError("a row names what does not exist")
 
 
 def _small_pages(shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
@@ -240,6 +247,7 @@ def _constants(layout: Layout, weights: NDArray[np.uint8], kv_format: int) -> di
         "head_size": spec.head_size,
         "padded_head": _padded(spec.head_size),
         "vocab": spec.vocab_size,
+        "max_len": spec.max_len,
         "experts": spec.num_experts,
         "experts_per_token": max(1, spec.experts_per_token),
         "normalise_gates": spec.normalise_gates,
@@ -277,6 +285,7 @@ def open_compiled(folder: Path, precision: Precision, progress: Progress | None)
     generation = read_json(folder, "generation_config.json", optional=True)
     if progress is not None:
         progress("compile", 0, 0)  # half a minute, once for a machine and version
+    entries.all_there.prepare()
     entries.run.prepare()
     # A conversion leaves a million objects of torch and numba behind: walking them stops a step for 40 ms.
     gc.collect()
@@ -345,6 +354,7 @@ class Buffers:
         arrays["windowed_ancestors"][:num_rows] = rows.ancestors
         arrays["known"][:seqs] = rows.known
         arrays["tables"][:seqs, : rows.tables.shape[1]] = rows.tables
+        arrays["tables"][:seqs, rows.tables.shape[1] :] = -1
         arrays["scored_rows"][:scored] = rows.scored
         self._state.set(logits=logits)
         self._sizes_of[1], self._sizes_of[3] = num_rows, scored

@@ -51,6 +51,7 @@ class Entry:
 
 run = Entry("step", "run", (int, int))
 attend_alone = Entry("step", "attend_alone", (int, int))
+all_there = Entry("check", "all_there", (int,))
 winner = Entry("pick", "winner", (int, int, float, int, float, int, int))
 
 

@@ -19,7 +19,7 @@ from lightwork.kernels.cpu.formats import BLOCK, PAGE
 MODEL = (
     "layers num_layers matrices table",  # tables below; float32 [16]
     "weights vectors embed embed_half positions",  # bytes; float32; [V, d]; float32 [max_len, d] or 0
-    "hidden heads kv_heads head_size padded_head vocab",
+    "hidden heads kv_heads head_size padded_head vocab max_len",
     "experts experts_per_token normalise_gates layer_norm gated activation",
     "head norm norm_bias",  # a matrix; offsets in vectors
     "format kernel f32_kernel affine group parts",  # of the matrices; for widened ones, or 0
@@ -32,7 +32,7 @@ BATCH = (
     "known tables table_width scored_rows",  # int64 [S]; int32 [S, table_width]; int64 [N]
     "cosines sines",  # float32 [positions, D / 2], or 0
 )
-POOL = ("keys values key_scales value_scales",)
+POOL = ("blocks keys values key_scales value_scales",)
 SCRATCH = (
     "x qkv mixed wide gathered width",  # float32 [R, d], [R, (H + 2 G) D], [R, width], [A, width] twice
     # Rows encoded for a product: [A, parts, width], [A, width], [A, groups].
