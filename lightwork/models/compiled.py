@@ -47,7 +47,7 @@ from lightwork.models.tokenizer import Tokenizer
 KV_TYPES = {formats.F32: np.float32, formats.BF16_DOT: np.uint16, formats.INT8: np.int8}
 EMBED_HALF = {"float32": -1, "bfloat16": 0, "float16": 1}
 FIRST_POSITIONS = 1024
-ROWS_AT_ONCE = 3 * ROW_TILE
+ROWS_AT_ONCE = 2 * ROW_TILE
 """A step of more rows is computed in parts, of whole tiles, so that buffers stay small."""
 LARGEST_GROUP = 128
 """Inputs that share a scale. A larger group of a checkpoint becomes several with the same scale: the kernel's
@@ -404,14 +404,16 @@ def _row_arrays(spec: ModelSpec, form: MatrixFormat, rows: int, assigned: int) -
     width = -(-width // CACHE_LINE) * CACHE_LINE + CACHE_LINE
     groups = -(-width // form.group)
     experts = assigned if spec.moe else 1
+    wide = zeros((assigned, width))
+    projected = inside + 2 * spec.num_kv_heads * spec.head_size
     bytes_ = form.code in (formats.CODE8_DOT, formats.CODE4_DOT)
     sums = form.affine and form.code in (formats.CODE8, formats.CODE4)
 
     return {
         "x": zeros((rows, d)),
-        "qkv": zeros((rows, inside + 2 * spec.num_kv_heads * spec.head_size)),
+        "qkv": wide if projected <= width else zeros((rows, projected)),  # read before wide is written
         "mixed": zeros((rows, width)),
-        "wide": zeros((assigned, width)),
+        "wide": wide,
         "gathered": zeros((experts, width)),
         "width": width,
         "halves": zeros((assigned, form.parts, width) if form.code == formats.BF16_DOT else 1, np.uint16),
