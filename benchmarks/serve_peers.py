@@ -35,7 +35,7 @@ from peers.shapes import SHAPES, Shape, write_checkpoint
 from peers.streams import Server, evict, free_port
 
 from lightwork.claims.peers import EVERY_CELL, keep, load
-from lightwork.models.packed import home
+from lightwork.home import home
 
 Versions = dict[str, dict[str, str]]
 """Of each engine, its own and its libraries'."""

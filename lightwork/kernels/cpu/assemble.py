@@ -31,7 +31,7 @@ def assemble(module: str) -> bytes:
     return bytes(machine.emit_object(parsed))
 
 
-def place(file: bytes) -> int:
+def link(file: bytes) -> int:
     """The address of an object file's entry, linked by LLVM: where machine_code.py does not."""
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(file))

@@ -35,7 +35,7 @@ def summing(fn: F) -> F:
     return cast(F, numba.njit(nogil=True, error_model="numpy", fastmath=flags)(fn))
 
 
-def machine_code(module: str, function: str, args: Sequence[str]) -> bytes:
+def object_file(module: str, function: str, args: Sequence[str]) -> bytes:
     """The object file of a compiled function that allocates nothing and raises nothing.
 
     args: "int" (64 bits) or "float" (double) for each; it returns an int, or nothing.

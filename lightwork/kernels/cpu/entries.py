@@ -37,8 +37,8 @@ class Entry:
 
     def _compile(self) -> bytes:
         """In a process of its own, so that this one is left without the compiler's memory."""
-        program = "import sys\nfrom lightwork.kernels.cpu.compiled import machine_code\n"
-        program += f"sys.stdout.buffer.write(machine_code{self._place})"
+        program = "import sys\nfrom lightwork.kernels.cpu.compiled import object_file\n"
+        program += f"sys.stdout.buffer.write(object_file{self._place})"
         path = os.pathsep.join(filter(None, sys.path))
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONPATH": path}

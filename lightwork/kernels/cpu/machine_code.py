@@ -45,10 +45,10 @@ def load(name: str, compile_: Callable[[], bytes]) -> int:
                 stacklevel=2,
             )
     if platform.machine() == "x86_64":
-        return place(file)
+        return link(file)
     from lightwork.kernels.cpu import assemble
 
-    return assemble.place(file)
+    return assemble.link(file)
 
 
 @cache
@@ -90,7 +90,7 @@ class _Section(NamedTuple):
     entry_size: int
 
 
-def place(file: bytes) -> int:
+def link(file: bytes) -> int:
     """Link an x86-64 object file into executable memory; the address of its entry.
 
     Raises InvariantError for a relocation that is not expected, AttributeError for an unknown function.

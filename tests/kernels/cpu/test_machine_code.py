@@ -23,11 +23,11 @@ from lightwork.kernels.cpu.isa import host
 from lightwork.kernels.cpu.tile import NUM_ARGS, emit
 
 needs_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="LLVM links on other processors")
-PLACES = [
-    pytest.param(machine_code.place, marks=needs_x86, id="ours"),
-    pytest.param(assemble.place, id="LLVM"),
+LINKERS = [
+    pytest.param(machine_code.link, marks=needs_x86, id="ours"),
+    pytest.param(assemble.link, id="LLVM"),
 ]
-Place = Callable[[bytes], int]
+Link = Callable[[bytes], int]
 
 CALLS = """
 declare double @erf(double)
@@ -49,20 +49,20 @@ define double @entry(i64 %i, double %x) {
 """
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_code_with_constants_and_library_calls(place: Place) -> None:
+@pytest.mark.parametrize("link", LINKERS)
+def test_code_with_constants_and_library_calls(link: Link) -> None:
     kind = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_int64, ctypes.c_double)
-    function = kind(place(assemble.assemble(CALLS)))
+    function = kind(link(assemble.assemble(CALLS)))
     for i, scale in enumerate((1.5, 2.5, 4.0)):
         assert function(i, 0.25) == pytest.approx(scale * (math.erf(0.25) + math.cos(0.25)), rel=1e-15)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_kernel_is_the_same_however_it_is_linked(place: Place) -> None:
+@pytest.mark.parametrize("link", LINKERS)
+def test_a_kernel_is_the_same_however_it_is_linked(link: Link) -> None:
     rng = np.random.default_rng(0)
     x, w, out = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 40), (40, 64), (3, 64)))
     call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * NUM_ARGS)(
-        place(assemble.assemble(emit(F32, 4, False, host())))
+        link(assemble.assemble(emit(F32, 4, False, host())))
     )
     call(w.ctypes.data, 0, x.ctypes.data, 160, 0, 0, 0, out.ctypes.data, 256, 3, 40, 1, 1)
     np.testing.assert_allclose(out, x.astype(np.float64) @ w, rtol=1e-4, atol=1e-5)
@@ -72,7 +72,7 @@ def test_a_kernel_is_the_same_however_it_is_linked(place: Place) -> None:
 def test_a_relocation_that_is_not_expected_is_refused() -> None:
     module = "@far = thread_local global i64 5\ndefine i64* @entry() {\n  ret i64* @far\n}\n"
     with pytest.raises(InvariantError, match="relocation"):
-        machine_code.place(assemble.assemble(module))
+        machine_code.link(assemble.assemble(module))
 
 
 def test_a_function_that_no_library_has_is_refused_when_it_is_compiled() -> None:
