@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightwork.cluster.processor import features, processor_name
-from lightwork.errors import InvariantError
+from lightwork.errors import InvariantError, LightworkError
 from lightwork.home import home, keep
 
 ENTRY = "entry"
@@ -90,44 +90,65 @@ class _Section(NamedTuple):
     entry_size: int
 
 
+class _ObjectFile:
+    """What an object file holds: sections, symbols, and the places that lack an address."""
+
+    def __init__(self, file: bytes) -> None:
+        self._file = file
+        table, count = struct.unpack_from("<Q", file, 40)[0], struct.unpack_from("<H", file, 60)[0]
+        headers = (_SECTION.unpack_from(file, table + _SECTION.size * i) for i in range(count))
+        self.sections = [_Section(*header) for header in headers]
+        self._symbols = next(section for section in self.sections if section.type == _SYMBOLS)
+        self.num_symbols = self._symbols.size // _SYMBOL.size
+
+    def bytes_of(self, section: _Section) -> bytes:
+        return self._file[section.offset : section.offset + section.size]
+
+    def symbol(self, number: int) -> tuple[str, int, int]:
+        """Name, section (0: it is not in this file) and place in it."""
+        at = self._symbols.offset + _SYMBOL.size * number
+        name, _, _, section, value, _ = _SYMBOL.unpack_from(self._file, at)
+        first = self.sections[self._symbols.link].offset + name
+        return self._file[first : self._file.index(b"\0", first)].decode(), section, value
+
+    def relocations(self) -> Iterator[tuple[int, int, int, int, int]]:
+        """Section, place in it, symbol, kind, and what is added to the symbol's address."""
+        for section in self.sections:
+            if section.type == _RELOCATIONS:
+                for at, info, addend in _RELOCATION.iter_unpack(self.bytes_of(section)):
+                    yield section.info, at, info >> 32, info & 0xFFFFFFFF, addend
+
+
 def link(file: bytes) -> int:
     """Link an x86-64 object file into executable memory; the address of its entry.
 
-    Raises InvariantError for a relocation that is not expected, AttributeError for an unknown function.
+    Raises InvariantError for a relocation that is not expected, AttributeError for an unknown function,
+    LightworkError if this process may not make memory executable.
     """
-    table, count = struct.unpack_from("<Q", file, 40)[0], struct.unpack_from("<H", file, 60)[0]
-    sections = [_Section(*_SECTION.unpack_from(file, table + _SECTION.size * i)) for i in range(count)]
+    code, library = _ObjectFile(file), ctypes.CDLL(None)
     starts, end = {}, 0
-    for i, section in enumerate(sections):
+    for i, section in enumerate(code.sections):
         if section.flags & _IN_MEMORY:
-            starts[i] = end = -(-end // section.alignment) * section.alignment
+            starts[i] = end = -(-end // max(1, section.alignment)) * max(1, section.alignment)
             end += section.size
-    symbols = next(section for section in sections if section.type == _SYMBOLS)
-    stubs: dict[int, int] = {}
-    memory = mmap.mmap(-1, end + _STUB * (symbols.size // _SYMBOL.size), flags=mmap.MAP_PRIVATE)
+    memory = mmap.mmap(-1, end + _STUB * code.num_symbols, flags=mmap.MAP_PRIVATE)
     for i, start in starts.items():
-        if sections[i].type != _NO_BITS:
-            memory[start : start + sections[i].size] = _bytes(file, sections[i])
-    library = ctypes.CDLL(None)
-
-    def symbol(number: int) -> tuple[str, int, int]:
-        name, _, _, section, value, _ = _SYMBOL.unpack_from(file, symbols.offset + _SYMBOL.size * number)
-        first = sections[symbols.link].offset + name
-        return file[first : file.index(b"\0", first)].decode(), section, value
+        if code.sections[i].type != _NO_BITS:
+            memory[start : start + code.sections[i].size] = code.bytes_of(code.sections[i])
 
     def target(number: int) -> int:
-        name, section, value = symbol(number)
+        """Where a symbol is in memory; of a library's function, a jump to it."""
+        name, section, value = code.symbol(number)
         if section:
             return starts[section] + value
-        if number not in stubs:
-            stubs[number] = end + _STUB * len(stubs)
-            address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-            memory[stubs[number] : stubs[number] + 14] = _JUMP + struct.pack("<Q", address)
-        return stubs[number]
+        stub = end + _STUB * number
+        address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+        memory[stub : stub + len(_JUMP) + 8] = _JUMP + struct.pack("<Q", address)
+        return stub
 
-    for section_number, (at, number, kind, addend) in _relocations(file, sections):
+    for section_number, at, number, kind, addend in code.relocations():
         if section_number in starts:
-            if kind not in (_PC32, _PLT32, *_GOT) or (kind in _GOT and symbol(number)[1]):
+            if kind not in (_PC32, _PLT32, *_GOT) or (kind in _GOT and code.symbol(number)[1]):
                 raise InvariantError(f"relocation {kind}", expected="code that may lie anywhere")
             at += starts[section_number]
             to = target(number) + (len(_JUMP) if kind in _GOT else 0)
@@ -135,18 +156,11 @@ def link(file: bytes) -> int:
     _in_use.append(memory)
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     if library.mprotect(ctypes.c_void_p(base), len(memory), mmap.PROT_READ | mmap.PROT_EXEC):
-        raise MemoryError("this process may not run code that it has loaded")
-    numbers = range(symbols.size // _SYMBOL.size)
-    return base + next(target(n) for n in numbers if symbol(n)[0] == ENTRY and symbol(n)[1])
-
-
-def _bytes(file: bytes, section: _Section) -> bytes:
-    return file[section.offset : section.offset + section.size]
-
-
-def _relocations(file: bytes, sections: list[_Section]) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
-    """(section, (offset in it, symbol, kind, addend))."""
-    for section in sections:
-        if section.type == _RELOCATIONS:
-            for at, info, addend in _RELOCATION.iter_unpack(_bytes(file, section)):
-                yield section.info, (at, info >> 32, info & 0xFFFFFFFF, addend)
+        raise LightworkError(
+            "this process may not run code that it has loaded",
+            expected="memory that may become executable",
+            fix="let the system's security policy allow it (SELinux: execmem)",
+        )
+    return base + next(
+        target(n) for n in range(code.num_symbols) if code.symbol(n)[0] == ENTRY and code.symbol(n)[1]
+    )
