@@ -14,7 +14,7 @@ from pathlib import Path
 BYTES = 256
 SPECIAL = ("<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 FIRST_WORD = BYTES + len(SPECIAL) + 1
-"""Ids below are bytes, special tokens and a pair of bytes; the others are the words that a model generates."""
+"""Ids below are bytes, special tokens and a pair of bytes; the others are words, which a model generates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
