@@ -161,13 +161,11 @@ class CompiledModel:
         logits = self._buffers.logits(len(rows.scored))
         parts = [*rows.parts(ROWS_AT_ONCE)]
         for part in parts:
-            self._buffers.fill(part, logits)
-            if not entries.all_there(self._state.address):
-                self._refuse(rows, kv)
+            self._fill(part, kv, logits)
         done = 0
         for part in parts:
             if len(parts) > 1:
-                self._buffers.fill(part, logits[done:])
+                self._fill(part, kv, logits[done:])
             entries.run(0, self._state.address)
             done += len(part.scored)
         return logits
@@ -189,11 +187,16 @@ class CompiledModel:
         Nothing but that function may be called until the model is closed.
         """
         self._use(kv)
-        self._buffers.fill(rows, self._buffers.logits(len(rows.scored)))
+        self._fill(rows, kv, self._buffers.logits(len(rows.scored)))
         assert self._team is not None
         self._team.employ(entries.attend_alone, self._state)
         entries.attend_alone(0, self._state.address)
         return lambda: entries.attend_alone(0, self._state.address)
+
+    def _fill(self, rows: Rows, kv: CompiledKV, logits: NDArray[np.float32]) -> None:
+        self._buffers.fill(rows, logits)
+        if not entries.all_there(self._state.address):
+            self._refuse(rows, kv)
 
     def _refuse(self, rows: Rows, kv: CompiledKV) -> NoReturn:
         """Say what of the rows does not exist."""
