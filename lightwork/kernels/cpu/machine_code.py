@@ -136,31 +136,38 @@ def link(file: bytes) -> int:
         if code.sections[i].type != _NO_BITS:
             memory[start : start + code.sections[i].size] = code.bytes_of(code.sections[i])
 
-    def target(number: int) -> int:
-        """Where a symbol is in memory; of a library's function, a jump to it."""
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+    def stub(number: int) -> int:
+        """A jump to a symbol wherever it is; its last bytes are the address."""
         name, section, value = code.symbol(number)
-        if section:
-            return starts[section] + value
-        stub = end + _STUB * number
-        address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-        memory[stub : stub + len(_JUMP) + 8] = _JUMP + struct.pack("<Q", address)
-        return stub
+        known = (
+            base + starts[section] + value if section else ctypes.cast(library[name], ctypes.c_void_p).value
+        )
+        at = end + _STUB * number
+        memory[at : at + len(_JUMP) + 8] = _JUMP + struct.pack("<Q", known)
+        return at
 
     for section_number, at, number, kind, addend in code.relocations():
-        if section_number in starts:
-            if kind not in (_PC32, _PLT32, *_GOT) or (kind in _GOT and code.symbol(number)[1]):
-                raise InvariantError(f"relocation {kind}", expected="code that may lie anywhere")
-            at += starts[section_number]
-            to = target(number) + (len(_JUMP) if kind in _GOT else 0)
-            struct.pack_into("<i", memory, at, to + addend - at)
+        if section_number not in starts:
+            continue
+        _, section, value = code.symbol(number)
+        if kind in _GOT:
+            to = stub(number) + len(_JUMP)
+        elif kind in (_PC32, _PLT32):
+            to = starts[section] + value if section else stub(number)
+        else:
+            raise InvariantError(f"relocation {kind}", expected="code that may lie anywhere")
+        at += starts[section_number]
+        struct.pack_into("<i", memory, at, to + addend - at)
     _in_use.append(memory)
-    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     if library.mprotect(ctypes.c_void_p(base), len(memory), mmap.PROT_READ | mmap.PROT_EXEC):
         raise LightworkError(
             "this process may not run code that it has loaded",
             expected="memory that may become executable",
             fix="let the system's security policy allow it (SELinux: execmem)",
         )
+    symbols = (code.symbol(number) for number in range(code.num_symbols))
     return base + next(
-        target(n) for n in range(code.num_symbols) if code.symbol(n)[0] == ENTRY and code.symbol(n)[1]
+        starts[section] + value for name, section, value in symbols if name == ENTRY and section
     )

@@ -58,6 +58,15 @@ def test_code_with_constants_and_library_calls(link: Link) -> None:
 
 
 @pytest.mark.parametrize("link", LINKERS)
+def test_a_constant_found_through_the_table_of_addresses(link: Link) -> None:
+    module = "@table = constant [2 x i64] [i64 5, i64 7]\ndefine i64 @entry(i64 %i) {\n"
+    module += "  %p = getelementptr [2 x i64], [2 x i64]* @table, i64 0, i64 %i\n"
+    module += "  %v = load i64, i64* %p\n  ret i64 %v\n}\n"
+    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(link(assemble.assemble(module)))
+    assert [function(i) for i in range(2)] == [5, 7]
+
+
+@pytest.mark.parametrize("link", LINKERS)
 def test_a_kernel_is_the_same_however_it_is_linked(link: Link) -> None:
     rng = np.random.default_rng(0)
     x, w, out = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 40), (40, 64), (3, 64)))
