@@ -267,8 +267,8 @@ def _constants(layout: Layout, weights: NDArray[np.uint8], kv_format: int) -> di
         "group": form.group,
         "parts": form.parts,
         "kv_format": kv_format,
-        "kv_wide": entries.kernel(kv_format),
-        "kv_narrow": entries.kernel(kv_format, vectors=1),
+        "kv_wide": entries.kernel(kv_format, streamed=False),
+        "kv_narrow": entries.kernel(kv_format, vectors=1, streamed=False),
         "window": (spec.sliding_window or 0) if spec.windowed else 0,
     }
 

@@ -3,7 +3,7 @@
 The layouts of weights are those of lanes.py: what a vector of weights holds is a row of a register here.
 A product of bfloat16 goes over 32 inputs at once, the even and the odd of which the processor adds up
 apart; calls that cut the inputs must cut at multiples of 32 then, and inputs after the last 32 are left to
-lanes.py. Products of bytes are exact, so few rows are left to lanes.py too, with the same bits.
+lanes.py. A few rows of a page are added up in vectors, in that same order. Products of bytes are exact, so few rows are left to lanes.py too, with the same bits.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ BYTES_AHEAD = 8192
 """How far ahead weights are fetched: a load of a register asks for sixteen lines, too late for memory."""
 FEWEST_ROWS = 8
 """From so many rows of bytes on, matrix registers are faster."""
+MOST_ROWS_IN_LANES = 4
+"""Up to so many rows of bfloat16, vectors are faster in short calls: registers take long to set up."""
 
 VOID = ir.VoidType()
 
@@ -120,9 +122,14 @@ def _release(b: Builder) -> None:
 
 def _pairs(b: Builder, e: Emission, rows: Value) -> None:
     steps, rest = b.lshr(e.inputs, I64(5)), b.and_(e.inputs, I64(STEP - 1))
-    with b.if_then(b.icmp_signed(">", steps, I64(0))):
-        _passes(b, e._replace(inputs=steps), rows)
-        _release(b)
+    whole = e._replace(inputs=steps)
+    in_lanes = b.icmp_signed("<=", rows, I64(0 if e.streamed else MOST_ROWS_IN_LANES))
+    with b.if_then(b.icmp_signed(">", steps, I64(0))), b.if_else(in_lanes) as (few, many):
+        with few:
+            lanes.by_rows(b, whole, rows, _in_lanes, (4, 2, 1))
+        with many:
+            _passes(b, whole, rows)
+            _release(b)
     step_bytes = 2 * STEP * LANES * e.vectors
     left = e._replace(
         weights=b.add(e.weights, b.mul(steps, I64(step_bytes))),
@@ -131,6 +138,50 @@ def _pairs(b: Builder, e: Emission, rows: Value) -> None:
     )
     with b.if_then(b.icmp_signed(">", rest, I64(0))):
         lanes.by_rows(b, left._replace(fresh=b.and_(e.fresh, b.icmp_signed("==", steps, I64(0)))), rows)
+
+
+def _in_lanes(b: Builder, e: Emission) -> None:
+    """A few rows in vectors, added in the order of matrix registers, so that bits do not depend on rows."""
+    at_once = 2 if e.rows > 2 else e.vectors
+    for first in range(0, e.vectors, at_once):
+        cells = [(m, v) for m in range(e.rows) for v in range(first, min(first + at_once, e.vectors))]
+        _sum_in_lanes(b, e, cells)
+
+
+def _sum_in_lanes(b: Builder, e: Emission, cells: Sequence[tuple[int, int]]) -> None:
+    row_bytes = 4 * LANES * e.vectors
+    wide = _room(b, 128 * e.rows)  # of each row the even inputs of a step, then the odd, as float32
+
+    def step(i: Value, sums: Sequence[Value]) -> list[Value]:
+        here = b.add(e.weights, b.mul(i, I64(row_bytes * STEP // 2)))
+        for m in range(e.rows):
+            pairs = load(b, b.add(e.x, b.add(b.mul(e.x_stride, I64(m)), b.shl(i, I64(6)))), INTS)
+            for half, values in enumerate(_halves(b, pairs)):
+                store(b, values, at(b, wide, 128 * m + 64 * half))
+
+        def pair(k: Value, parts: Sequence[Value]) -> list[Value]:
+            row = b.add(here, b.mul(k, I64(row_bytes)))
+            weights = {v: _halves(b, load(b, at(b, row, 64 * v), INTS)) for v in {v for _, v in cells}}
+            place = b.add(wide, b.shl(k, I64(2)))
+            x = [
+                [splat(b, load(b, at(b, place, 128 * m + 64 * h), FLOAT)) for h in (0, 1)]
+                for m in range(e.rows)
+            ]
+            factors = [(weights[v][half], x[m][half]) for m, v in cells for half in (0, 1)]
+            return [fma(b, w, value, part) for (w, value), part in zip(factors, parts, strict=True)]
+
+        parts = loop(b, I64(STEP // 2), [splat(b, FLOAT(0.0))] * (2 * len(cells)), pair)
+        return [b.fadd(total, b.fadd(*parts[2 * c : 2 * c + 2])) for c, total in enumerate(sums)]
+
+    sums = [lanes.so_far(b, e.fresh, lanes.out_of(b, e, m, v)) for m, v in cells]
+    for (m, v), total in zip(cells, loop(b, e.inputs, sums, step), strict=True):
+        store(b, total, lanes.out_of(b, e, m, v))
+
+
+def _halves(b: Builder, pairs: Value) -> list[Value]:
+    """The first and the second of each pair of bfloat16, as float32."""
+    both = [b.shl(pairs, int_splat(16)), b.and_(pairs, int_splat(0xFFFF0000))]
+    return [b.bitcast(half, FLOATS) for half in both]
 
 
 def _passes(b: Builder, e: Emission, rows: Value) -> None:

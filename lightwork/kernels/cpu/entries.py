@@ -56,8 +56,13 @@ winner = Entry("pick", "winner", (int, int, float, int, float, int, int))
 
 
 @cache
-def kernel(form: int, *, vectors: int = 4, affine: bool = False, isa: Isa | None = None) -> int:
-    """The address of a format's compiled micro-kernel, for `multiply`. isa: this processor's, by default."""
+def kernel(
+    form: int, *, vectors: int = 4, affine: bool = False, streamed: bool = True, isa: Isa | None = None
+) -> int:
+    """The address of a format's compiled micro-kernel, for `multiply`. isa: this processor's, by default.
+
+    The others are those of `tile.emit`.
+    """
     isa = host() if isa is None else isa
     features = "_".join(f"{name}{int(value)}" for name, value in isa._asdict().items() if value)
 
@@ -65,6 +70,7 @@ def kernel(form: int, *, vectors: int = 4, affine: bool = False, isa: Isa | None
         from lightwork.kernels.cpu.assemble import assemble
         from lightwork.kernels.cpu.tile import emit
 
-        return assemble(emit(form, vectors, affine, isa))
+        return assemble(emit(form, vectors, affine, isa, streamed=streamed))
 
-    return load(f"multiply_{form}_{vectors}{'_affine' * affine}_{features}", compile_)
+    kind = f"{form}_{vectors}{'_affine' * affine}{'_streamed' * streamed}"
+    return load(f"multiply_{kind}_{features}", compile_)

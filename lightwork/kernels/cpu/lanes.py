@@ -6,7 +6,7 @@ number of rows, and splitting k between calls changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -54,13 +54,17 @@ from lightwork.kernels.cpu.vectors import (
 
 
 class Emission(NamedTuple):
-    """One emission: what is emitted, and the addresses and strides (bytes) it is called with."""
+    """One emission: what is emitted, and the addresses and strides (bytes) it is called with.
+
+    streamed: the weights of successive calls follow one another in memory.
+    """
 
     format: int
     isa: Isa
     rows: int
     vectors: int
     affine: bool
+    streamed: bool
     weights: Value
     table: Value
     x: Value
@@ -79,10 +83,17 @@ class Emission(NamedTuple):
         return [(m, v) for m in range(self.rows) for v in range(self.vectors)]
 
 
-def by_rows(b: Builder, whole: Emission, rows: Value) -> None:
-    """Emit kernels of several heights and let each do as many rows as it can."""
+Body = Callable[[Builder, Emission], None]
+"""Emits the product of a fixed number of rows."""
+
+
+def by_rows(
+    b: Builder, whole: Emission, rows: Value, body: Body | None = None, heights: Sequence[int] = ()
+) -> None:
+    """Emit kernels of several heights, falling to 1, and let each do as many rows as it can."""
     done = I64(0)
-    for height in (6, 4, 2, 1) if whole.isa.many else (2, 1):
+    body = body or (_grouped if whole.format in CENTRE else _dense)
+    for height in heights or ((6, 4, 2, 1) if whole.isa.many else (2, 1)):
         left = b.sub(rows, done)
         count = b.sdiv(left, I64(height))
         if height == 6:  # 8 rows are 4 + 4, not 6 + 2
@@ -90,7 +101,7 @@ def by_rows(b: Builder, whole: Emission, rows: Value) -> None:
             count = b.sub(count, b.zext(b.and_(spare, b.icmp_signed(">", left, I64(2))), I64))
 
         with b.if_then(b.icmp_signed(">", count, I64(0))):
-            loop(b, count, [], partial(_at_row, b, whole, height, done))
+            loop(b, count, [], partial(_at_row, b, whole, body, height, done))
         done = b.add(done, b.mul(count, I64(height)))
 
 
@@ -127,7 +138,7 @@ def _fetch_ahead(b: Builder, t: Emission, step: Value) -> None:
 
 
 def _at_row(
-    b: Builder, whole: Emission, height: int, done: Value, i: Value, carried: Sequence[Value]
+    b: Builder, whole: Emission, body: Body, height: int, done: Value, i: Value, carried: Sequence[Value]
 ) -> list[Value]:
     row = b.add(done, b.mul(i, I64(height)))
 
@@ -146,11 +157,11 @@ def _at_row(
         x_sums=moved(whole.x_sums, whole.group_stride),
         out=moved(whole.out, whole.out_stride),
     )
-    (_grouped if part.format in CENTRE else _dense)(b, part)
+    body(b, part)
     return []
 
 
-def _out(b: Builder, t: Emission, m: int, v: int) -> Value:
+def out_of(b: Builder, t: Emission, m: int, v: int) -> Value:
     return at(b, at(b, t.out, b.mul(t.out_stride, I64(m))), 64 * v)
 
 
@@ -170,7 +181,7 @@ def _x(b: Builder, t: Emission, m: int, offset: Value, kind: Any) -> Value:
 def _dense(b: Builder, t: Emission) -> None:
     pairs = t.format == BF16_DOT
     size = {F32: 4, BF16: 2, F16: 2, INT8: 1, BF16_DOT: 4}[t.format]
-    sums = [so_far(b, t.fresh, _out(b, t, m, v)) for m, v in t.cells()]
+    sums = [so_far(b, t.fresh, out_of(b, t, m, v)) for m, v in t.cells()]
     step_bytes = LANES * t.vectors * size
 
     def body(i: Value, sums: Sequence[Value]) -> list[Value]:
@@ -186,7 +197,7 @@ def _dense(b: Builder, t: Emission) -> None:
         return [added[cell] for cell in t.cells()]
 
     for (m, v), value in zip(t.cells(), loop(b, _steps(b, t), sums, body), strict=True):
-        store(b, value, _out(b, t, m, v))
+        store(b, value, out_of(b, t, m, v))
 
 
 def _widened(b: Builder, form: int, place: Value) -> Value:
@@ -363,7 +374,7 @@ def _scale(
         offset = b.fpext(load(b, place, half), FLOATS) if t.affine else None
         for m in range(t.rows):
             value = b.fmul(b.sitofp(sums[m, v], FLOATS), factor[m]) if dot else sums[m, v]
-            out = fma(b, value, scale, so_far(b, fresh, _out(b, t, m, v)))
+            out = fma(b, value, scale, so_far(b, fresh, out_of(b, t, m, v)))
             if t.affine:
                 out = fma(b, offset, of_x[m], out)
-            store(b, out, _out(b, t, m, v))
+            store(b, out, out_of(b, t, m, v))

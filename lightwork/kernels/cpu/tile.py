@@ -26,14 +26,29 @@ from lightwork.kernels.cpu.vectors import I64
 NUM_ARGS = 13
 
 
-def emit(form: int, vectors: int, affine: bool, isa: Isa) -> str:
-    """A format's micro-kernel as LLVM IR; its arguments are those of `primitives.multiply` but the first."""
+def emit(form: int, vectors: int, affine: bool, isa: Isa, *, streamed: bool = True) -> str:
+    """A format's micro-kernel as LLVM IR; its arguments are those of `primitives.multiply` but the first.
+
+    streamed: the weights of successive calls follow one another in memory, as a matrix's do and pages do not.
+    """
     module = ir.Module(name=ENTRY)
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * NUM_ARGS), ENTRY)
     b = ir.IRBuilder(function.append_basic_block("entry"))
     *addresses, rows, inputs, group, fresh = list(function.args)
     emission = lanes.Emission._make(
-        [form, isa, 0, vectors, affine, *addresses, inputs, group, b.trunc(fresh, ir.IntType(1)), I64(0)]
+        [
+            form,
+            isa,
+            0,
+            vectors,
+            affine,
+            streamed,
+            *addresses,
+            inputs,
+            group,
+            b.trunc(fresh, ir.IntType(1)),
+            I64(0),
+        ]
     )
     by_rows = amx.by_rows if amx.computes(emission) else lanes.by_rows
     by_rows(b, emission, rows)

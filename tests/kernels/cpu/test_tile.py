@@ -126,9 +126,10 @@ def run(
     cuts: tuple[int, ...] = (),
     skip: int = 0,
     fresh: bool = False,
+    streamed: bool = True,
 ) -> NDArray[np.float32]:
     """out + x @ w of `rows` rows after `skip`, the inputs cut into several calls."""
-    compute = kernel(p.form.code, vectors=p.vectors, affine=p.form.affine, isa=isa)
+    compute = kernel(p.form.code, vectors=p.vectors, affine=p.form.affine, streamed=streamed, isa=isa)
     out = p.out[skip : skip + rows].copy()
     table, k = table_of(p.form), p.x.shape[1]
     for first, last in zip((0, *cuts), (*cuts, k), strict=True):
@@ -175,6 +176,18 @@ def test_every_format_multiplies(form: MatrixFormat, k: int, vectors: int) -> No
     for rows in ROWS:
         np.testing.assert_array_equal(run(product, rows), whole[:rows])
         np.testing.assert_array_equal(run(product, rows, skip=97 - rows), whole[97 - rows :])
+
+
+@pytest.mark.parametrize("isa", [None, PORTABLE], ids=["host", "portable"])
+@pytest.mark.parametrize(("form", "k", "vectors"), [case for case in CASES if not case.values[0].quantised])
+def test_pages_give_the_bits_of_a_stream(form: MatrixFormat, k: int, vectors: int, isa: Isa | None) -> None:
+    product = random_product(form, k, vectors)
+    whole = run(product, isa=isa)
+    for rows in ROWS:
+        for fresh in (False, True):
+            apart = run(product, rows, isa=isa, streamed=False, fresh=fresh)
+            np.testing.assert_array_equal(apart, run(product, rows, isa=isa, fresh=fresh))
+        np.testing.assert_array_equal(run(product, rows, isa=isa, streamed=False), whole[:rows])
 
 
 @pytest.mark.parametrize(("form", "k", "vectors"), CASES)
