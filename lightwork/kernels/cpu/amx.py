@@ -3,7 +3,8 @@
 The layouts of weights are those of lanes.py: what a vector of weights holds is a row of a register here.
 A product of bfloat16 goes over 32 inputs at once, the even and the odd of which the processor adds up
 apart; calls that cut the inputs must cut at multiples of 32 then, and inputs after the last 32 are left to
-lanes.py. A few rows of a page are added up in vectors, in that same order. Products of bytes are exact, so few rows are left to lanes.py too, with the same bits.
+lanes.py. A few rows of a page are added up in vectors, in that same order. Products of bytes are exact, so
+few rows are left to lanes.py too, with the same bits.
 """
 
 from __future__ import annotations

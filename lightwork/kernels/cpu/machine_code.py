@@ -135,7 +135,6 @@ def link(file: bytes) -> int:
     for i, start in starts.items():
         if code.sections[i].type != _NO_BITS:
             memory[start : start + code.sections[i].size] = code.bytes_of(code.sections[i])
-
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
     def stub(number: int) -> int:
@@ -148,17 +147,17 @@ def link(file: bytes) -> int:
         memory[at : at + len(_JUMP) + 8] = _JUMP + struct.pack("<Q", known)
         return at
 
-    for section_number, at, number, kind, addend in code.relocations():
-        if section_number not in starts:
+    for within, at, number, kind, addend in code.relocations():
+        if within not in starts:
             continue
-        _, section, value = code.symbol(number)
+        _, section_number, value = code.symbol(number)
         if kind in _GOT:
             to = stub(number) + len(_JUMP)
         elif kind in (_PC32, _PLT32):
-            to = starts[section] + value if section else stub(number)
+            to = starts[section_number] + value if section_number else stub(number)
         else:
             raise InvariantError(f"relocation {kind}", expected="code that may lie anywhere")
-        at += starts[section_number]
+        at += starts[within]
         struct.pack_into("<i", memory, at, to + addend - at)
     _in_use.append(memory)
     if library.mprotect(ctypes.c_void_p(base), len(memory), mmap.PROT_READ | mmap.PROT_EXEC):
