@@ -119,13 +119,8 @@ class _ObjectFile:
                     yield section.info, at, info >> 32, info & 0xFFFFFFFF, addend
 
 
-def link(file: bytes) -> int:
-    """Link an x86-64 object file into executable memory; the address of its entry.
-
-    Raises InvariantError for a relocation that is not expected, AttributeError for an unknown function,
-    LightworkError if this process may not make memory executable.
-    """
-    code, library = _ObjectFile(file), ctypes.CDLL(None)
+def _in_place(code: _ObjectFile) -> tuple[mmap.mmap, dict[int, int], int]:
+    """Memory with the sections and room for stubs, where each section is, and where the stubs begin."""
     starts, end = {}, 0
     for i, section in enumerate(code.sections):
         if section.flags & _IN_MEMORY:
@@ -135,6 +130,17 @@ def link(file: bytes) -> int:
     for i, start in starts.items():
         if code.sections[i].type != _NO_BITS:
             memory[start : start + code.sections[i].size] = code.bytes_of(code.sections[i])
+    return memory, starts, end
+
+
+def link(file: bytes) -> int:
+    """Link an x86-64 object file into executable memory; the address of its entry.
+
+    Raises InvariantError for a relocation that is not expected, AttributeError for an unknown function,
+    LightworkError if this process may not make memory executable.
+    """
+    code, library = _ObjectFile(file), ctypes.CDLL(None)
+    memory, starts, end = _in_place(code)
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
     def stub(number: int) -> int:
