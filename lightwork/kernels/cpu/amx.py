@@ -3,8 +3,9 @@
 The layouts of weights are those of lanes.py: what a vector of weights holds is a row of a register here.
 A product of bfloat16 goes over 32 inputs at once, the even and the odd of which the processor adds up
 apart; calls that cut the inputs must cut at multiples of 32 then, and inputs after the last 32 are left to
-lanes.py. A few rows of a page are added up in vectors, in that same order. Products of bytes are exact, so
-few rows are left to lanes.py too, with the same bits.
+lanes.py. A few rows of a page are added up in vectors, in that same order; the bits are the same but for
+numbers below the smallest normal one (1e-38), which are zero to the registers. Products of bytes are exact,
+so few rows are left to lanes.py too, with the same bits.
 """
 
 from __future__ import annotations
@@ -150,6 +151,7 @@ def _in_lanes(b: Builder, e: Emission) -> None:
 
 
 def _sum_in_lanes(b: Builder, e: Emission, cells: Sequence[tuple[int, int]]) -> None:
+    """Sums of some (row, vector of outputs) over all inputs, counted in steps."""
     row_bytes = 4 * LANES * e.vectors
     wide = _room(b, 128 * e.rows)  # of each row the even inputs of a step, then the odd, as float32
 

@@ -90,7 +90,10 @@ Body = Callable[[Builder, Emission], None]
 def by_rows(
     b: Builder, whole: Emission, rows: Value, body: Body | None = None, heights: Sequence[int] = ()
 ) -> None:
-    """Emit kernels of several heights, falling to 1, and let each do as many rows as it can."""
+    """Emit kernels of several heights, falling to 1, and let each do as many rows as it can.
+
+    body: emits one of them, by default as the format is multiplied. heights: by default what registers hold.
+    """
     done = I64(0)
     body = body or (_grouped if whole.format in CENTRE else _dense)
     for height in heights or ((6, 4, 2, 1) if whole.isa.many else (2, 1)):

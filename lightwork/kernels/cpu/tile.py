@@ -35,21 +35,9 @@ def emit(form: int, vectors: int, affine: bool, isa: Isa, *, streamed: bool = Tr
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * NUM_ARGS), ENTRY)
     b = ir.IRBuilder(function.append_basic_block("entry"))
     *addresses, rows, inputs, group, fresh = list(function.args)
-    emission = lanes.Emission._make(
-        [
-            form,
-            isa,
-            0,
-            vectors,
-            affine,
-            streamed,
-            *addresses,
-            inputs,
-            group,
-            b.trunc(fresh, ir.IntType(1)),
-            I64(0),
-        ]
-    )
+    asked = (form, isa, 0, vectors, affine, streamed)
+    first = b.trunc(fresh, ir.IntType(1))
+    emission = lanes.Emission._make([*asked, *addresses, inputs, group, first, I64(0)])
     by_rows = amx.by_rows if amx.computes(emission) else lanes.by_rows
     by_rows(b, emission, rows)
     b.ret_void()
