@@ -85,9 +85,12 @@ class MarkedScheduler:
         self._inner = Sarathi(chunk=1 << 20)
         self._mark = mark
 
-    def plan(self, view: View) -> Step:
+    def init(self) -> None:
+        return None
+
+    def plan(self, state: None, view: View) -> Step:
         self._mark("trace and loop")
-        step = self._inner.plan(view)
+        step = self._inner.plan(state, view)
         self._mark("plan")
         return step
 

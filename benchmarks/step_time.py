@@ -16,24 +16,37 @@ from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.cost import step_features
+from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.loads.poisson import Poisson
 from lightwork.serve.plan import Plan, open_engine
 from lightwork.serve.schedulers import Step
 from lightwork.serve.schedulers.sarathi import Sarathi
-from lightwork.serve.simulate import run_load, synthetic_requests
+from lightwork.serve.simulate import SyntheticRequests, run_load
 
 FITTED = [
-    Poisson(rate=8, num_requests=40, prompt=120, output=60, prompt_sigma=0.7, output_sigma=0.7, max_len=1500),
     Poisson(
-        rate=30, num_requests=48, prompt=200, output=40, prompt_sigma=0.7, output_sigma=0.7, max_len=1500
+        rate=8,
+        num_requests=40,
+        lengths=Lognormal(prompt=120, output=60, prompt_sigma=0.7, output_sigma=0.7, max_len=1500),
     ),
-    Poisson(rate=2, num_requests=8, prompt=60, output=80, max_len=1500),
+    Poisson(
+        rate=30,
+        num_requests=48,
+        lengths=Lognormal(prompt=200, output=40, prompt_sigma=0.7, output_sigma=0.7, max_len=1500),
+    ),
+    Poisson(rate=2, num_requests=8, lengths=Lognormal(prompt=60, output=80, max_len=1500)),
 ]
 HELD_OUT = [
     Poisson(
-        rate=15, num_requests=40, prompt=150, output=50, prompt_sigma=0.7, output_sigma=0.7, max_len=1500
+        rate=15,
+        num_requests=40,
+        lengths=Lognormal(prompt=150, output=50, prompt_sigma=0.7, output_sigma=0.7, max_len=1500),
     ),
-    Poisson(rate=4, num_requests=16, prompt=400, output=30, prompt_sigma=0.4, output_sigma=0.4, max_len=1500),
+    Poisson(
+        rate=4,
+        num_requests=16,
+        lengths=Lognormal(prompt=400, output=30, prompt_sigma=0.4, output_sigma=0.4, max_len=1500),
+    ),
 ]
 
 
@@ -51,8 +64,8 @@ def measure(load: Poisson, seed: int, model: str = "tiny:llama") -> list[tuple[F
 
     engine.runner.run = recorded  # type: ignore[method-assign, assignment]
     arrivals = load.arrivals(kernel.rng("load"))
-    requests = synthetic_requests(arrivals, loaded.spec.vocab_size, kernel.rng("prompts"))
-    run_load(engine, [a.at_s for a in arrivals], requests)
+    requests = SyntheticRequests(arrivals, loaded.spec.vocab_size, kernel.rng("prompts"))
+    run_load(engine, arrivals, requests)
     assert kernel.trace is not None
     steps = [span for span in kernel.trace.spans if span.kind == "step"]
     return [(f, span.end_s - span.start_s) for f, span in zip(features, steps, strict=True)]

@@ -23,7 +23,7 @@ from lightwork.serve.cost import ClusterCost, EagerCost
 from lightwork.serve.loads import Arrival
 from lightwork.serve.plan import BLOCK_SIZE, Plan, make_engine
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
-from lightwork.serve.simulate import run_load, synthetic_requests
+from lightwork.serve.simulate import SyntheticRequests, run_load
 from lightwork.serve.simulated_runner import SimulatedRunner
 
 BATCH, PROMPT, OUTPUT = 8, 128, 128
@@ -72,7 +72,7 @@ def tokens_per_s(model: str, place: str, dtype: str, layer_s: float) -> float:
     plan = Plan(use=(PrefillFirst(),), prefix_cache=False)
     engine = make_engine(plan, kernel, kv, lambda kv: SimulatedRunner(cost), spec.max_len, spec.vocab_size)
     batch = [Arrival(0.0, PROMPT, OUTPUT)] * BATCH
-    run_load(engine, [0.0] * BATCH, synthetic_requests(batch, spec.vocab_size, kernel.rng("prompts")))
+    run_load(engine, batch, SyntheticRequests(batch, spec.vocab_size, kernel.rng("prompts")))
     return BATCH * TOKENS / kernel.now()
 
 

@@ -14,16 +14,18 @@ from itertools import pairwise
 from statistics import median
 
 from lightwork.claims import Lab, Measured, claim
+from lightwork.claims._random_llama import random_llama
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
+from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.loads import Arrival
 from lightwork.serve.loads.poisson import Poisson
 from lightwork.serve.metrics import request_times
 from lightwork.serve.plan import Plan, open_engine
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
 from lightwork.serve.schedulers.sarathi import Sarathi
-from lightwork.serve.simulate import run_load, simulate, synthetic_requests
+from lightwork.serve.simulate import SyntheticRequests, run_load, simulate
 
 Techniques = Sarathi | PrefillFirst
 
@@ -32,6 +34,7 @@ RELAXED_S = 0.5
 FALCON_S = 1.0
 DELAY_S = 2.0
 NUM_REQUESTS = 256
+LENGTHS = Lognormal(prompt=1730, output=415, prompt_sigma=0.93, output_sigma=0.55, max_len=8192)
 ROUNDS = 5
 
 
@@ -45,15 +48,7 @@ def capacity(plan: Plan, scheduler: Techniques, tbt_s: float, seed: int) -> floa
     low, high = 0.0, 8.0
     while high - low > max(0.05 * low, 1 / 64):
         rate = (low + high) / 2
-        load = Poisson(
-            rate=rate,
-            num_requests=NUM_REQUESTS,
-            prompt=1730,
-            output=415,
-            prompt_sigma=0.93,
-            output_sigma=0.55,
-            max_len=8192,
-        )
+        load = Poisson(rate=rate, num_requests=NUM_REQUESTS, lengths=LENGTHS)
         run = simulate(replace(plan, use=(scheduler,)), load, seed=seed).summary
         holds = run.tbt_p99_s <= tbt_s and run.queue_p50_s <= DELAY_S
         low, high = (rate, high) if holds else (low, rate)
@@ -147,12 +142,12 @@ def stall(seed: int) -> tuple[float, float, float]:
 def _stall_once(scheduler: Techniques, seed: int) -> tuple[float, float, float]:
     """Longest gap of the four, time to first token of the prompt, duration; seconds."""
     kernel = Kernel(WallClock(), seed=seed, trace=Trace("real: cpu"))
-    plan = Plan(model="tiny:llama", use=(scheduler,), prefix_cache=False)
+    plan = Plan(model=random_llama(), use=(scheduler,), prefix_cache=False)
     engine, model, _ = open_engine(plan, kernel)
     model.warm_up()
-    lengths = [Arrival(0.0, 16, 1600)] * 4 + [Arrival(0.2, 1500, 4)]
-    requests = synthetic_requests(lengths, model.spec.vocab_size, kernel.rng("prompts"))
-    seqs = run_load(engine, [a.at_s for a in lengths], requests)
+    arrivals = [Arrival(0.0, 16, 80)] * 4 + [Arrival(0.2, 1500, 4)]
+    requests = SyntheticRequests(arrivals, model.spec.vocab_size, kernel.rng("prompts"))
+    seqs = run_load(engine, arrivals, requests)
     assert kernel.trace is not None
     times = request_times(kernel.trace.spans)
     four = [times[seq.id].tokens_s for seq in seqs[:4]]

@@ -12,7 +12,7 @@ from lightwork.runtime.trace import Trace
 from lightwork.serve.loads import Load, parse_load
 from lightwork.serve.metrics import Summary, summarise
 from lightwork.serve.plan import Plan, open_engine
-from lightwork.serve.simulate import run_load, simulate, synthetic_requests
+from lightwork.serve.simulate import SyntheticRequests, run_load, simulate
 
 FIGURES = {
     "output_tokens_per_s": "tokens/s",
@@ -68,8 +68,8 @@ def _run(plan: Plan, load: Load, seed: int) -> tuple[Summary, object]:
     kernel = Kernel(WallClock(), seed=seed, trace=Trace("real"))
     engine, model, _ = open_engine(plan, kernel)
     arrivals = load.arrivals(kernel.rng("load"))
-    requests = synthetic_requests(arrivals, model.spec.vocab_size, kernel.rng("prompts"))
-    seqs = run_load(engine, [a.at_s for a in arrivals], requests)
+    requests = SyntheticRequests(arrivals, model.spec.vocab_size, kernel.rng("prompts"))
+    seqs = run_load(engine, arrivals, requests)
     assert kernel.trace is not None
     return summarise(kernel.trace, simulated=False), [seq.tokens for seq in seqs]
 

@@ -18,9 +18,10 @@ from lightwork.runtime.perfetto import write_chrome_trace
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.http.main import BackgroundServer, Loaded, load
 from lightwork.serve.metrics import Summary, request_times, summarise
-from lightwork.serve.plan import Plan, open_simulated
+from lightwork.serve.plan import Plan
 from lightwork.serve.sequence import Request
 from lightwork.serve.simulate import run_load
+from lightwork.serve.simulated import open_simulated
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -34,7 +34,8 @@ def command(
     from lightwork.serve.simulate import simulate
 
     chosen = choose(model, on, use, "sim:a100x8")
-    run = simulate(Plan(model=chosen.model, on=chosen.on, use=chosen.use), parse_load(load), seed=seed)
+    plan = Plan(model=chosen.model, on=chosen.on, use=chosen.use)
+    run = simulate(plan, parse_load(load), seed=seed, keep_spans=trace is not None)
     if trace:
         write_chrome_trace(trace, [run.trace])
     figures = run.summary.to_dict()

@@ -37,6 +37,16 @@ class CostModel:
             total += (arithmetic if arithmetic > traffic else traffic) + w.launches * launch_s
         return total
 
+    def bounds(self, work: Sequence[Work]) -> dict[str, float]:
+        """The same seconds by what bounds each operation: "compute" or "memory"; and those of "launches"."""
+        found = {"compute": 0.0, "memory": 0.0, "launches": 0.0}
+        for w in work:
+            arithmetic = w.ops / self._speed(w.kind, w.dtype, w.rows) if w.ops else 0.0
+            traffic = w.bytes / self._bandwidth(w.level) if w.bytes else 0.0
+            found["compute" if arithmetic > traffic else "memory"] += max(arithmetic, traffic)
+            found["launches"] += w.launches * self.cluster.device.unit.launch_s
+        return found
+
     def price(self, effect: Effect, rank: int) -> Price:
         """The price of an effect for one rank. Waiting for others (Recv) is free."""
         if isinstance(effect, Compute):

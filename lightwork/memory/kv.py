@@ -55,6 +55,7 @@ class KVCache:
         self._tree = PrefixTree(block_size)
         self._pool = BlockPool(num_blocks, self._tree.forget)
         self._tables: dict[int, Table] = {}
+        self._pins: dict[int, list[int]] = {}
 
     @property
     def total(self) -> int:
@@ -71,15 +72,24 @@ class KVCache:
         """Share of the blocks that sequences hold, 0 to 1."""
         return 1.0 - self.free / self.total
 
+    @property
+    def num_pins(self) -> int:
+        """Prefixes that are pinned."""
+        return len(self._pins)
+
     def capacity(self) -> int:
         """Tokens that fit when one sequence has everything."""
         return self.total * self.block_size
 
     # -- reading, for schedulers
 
-    def peek(self, tokens: Sequence[int]) -> Hit:
-        """The cached prefix that attach() would share. At least the last token is left to compute."""
-        return self._tree.find(tokens, len(tokens) - 1) if self.prefix_cache else Hit([], 0)
+    def peek(self, tokens: Sequence[int], limit: int | None = None) -> Hit:
+        """The cached prefix that attach() would share, of at most `limit` tokens.
+
+        At least the last token is left to compute.
+        """
+        most = len(tokens) - 1 if limit is None else min(limit, len(tokens) - 1)
+        return self._tree.find(tokens, most) if self.prefix_cache and most > 0 else Hit([], 0)
 
     def needs(self, seq_id: int, upto: int) -> int:
         """Free blocks that reserve(seq_id, upto) would take."""
@@ -103,13 +113,14 @@ class KVCache:
 
     # -- writing, for the engine
 
-    def attach(self, seq_id: int, tokens: Sequence[int]) -> int:
-        """Open a table that shares the longest cached prefix; returns the tokens it holds already."""
+    def attach(self, seq_id: int, tokens: Sequence[int], limit: int | None = None) -> int:
+        """Open a table that shares the longest cached prefix, of at most `limit` tokens; returns how many it
+        holds already."""
         if seq_id in self._tables:
             raise InvariantError(
                 f"sequence {seq_id} already has a KV table", expected="one attach per admission"
             )
-        hit = self.peek(tokens)
+        hit = self.peek(tokens, limit)
         for block in hit.blocks:
             self._pool.hold(block)
         full, part = divmod(hit.num_tokens, self.block_size)
@@ -147,10 +158,13 @@ class KVCache:
         if not table.committed <= length <= len(table.blocks) * self.block_size or length > len(tokens):
             raise InvariantError(f"sequence {seq_id} cannot commit {length} tokens from {table.committed}")
         table.committed = length
-        if not self.prefix_cache:
-            return
+        if self.prefix_cache and (table.published + 1) * self.block_size <= length:
+            self._publish(table, tokens)
+
+    def _publish(self, table: Table, tokens: Sequence[int]) -> None:
+        """Put blocks that have become full into the tree."""
         size = self.block_size
-        while (table.published + 1) * size <= length:
+        while (table.published + 1) * size <= table.committed:
             i = table.published
             parent = table.blocks[i - 1] if i else ROOT
             mine = table.blocks[i]
@@ -180,6 +194,20 @@ class KVCache:
         for block in reversed(self._tables.pop(seq_id).blocks):
             self._drop(block)
 
+    def pin(self, name: int, tokens: Sequence[int]) -> None:
+        """Hold the blocks of a text that are cached, all of its tokens at most, until unpin(name)."""
+        if name in self._pins:
+            raise InvariantError(f"a prefix {name} is already pinned", expected="one pin per name")
+        blocks = self._tree.find(tokens, len(tokens)).blocks if self.prefix_cache else []
+        for block in blocks:
+            self._pool.hold(block)
+        self._pins[name] = blocks
+
+    def unpin(self, name: int) -> None:
+        """Let go of a pinned prefix; its blocks stay cached while nobody needs the room."""
+        for block in reversed(self._pins.pop(name)):
+            self._drop(block)
+
     def slot(self, seq_id: int, index: int) -> int:
         return (
             self._tables[seq_id].blocks[index // self.block_size] * self.block_size + index % self.block_size
@@ -187,7 +215,9 @@ class KVCache:
 
     def check(self) -> None:
         """Raise InvariantError unless every block is blank, cached or held, as often as tables say."""
-        self._pool.check(Counter(block for table in self._tables.values() for block in table.blocks))
+        held = Counter(block for table in self._tables.values() for block in table.blocks)
+        held.update(block for pinned in self._pins.values() for block in pinned)
+        self._pool.check(held)
 
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import gcd
 from pathlib import Path
+from threading import Lock
 from typing import Any, NoReturn
 
 import numpy as np
@@ -82,6 +83,14 @@ class CompiledKV:
             for numbers, copied in zip(self._of_slot(one), self._of_slot(other), strict=True):
                 copied[:] = numbers
 
+    def pull(self, other: CompiledKV, src: Sequence[int], dst: Sequence[int]) -> None:
+        """Copy blocks of another cache, of the same shape but for their number, in all layers."""
+        self.keys[list(dst)] = other.keys[list(src)]
+        self.values[list(dst)] = other.values[list(src)]
+        if self.keys.dtype == np.int8:
+            self.key_scales[list(dst)] = other.key_scales[list(src)]
+            self.value_scales[list(dst)] = other.value_scales[list(src)]
+
     def _of_slot(self, slot: int) -> Iterator[NDArray[Any]]:
         """All that is kept of a slot, as views. How pages are laid out is said in kernels/cpu/pages.py."""
         page, k = divmod(slot, formats.PAGE)
@@ -126,6 +135,7 @@ class CompiledModel:
         self._buffers = Buffers(self.spec, layout.form, self._state)
         self._kv: CompiledKV | None = None
         self._team: Team | None = None
+        self._one_at_a_time = Lock()
         self.set_threads(os.cpu_count() or 1)
 
     def new_kv(self, num_blocks: int, block_size: int = formats.PAGE) -> CompiledKV:
@@ -137,19 +147,21 @@ class CompiledModel:
     def set_threads(self, num_threads: int) -> None:
         """Threads that compute a step."""
         self.close()
-        self._team = Team(num_threads, self.spec.num_layers * PHASES_PER_LAYER + 8)
-        self._buffers.threads = num_threads
-        self._team.employ(entries.run, self._state)
+        with self._one_at_a_time:
+            self._team = Team(num_threads, self.spec.num_layers * PHASES_PER_LAYER + 8)
+            self._buffers.threads = num_threads
+            self._team.employ(entries.run, self._state)
 
     def warm_up(self) -> None:
         """Compile the step if it was not kept from an earlier start, and run it once."""
         self.logits(Rows.of_text(np.zeros(4, np.int64), formats.PAGE), self.new_kv(1, formats.PAGE))
 
     def close(self) -> None:
-        """End the helper threads; later steps run on the caller's thread alone."""
-        if self._team is not None:
-            self._team.dismiss()
-            self._state.set(threads=1)
+        """End the helper threads when no step runs; later steps run on the caller's thread alone."""
+        with self._one_at_a_time:
+            if self._team is not None:
+                self._team.dismiss()
+                self._state.set(threads=1)
 
     def logits(self, rows: Rows, kv: CompiledKV) -> NDArray[np.float32]:
         """Write the rows' keys and values and return the logits of the scored ones, [N, V].
@@ -157,18 +169,19 @@ class CompiledModel:
         The array is written again by the next call. Raises InvariantError for a block, slot, token or
         position that does not exist, before anything is computed.
         """
-        self._use(kv)
-        logits = self._buffers.logits(len(rows.scored))
-        parts = [*rows.parts(ROWS_AT_ONCE)]
-        for part in parts:
-            self._fill(part, kv, logits)
-        done = 0
-        for part in parts:
-            if len(parts) > 1:
-                self._fill(part, kv, logits[done:])
-            entries.run(0, self._state.address)
-            done += len(part.scored)
-        return logits
+        with self._one_at_a_time:
+            self._use(kv)
+            logits = self._buffers.logits(len(rows.scored))
+            parts = [*rows.parts(ROWS_AT_ONCE)]
+            for part in parts:
+                self._fill(part, kv, logits)
+            done = 0
+            for part in parts:
+                if len(parts) > 1:
+                    self._fill(part, kv, logits[done:])
+                entries.run(0, self._state.address)
+                done += len(part.scored)
+            return logits
 
     def _use(self, kv: CompiledKV) -> None:
         if kv is not self._kv:

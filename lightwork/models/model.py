@@ -49,6 +49,14 @@ class KVPool:
         for pool in (self.keys_LTGD, self.values_LTGD):
             pool[:, list(dst)] = pool[:, list(src)]
 
+    def pull(self, other: KVPool, src: Sequence[int], dst: Sequence[int]) -> None:
+        """Copy blocks of another pool, of the same shape but for their number, in all layers."""
+        size = self.block_size
+        read = [b * size + i for b in src for i in range(size)]
+        write = [b * size + i for b in dst for i in range(size)]
+        self.keys_LTGD[:, write] = other.keys_LTGD[:, read].to(self.keys_LTGD.device)
+        self.values_LTGD[:, write] = other.values_LTGD[:, read].to(self.values_LTGD.device)
+
 
 class Model:
     """Weights and tokenizer of one checkpoint. generation: its generation_config.json."""

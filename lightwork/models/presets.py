@@ -34,6 +34,25 @@ def _llama(
     )
 
 
+def _opt(hidden: int, layers: int, heads: int) -> ModelSpec:
+    return ModelSpec(
+        family="gpt2",
+        vocab_size=50_272,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_size=hidden // heads,
+        ffn_size=4 * hidden,
+        max_len=2048,
+        norm="layer",
+        position="learned",
+        activation="relu",
+        gated=False,
+        tied=True,
+    )
+
+
 PRESETS = {
     "mistral-7b": _llama(32_000, 4096, 32, 32, 8, 14_336, 32_768, window=4096),
     "llama-2-7b": _llama(32_000, 4096, 32, 32, 32, 11_008, 4096),
@@ -43,6 +62,8 @@ PRESETS = {
     "llama-3-70b": _llama(128_256, 8192, 80, 64, 8, 28_672, 8192),
     "llama-3.1-405b": _llama(128_256, 16_384, 126, 128, 8, 53_248, 131_072),
     "yi-34b": _llama(64_000, 7168, 60, 56, 8, 20_480, 200_000),
+    "opt-13b": _opt(5120, 40, 40),
+    "opt-66b": _opt(9216, 64, 72),
     # Falcon's MLP is not gated: two matrices. Trained on 2,048 positions, served on 8,192.
     "falcon-180b": ModelSpec(
         family="llama",

@@ -21,18 +21,7 @@ def forward_work(
     """
     kv_bytes = spec.kv_bytes_per_token(dtype)
     heads_ops = 4 * spec.num_heads * spec.head_size
-    rows = 0
-    ops = [0.0, 0.0]
-    keys_read = [0.0, 0.0]
-    window = spec.sliding_window
-    full = spec.num_layers - len(spec.windowed)
-    for start, count in chunks:
-        rows += count
-        long = count >= FEW_ROWS
-        seen = start + (count + 1) / 2
-        read = start + count
-        ops[long] += count * (full * seen + len(spec.windowed) * min(seen, window or seen))
-        keys_read[long] += full * read + len(spec.windowed) * min(read, (window or read) + count)
+    rows, ops, keys_read = _keys(spec, chunks)
     size = DTYPE_BYTES[dtype]
     linear, moved = _linear(spec, rows)
     attention = tuple(
@@ -59,6 +48,24 @@ def forward_work(
         _elementwise(spec, rows, dtype, tp),
         _head(spec, num_scored, dtype, tp),
     )
+
+
+def _keys(spec: ModelSpec, chunks: Iterable[tuple[int, int]]) -> tuple[int, list[float], list[float]]:
+    """Rows; rows times keys seen, and keys read, in all layers: of chunks with few rows, and others."""
+    window = spec.sliding_window
+    full, windowed = spec.num_layers - len(spec.windowed), len(spec.windowed)
+    rows, ops, keys_read = 0, [0.0, 0.0], [0.0, 0.0]
+    for start, count in chunks:
+        rows += count
+        if count == 1 and not windowed:  # a token being generated, as nearly all are
+            ops[0] += full * (start + 1)
+            keys_read[0] += full * (start + 1)
+            continue
+        long = count >= FEW_ROWS
+        average, read = start + (count + 1) / 2, start + count
+        ops[long] += count * (full * average + windowed * min(average, window or average))
+        keys_read[long] += full * read + windowed * min(read, (window or read) + count)
+    return rows, ops, keys_read
 
 
 @cache

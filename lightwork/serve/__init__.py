@@ -2,9 +2,10 @@
 
 engine.py      the loop: plan, draft, run, verify, commit; the only owner of mutable state
 sequence.py    `Request` (what was asked) and `Sequence` (how far it is)
-schedulers/    which tokens of which sequences run next (`Scheduler.plan(view) -> Step`); one file per
-technique runners/       who carries a step out (`Runner.run(step) -> Scores`): torch, or the simulated
-clock
+schedulers/    which tokens of which sequences run next (`Scheduler.plan(state, view) -> Step`)
+loads/         when requests come; lengths/ how long they are
+simulate.py    a load offered to an engine, on any clock; replay.py a recorded one again, in simulation
+runner.py      who carries a step out (`Runner.run(step) -> Scores`)
 scores.py      the choices made from a step's logits
 plan.py        a model, a place and techniques, put together; values nobody set are derived, with a reason
 service.py     an engine on its own thread, for callers that live in asyncio

@@ -16,10 +16,15 @@ KV_SHARE = 0.9
 """Share of a device's memory that weights and KV may fill; the rest is for activations and the runtime."""
 
 
+SAMPLED = 16
+"""One step of so many is taken apart by what bounds it."""
+
+
 class ClusterCost:
     """Steps of one model on tp x pp devices: tensor parallel within a stage, pipeline stages in a row.
 
-    step_s: host time per step and stage; None takes the device's.
+    step_s: host time per step and stage; None takes the device's. spent_s: of one step in sixteen, seconds by
+    what bounds them.
     """
 
     def __init__(
@@ -38,19 +43,25 @@ class ClusterCost:
         self.tp = tp
         self.pp = pp
         self.step_s = costs.cluster.device.step_s if step_s is None else step_s
+        self.spent_s: dict[str, float] = {}
+        self._steps = 0
 
     def stages(self, step: Step) -> Sequence[float]:
         """Seconds in each of the pp stages; layers are split evenly and so is the time."""
-        chunks = [(chunk.start, chunk.count + len(step.draft(i))) for i, chunk in enumerate(step.chunks)]
-        scored = sum(
-            1 + len(step.draft(i)) for i, chunk in enumerate(step.chunks) if chunk.end == chunk.seq.known
-        )
+        chunks = rows_of(step)
+        scored = sum(c.start + c.count == len(c.seq.tokens) for c in step.chunks) + sum(map(len, step.drafts))
         work = forward_work(self.spec, chunks, scored, dtype=self.dtype, tp=self.tp)
-        hidden_bytes = step.num_rows * self.spec.hidden_size * DTYPE_BYTES[self.dtype]
+        hidden_bytes = sum(count for _, count in chunks) * self.spec.hidden_size * DTYPE_BYTES[self.dtype]
         seconds = self.costs.seconds(work)
+        exchange_s = 0.0
         if self.tp > 1:
-            exchange_s = self.costs.collective_seconds("all_reduce", range(self.tp), hidden_bytes)
-            seconds += 2 * self.spec.num_layers * exchange_s
+            one_s = self.costs.collective_seconds("all_reduce", range(self.tp), hidden_bytes)
+            exchange_s = 2 * self.spec.num_layers * one_s
+            seconds += exchange_s
+        if self._steps % SAMPLED == 0:
+            bounds = self.costs.bounds(work) | {"network": exchange_s, "host": self.step_s * self.pp}
+            self.spent_s = {name: self.spent_s.get(name, 0.0) + s for name, s in bounds.items()}
+        self._steps += 1
         stage_s = seconds / self.pp + self.step_s
         if self.pp > 1:
             link = self.costs.cluster.link(0, self.tp)
@@ -86,12 +97,19 @@ class EagerCost:
         return [max(device_s, host_s) for device_s in self.device.stages(step)]
 
 
+def rows_of(step: Step) -> list[tuple[int, int]]:
+    """(start, rows) of each chunk, its draft included."""
+    if not step.drafts:
+        return [(start, count) for _, start, count in step.chunks]
+    return [(c.start, c.count + len(d)) for c, d in zip(step.chunks, step.drafts, strict=True)]
+
+
 def step_features(step: Step) -> dict[str, float]:
     """What a calibration is fitted on.
 
     keys: rows times keys seen; read: keys read; groups: distinct chunk lengths.
     """
-    chunks = [(chunk.start, chunk.count + len(step.draft(i))) for i, chunk in enumerate(step.chunks)]
+    chunks = rows_of(step)
     return {
         "constant": 1.0,
         "rows": float(sum(count for _, count in chunks)),

@@ -6,13 +6,13 @@ real requests and predicts a cluster. All methods are called on the kernel's thr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
-from lightwork.decode.proposers import Draft, Proposer
+from lightwork.decode.proposers import ROOT, Draft, Proposer
 from lightwork.decode.sampling import Pick
 from lightwork.decode.verifiers import Verdict, Verifier
 from lightwork.decode.verifiers.match import Match
@@ -22,7 +22,7 @@ from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span
 from lightwork.serve.runner import Runner, Scores
-from lightwork.serve.schedulers import Chunk, Scheduler, Step, View
+from lightwork.serve.schedulers import NO_DRAFT, Chunk, Scheduler, Step, View
 from lightwork.serve.sequence import FinishReason, Limits, Request, Sink, check_request
 from lightwork.serve.sequence import Sequence as Seq
 
@@ -30,7 +30,9 @@ from lightwork.serve.sequence import Sequence as Seq
 class Engine:
     """Serves requests on one runner.
 
-    waiting, running: sequences, in order of queue and admission. steps: how many were started.
+    waiting, running: sequences, in order of queue and admission. steps: how many were started. name: in the
+    trace. ids: of its sequences, where several engines share a kernel. began, left: told when a sequence has
+    its first token, and when it has ended and gone.
     """
 
     def __init__(
@@ -38,27 +40,36 @@ class Engine:
         kernel: Kernel,
         runner: Runner,
         kv: KVCache,
-        scheduler: Scheduler,
+        scheduler: Scheduler[Any],
         *,
         limits: Limits,
         proposer: Proposer | None = None,
         verifier: Verifier | None = None,
         vocab_size: int = 1 << 31,
+        name: str = "engine",
+        ids: Iterator[int] | None = None,
     ) -> None:
         self.kernel = kernel
         self.runner = runner
         self.kv = kv
         self.scheduler = scheduler
+        self._state = scheduler.init()
         self.limits = limits
         self.proposer = proposer
         self.verifier = verifier or Match()
         self.vocab_size = vocab_size
         self.waiting: list[Seq] = []
+        self._arrived: list[Seq] = []
         self.running: list[Seq] = []
+        self.name = name
+        self.began: Callable[[Seq], None] | None = None
+        self.left: Callable[[Seq], None] | None = None
         self.steps = 0
         self._in_flight = 0
         self._held = 0
-        self._ids = count()
+        self._pulls = 0
+        self._lent = 0
+        self._ids = ids or count()
         self._bell: Future = kernel.future("a request")
         self._idle: list[Future] = []
         self._copies: list[Copy] = []
@@ -75,7 +86,7 @@ class Engine:
         seqs = [self._sequence(request, sink, i) for i in range(request.n)]
         seqs[0].siblings = seqs[1:]
         self._held += request.n - 1
-        self.waiting.append(seqs[0])
+        self._queue([seqs[0]])
         self._note("arrive", seqs[0], prompt=len(request.prompt), max_tokens=request.max_tokens, n=request.n)
         self._ring()
         return seqs
@@ -126,12 +137,14 @@ class Engine:
             self.kernel.spawn(self._run_step(step, self.steps, planned_s), name=f"step {self.steps}")
 
     def _plan(self) -> Step | None:
-        if not self.waiting and not self.running:
+        if not self.waiting and not self.running and not self.kv.num_pins:
             return None
-        view = View(self.kernel.now(), self.waiting, self.running, self.kv, self.limits)
-        step = self.scheduler.plan(view)
-        if not step.chunks and not step.preempted:
-            if not self._in_flight:
+        arrived, self._arrived = self._arrived, []
+        view = View(self.kernel.now(), self.waiting, self.running, arrived, self.kv, self.limits)
+        step = self.scheduler.plan(self._state, view)
+        if step.changes_nothing:
+            busy = self._in_flight or self._pulls or self._lent
+            if not busy and (self.waiting or self.running):
                 raise InvariantError(
                     f"{self.scheduler!r} planned nothing with {len(self.waiting)} sequences waiting and "
                     f"{len(self.running)} running",
@@ -143,10 +156,16 @@ class Engine:
 
     def _apply(self, step: Step) -> None:
         """Carry out what the scheduler decided, holding it to the laws of a step."""
+        for pin in step.pins:
+            self.kv.pin(pin.name, pin.tokens)
+        for name in step.unpins:
+            self.kv.unpin(name)
         for seq in step.preempted:
-            self._preempt(seq)
-        for seq in step.admitted:
-            self._admit(seq)
+            self._preempt(seq, step.requeue)
+        if step.admitted:
+            starts = {chunk.seq.id: chunk.start for chunk in step.chunks}
+            for seq in step.admitted:
+                self._admit(seq, starts.get(seq.id, 0))
         step.copies = self._copies
         self._copies = []
         seen: set[int] = set()
@@ -167,9 +186,15 @@ class Engine:
     def _draft(self, step: Step, proposer: Proposer) -> None:
         """Offer what the chunks left of the budget to drafts.
 
-        Under memory pressure drafts are dropped first.
+        Under memory pressure drafts are dropped first. Who may leave with its first token gets none: its KV
+        has to be in place.
         """
-        ready = [i for i, chunk in enumerate(step.chunks) if chunk.end == chunk.seq.known]
+        may_leave = self.began is not None
+        ready = [
+            i
+            for i, chunk in enumerate(step.chunks)
+            if chunk.end == chunk.seq.known and not (may_leave and chunk.seq.first_token_s is None)
+        ]
         room = step.budget - step.num_rows
         if not ready or room < len(ready):
             return
@@ -220,23 +245,32 @@ class Engine:
         known = len(seq.tokens)
         if end < known:
             return 0
-        draft = step.draft(i)
+        draft = step.drafts[i] if step.drafts else NO_DRAFT
+        if not draft.tokens:
+            self._append(seq, (scores.pick(i, ROOT, ()),))
+            return len(seq.tokens) - known
         verdict = self.verifier.verify(draft, partial(scores.pick, i))
-        if draft:
-            if self.proposer is not None:
-                self.proposer.accept([seq], [verdict])
-            seq.drafted += len(draft)
-            seq.accepted += len(verdict.path)
+        if self.proposer is not None:
+            self.proposer.accept([seq], [verdict])
+        seq.drafted += len(draft)
+        seq.accepted += len(verdict.path)
         self._append(seq, verdict.emitted)
-        if draft and seq.finished is None:
+        if seq.finished is None:
             self._keep_accepted(seq, end, verdict)
         return len(seq.tokens) - known
 
     def _append(self, seq: Seq, emitted: Sequence[Pick]) -> None:
         """Add chosen tokens to the text, up to the one that ends it."""
-        picks, reason = self._until_end(seq, emitted)
-        seq.tokens += [pick.token for pick in picks]
-        if seq.first_token_s is None:
+        request = seq.request
+        picks: Sequence[Pick] = emitted
+        reason: FinishReason | None = None
+        left = request.max_tokens - len(seq.tokens) + seq.prompt_len
+        if len(picks) >= left or request.stop_ids:
+            picks, reason = _until_end(picks, left, request.stop_ids)
+        for pick in picks:
+            seq.tokens.append(pick.token)
+        first = seq.first_token_s is None
+        if first:
             seq.first_token_s = self.kernel.now()
         stands = seq.sink.tokens(seq, picks) if seq.sink is not None else None
         if stands is not None:
@@ -244,8 +278,11 @@ class Engine:
             reason = "stop"
         if reason is not None:
             self._finish(seq, reason)
-        elif seq.siblings:
+            return
+        if seq.siblings:
             self._release_siblings(seq)
+        if first and self.began is not None:
+            self.began(seq)
 
     def _keep_accepted(self, seq: Seq, known: int, verdict: Verdict) -> None:
         """The KV of accepted draft rows becomes the sequence's own; the rest is rolled back."""
@@ -253,15 +290,6 @@ class Engine:
         seq.computed += len(verdict.path)
         self.kv.commit(seq.id, seq.tokens, seq.computed)
         self.kv.trim(seq.id)
-
-    def _until_end(self, seq: Seq, picks: Sequence[Pick]) -> tuple[Sequence[Pick], FinishReason | None]:
-        """The picks up to the one that ends the sequence, and why it ends."""
-        left, stop_ids = seq.output_left, seq.request.stop_ids
-        if stop_ids:
-            for i, pick in enumerate(picks[:left], 1):
-                if pick.token in stop_ids:
-                    return picks[:i], "stop"
-        return (picks[:left], "length") if len(picks) >= left else (picks, None)
 
     def _fail(self, step: Step, error: Exception) -> None:
         """The runner could not do the step: its sequences end with the error, everybody else goes on."""
@@ -274,25 +302,80 @@ class Engine:
 
     # -- moves between the queues
 
-    def _admit(self, seq: Seq) -> None:
+    def _queue(self, seqs: Iterable[Seq]) -> None:
+        came = [*seqs]
+        self.waiting += came
+        self._arrived += came
+
+    def _admit(self, seq: Seq, start: int) -> None:
+        """Its chunk starts behind what it shares of the prefix cache."""
         self.waiting.remove(seq)
         self.running.append(seq)
-        share = seq.request.prompt_logprobs is None
-        seq.computed = self.kv.attach(seq.id, seq.tokens if share else ())
+        if seq.source is not None:
+            self._begin_pull(seq, seq.source)
+            return
+        seq.computed = self.kv.attach(seq.id, seq.tokens, start)
         if seq.started_s is None:
             seq.started_s = self.kernel.now()
             seq.cached = seq.computed
         self._note("admit", seq, known=seq.known, cached=seq.computed)
 
-    def _preempt(self, seq: Seq) -> None:
+    def _preempt(self, seq: Seq, requeue: Literal["front", "back"]) -> None:
         if seq.busy:
             raise InvariantError(f"{self.scheduler!r} preempted {seq} while its step was in flight")
         self.running.remove(seq)
-        self.waiting.insert(0, seq)
+        self.waiting.insert(0 if requeue == "front" else len(self.waiting), seq)
         self.kv.release(seq.id)
         seq.computed = 0
         seq.num_preempted += 1
         self._note("preempt", seq)
+
+    # -- between engines
+
+    def hand_over(self, seq: Seq, other: Engine) -> None:
+        """Let another engine go on with a sequence; its KV stays here until that has pulled it."""
+        self.running.remove(seq)
+        self._lent += 1
+        seq.source = self
+        other._queue([seq])
+        other._ring()
+
+    def give_up(self, seq: Seq) -> None:
+        """Free the KV of a sequence that went on elsewhere."""
+        self._lent -= 1
+        self.kv.release(seq.id)
+        self._ring()
+
+    def _begin_pull(self, seq: Seq, source: Engine) -> None:
+        self.kv.attach(seq.id, ())
+        if self.kv.reserve(seq.id, seq.known) is None:
+            raise InvariantError(f"{self.scheduler!r} admitted {seq} without blocks for {seq.known} tokens")
+        seq.busy += 1
+        self._pulls += 1
+        self.kernel.spawn(self._pull(seq, source), name=f"pull {seq.id}")
+
+    async def _pull(self, seq: Seq, source: Engine) -> None:
+        begin_s, failed = self.kernel.now(), None
+        try:
+            src, dst = source.kv.table(seq.id), self.kv.table(seq.id)
+            await self.runner.pull(source.runner, src, dst, seq.computed)
+        except Exception as error:
+            failed = error
+        if self.kernel.trace is not None:
+            args = {"tokens": seq.computed}
+            self.kernel.trace.add(Span(self.name, "pull", str(seq.id), begin_s, self.kernel.now(), args=args))
+        source.give_up(seq)
+        seq.source = None
+        seq.busy -= 1
+        self._pulls -= 1
+        if seq.finished is not None:
+            self._leave(seq)
+        elif failed is not None:
+            self._finish(seq, "error", failed)
+        else:
+            self.kv.commit(seq.id, seq.tokens, seq.computed)
+        self._tell_if_idle()
+        self._ring()
 
     def _finish(self, seq: Seq, reason: FinishReason, error: Exception | None = None) -> None:
         seq.finished = reason
@@ -311,12 +394,17 @@ class Engine:
             self.kv.release(seq.id)
         elif seq in self.waiting:
             self.waiting.remove(seq)
+            if seq.source is not None:
+                seq.source.give_up(seq)
+                seq.source = None
+        if self.left is not None:
+            self.left(seq)
 
     def _release_siblings(self, seq: Seq) -> None:
         """The other continuations start when the first has put the prompt into the prefix cache."""
         siblings, seq.siblings = seq.siblings, []
         self._held -= len(siblings)
-        self.waiting.extend(s for s in siblings if s.finished is None)
+        self._queue(s for s in siblings if s.finished is None)
 
     # -- small parts
 
@@ -327,6 +415,7 @@ class Engine:
 
     def _tell_if_idle(self) -> None:
         if not self.num_unfinished and not self._in_flight:
+            self._plan()  # the scheduler lets go of what it has pinned
             idle, self._idle = self._idle, []
             for future in idle:
                 future.set(None)
@@ -339,7 +428,7 @@ class Engine:
         trace = self.kernel.trace
         if trace is not None:
             now = self.kernel.now()
-            trace.add(Span("engine", kind, str(seq.id), now, now, args=args))
+            trace.add(Span(self.name, kind, str(seq.id), now, now, args=args))
 
     def _trace_step(self, step: Step, number: int, start_s: float, emitted: list[int]) -> None:
         trace = self.kernel.trace
@@ -355,4 +444,14 @@ class Engine:
             "running": len(self.running),
             "kv_usage": self.kv.usage,
         }
-        trace.add(Span("engine", "step", f"step {number}", start_s, self.kernel.now(), args=args))
+        trace.add(Span(self.name, "step", f"step {number}", start_s, self.kernel.now(), args=args))
+
+
+def _until_end(
+    picks: Sequence[Pick], left: int, stop_ids: Container[int]
+) -> tuple[Sequence[Pick], FinishReason | None]:
+    """The picks up to the one that ends the sequence, and why it ends. left: tokens until max_tokens."""
+    for i, pick in enumerate(picks[:left], 1):
+        if pick.token in stop_ids:
+            return picks[:i], "stop"
+    return (picks[:left], "length") if len(picks) >= left else (picks, None)

@@ -6,6 +6,7 @@ N scored rows  V vocabulary
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -47,6 +48,11 @@ class GpuRunner:
         """Resolves to the step's PickedScores."""
         rows, first = build_rows(step, self.kv)
         return self.kernel.offload(self._forward, step, rows, first)
+
+    def pull(self, other: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Future:
+        """Copied block by block, between devices if need be; the last may hold less."""
+        num = -(-num_tokens // self.kv.block_size)
+        return self.kernel.offload(self.pool.pull, other.pool, list(src[:num]), list(dst[:num]))
 
     def _forward(self, step: Step, rows: Rows, first: list[int]) -> PickedScores:
         for copy in step.copies:

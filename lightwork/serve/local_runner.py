@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,11 @@ class LocalRunner:
         expected_s = self._last_s * max(1.0, len(rows.tokens) / self._last_rows)
         start = self.kernel.attempt if expected_s < BRIEF_S else self.kernel.offload
         return start(self._forward, step, rows, first)
+
+    def pull(self, other: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Future:
+        """Copied block by block on a worker thread; the last may hold less."""
+        num = -(-num_tokens // self.kv.block_size)
+        return self.kernel.offload(self.pool.pull, other.pool, list(src[:num]), list(dst[:num]))
 
     def _forward(self, step: Step, rows: Rows, first: list[int]) -> LogitScores:
         begin_s = self.kernel.now()

@@ -7,8 +7,11 @@ queue: arrival to the first step that contains the request. All in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from math import inf
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,9 +31,20 @@ class RequestTimes:
     num_preempted: int = 0
 
 
+class Slo(NamedTuple):
+    """What each request is promised. ttft_s: until its first token. tpot_s: per further token, on average."""
+
+    ttft_s: float = inf
+    tpot_s: float = inf
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """One run in numbers. simulated: predicted, not measured."""
+    """One run in numbers. simulated: predicted, not measured.
+
+    prompt_tokens: of the requests that were admitted; cached_tokens: those of them found in the prefix cache.
+    num_within_slo: requests that ended in time. kv_usage_max: largest share of the KV blocks held.
+    """
 
     simulated: bool
     num_requests: int
@@ -45,6 +59,10 @@ class Summary:
     queue_p50_s: float
     num_preempted: int
     steps: int
+    prompt_tokens: int
+    cached_tokens: int
+    num_within_slo: int
+    kv_usage_max: float
 
     def to_dict(self) -> dict[str, float | int | bool]:
         return asdict(self)
@@ -71,35 +89,135 @@ def request_times(spans: Iterable[Span]) -> dict[int, RequestTimes]:
     return times
 
 
-def summarise(trace: Trace, *, simulated: bool) -> Summary:
-    """The figures of a run.
+class Meter:
+    """An observer that keeps one number per token, not the spans: for loads of a million requests.
 
     Percentiles are over requests (ttft, queue) or over all gaps (tbt); 0 where none exist.
     """
-    times = list(request_times(trace.spans).values())
-    steps = [span for span in trace.spans if span.kind == "step"]
-    tokens = sum(len(t.tokens_s) for t in times)
-    begin = min((t.arrived_s for t in times), default=0.0)
-    duration_s = max((s.end_s for s in steps), default=begin) - begin
-    gaps = [b - a for t in times for a, b in zip(t.tokens_s, t.tokens_s[1:], strict=False)]
-    ttft = [t.tokens_s[0] - t.arrived_s for t in times if t.tokens_s]
-    queue = [t.started_s - t.arrived_s for t in times if t.started_s is not None]
-    return Summary(
-        simulated=simulated,
-        num_requests=len(times),
-        num_finished=sum(t.finished_s is not None for t in times),
-        duration_s=duration_s,
-        output_tokens_per_s=tokens / duration_s if duration_s else 0.0,
-        ttft_p50_s=_percentile(ttft, 50),
-        ttft_p99_s=_percentile(ttft, 99),
-        tbt_p50_s=_percentile(gaps, 50),
-        tbt_p99_s=_percentile(gaps, 99),
-        tbt_max_s=max(gaps, default=0.0),
-        queue_p50_s=_percentile(queue, 50),
-        num_preempted=sum(t.num_preempted for t in times),
-        steps=len(steps),
-    )
+
+    def __init__(self, slo: Slo | None = None) -> None:
+        self._slo = slo or Slo()
+        self._num_within = 0
+        self._kv_usage_max = 0.0
+        self._open: dict[int, _Progress] = {}
+        self._ending: list[int] = []
+        self._gone: set[int] = set()
+        self._ttft, self._queue, self._gaps = array("d"), array("d"), array("f")
+        self._num_requests = self._num_finished = self._num_preempted = self._tokens = self._steps = 0
+        self._prompt_tokens = self._cached_tokens = 0
+        self._begin_s: float | None = None
+        self._end_s = 0.0
+
+    def on(self, span: Span) -> None:
+        if span.kind == "step":
+            self._step(span)
+        elif span.kind == "arrive":
+            self._arrive(int(span.name), span.start_s)
+        elif span.kind == "admit":
+            self._admit(int(span.name), span.args or {})
+        elif span.kind == "preempt":
+            self._num_preempted += 1
+        elif span.kind == "finish":
+            self._finish(int(span.name), str((span.args or {})["reason"]))
+
+    def _finish(self, seq_id: int, reason: str) -> None:
+        """A text's end is told before the step that wrote it; a hang-up comes before or within a step."""
+        self._num_finished += seq_id in self._open
+        if reason in ("stop", "length"):
+            self._ending.append(seq_id)
+        else:
+            self._open.pop(seq_id, None)
+            self._gone.add(seq_id)
+
+    def _admit(self, seq_id: int, args: Mapping[str, Any]) -> None:
+        request = self._open.get(seq_id)
+        if request is not None and not request.admitted:
+            request.admitted = True
+            self._prompt_tokens += args["known"]
+            self._cached_tokens += args["cached"]
+
+    def _arrive(self, seq_id: int, now_s: float) -> _Progress:
+        self._num_requests += 1
+        self._begin_s = now_s if self._begin_s is None else min(self._begin_s, now_s)
+        made = self._open[seq_id] = _Progress(now_s)
+        return made
+
+    def _step(self, span: Span) -> None:
+        assert span.args is not None
+        self._steps += 1
+        self._end_s = max(self._end_s, span.end_s)
+        self._kv_usage_max = max(self._kv_usage_max, span.args["kv_usage"])
+        for seq_id, _, _, _, emitted in span.args["chunks"]:
+            if seq_id in self._gone:
+                continue
+            # Continuations beyond a request's first begin when they are first scheduled.
+            request = self._open.get(seq_id) or self._arrive(seq_id, span.start_s)
+            if request.started_s is None:
+                request.started_s = span.start_s
+                self._queue.append(span.start_s - request.arrived_s)
+            for _ in range(emitted):
+                self._tokens += 1
+                if request.last_token_s is None:
+                    self._ttft.append(span.end_s - request.arrived_s)
+                    request.first_token_s = span.end_s
+                else:
+                    self._gaps.append(span.end_s - request.last_token_s)
+                request.last_token_s = span.end_s
+                request.tokens += 1
+        for seq_id in self._ending:
+            ended = self._open.pop(seq_id, None)
+            self._num_within += ended is not None and ended.within(self._slo)
+        self._ending.clear()
+
+    def summary(self, *, simulated: bool) -> Summary:
+        duration_s = max(0.0, self._end_s - (self._begin_s or 0.0)) if self._steps else 0.0
+        return Summary(
+            simulated=simulated,
+            num_requests=self._num_requests,
+            num_finished=self._num_finished,
+            duration_s=duration_s,
+            output_tokens_per_s=self._tokens / duration_s if duration_s else 0.0,
+            ttft_p50_s=_percentile(self._ttft, 50),
+            ttft_p99_s=_percentile(self._ttft, 99),
+            tbt_p50_s=_percentile(self._gaps, 50),
+            tbt_p99_s=_percentile(self._gaps, 99),
+            tbt_max_s=float(np.max(self._gaps)) if self._gaps else 0.0,
+            queue_p50_s=_percentile(self._queue, 50),
+            num_preempted=self._num_preempted,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            num_within_slo=self._num_within,
+            kv_usage_max=self._kv_usage_max,
+        )
 
 
-def _percentile(values: Sequence[float], percent: float) -> float:
-    return float(np.percentile(values, percent)) if values else 0.0
+@dataclass(slots=True)
+class _Progress:
+    """One sequence that has not ended."""
+
+    arrived_s: float
+    admitted: bool = False
+    started_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    tokens: int = 0
+
+    def within(self, slo: Slo) -> bool:
+        """Whether a request that has ended was served as promised."""
+        if self.first_token_s is None or self.last_token_s is None:
+            return False
+        tpot_s = (self.last_token_s - self.first_token_s) / max(1, self.tokens - 1)
+        return self.first_token_s - self.arrived_s <= slo.ttft_s and tpot_s <= slo.tpot_s
+
+
+def summarise(trace: Trace, *, simulated: bool) -> Summary:
+    """The figures of a run whose spans were kept."""
+    meter = Meter()
+    for span in trace.spans:
+        meter.on(span)
+    return meter.summary(simulated=simulated)
+
+
+def _percentile(values: array[float], percent: float) -> float:
+    return float(np.percentile(np.frombuffer(values, values.typecode), percent)) if values else 0.0

@@ -26,7 +26,6 @@ from lightwork.serve.sequence import Limits
 from lightwork.techniques import kind_of, parse_all
 
 if TYPE_CHECKING:
-    from lightwork.cluster import Cluster
     from lightwork.models import Model
     from lightwork.models.compiled import CompiledModel
     from lightwork.models.precisions import Precision
@@ -38,7 +37,7 @@ BLOCK_SIZE = 16
 SMALL_BYTES = 32e6
 """Weights below this stay in a core's cache; two threads of torch then wait longer than they compute."""
 
-SERVED_KINDS = ("scheduler", "proposer", "verifier", "precision")
+SERVED_KINDS = ("scheduler", "proposer", "verifier", "precision", "router")
 
 
 class Setting(NamedTuple):
@@ -102,10 +101,11 @@ def make_engine(
     make_runner: Callable[[KVCache], Runner],
     max_len: int,
     vocab_size: int,
+    **parts: Any,
 ) -> Engine:
-    """The engine a plan describes, on any runner."""
+    """The engine a plan describes, on any runner. parts: what else `Engine` takes."""
     chosen = plan.techniques()
-    scheduler: Scheduler = chosen.get("scheduler") or Sarathi()
+    scheduler: Scheduler[Any] = chosen.get("scheduler") or Sarathi()
     proposer: Proposer | None = chosen.get("proposer")
     verifier: Verifier | None = chosen.get("verifier")
     limits = Limits(max_len=max_len, max_seqs=plan.max_seqs, max_waiting=plan.max_waiting)
@@ -118,6 +118,7 @@ def make_engine(
         proposer=proposer,
         verifier=verifier,
         vocab_size=vocab_size,
+        **parts,
     )
 
 
@@ -178,6 +179,12 @@ def open_engine(
             fix=f"lightwork sim {plan.model} --on {plan.on}",
         )
     chosen = plan.techniques()
+    if "router" in chosen:
+        raise SpecError(
+            f"{chosen['router']!r} divides work among engines, which are simulated only",
+            expected="a simulated place",
+            fix=f"lightwork sim {plan.model} --on sim:a100x8",
+        )
     model, kv_dtype, block_size, settings = _load(plan, chosen.get("precision"), progress)
     longest = context(plan, model.spec)
     memory_bytes = free_bytes(plan.on)
@@ -271,57 +278,6 @@ def _threads(plan: Plan, model: Served) -> list[Setting]:
     model.set_threads(threads)
     reason = "its steps are shorter than waking another thread" if small else "one per core"
     return [Setting("threads", str(threads), reason)]
-
-
-def open_simulated(plan: Plan, kernel: Kernel) -> tuple[Engine, list[Setting]]:
-    """Build the same engine on the virtual clock, priced for a place like sim:h100x8.
-
-    Raises SpecError for an unknown place or model, CapacityError if the model does not fit there.
-    """
-    from lightwork.cluster import CostModel, parse_place
-    from lightwork.models import read_shape
-    from lightwork.serve.cost import ClusterCost
-    from lightwork.serve.simulated_runner import SimulatedRunner
-
-    spec, cluster = read_shape(plan.model), parse_place(plan.on)
-    rates = cluster.device.unit.rates
-    dtype = next((d for d in ("bfloat16", "float16") if f"matmul/{d}" in rates), "float32")
-    dtype = "float32" if cluster.device.name == "cpu" else dtype
-    tp, pp = _sizes(plan, spec, cluster)
-    cost = ClusterCost(spec, CostModel(cluster), dtype=dtype, tp=tp, pp=pp)
-    longest = context(plan, spec)
-    if plan.kv_bytes is None:
-        blocks = cost.kv_tokens() // BLOCK_SIZE
-        held = Setting("kv_blocks", str(blocks), "what the weights leave of 90 % of the memory")
-    else:
-        held = kv_blocks(plan, spec, dtype, int(longest.value), 0)
-    kv = KVCache(min(int(held.value), 1 << 22), BLOCK_SIZE, prefix_cache=plan.prefix_cache)
-    runner = SimulatedRunner(cost, depth=pp)
-    engine = make_engine(plan, kernel, kv, lambda kv: runner, int(longest.value), spec.vocab_size)
-    settings = [
-        Setting("dtype", dtype, "the widest type with fast matrix units"),
-        Setting(
-            "tp", str(tp), "as asked" if plan.tp else "devices of a node that divide the key-value heads"
-        ),
-        Setting("pp", str(pp), "as asked" if plan.pp else "stages over the remaining devices"),
-        longest,
-        held,
-    ]
-    return engine, settings
-
-
-def _sizes(plan: Plan, spec: ModelSpec, cluster: Cluster) -> tuple[int, int]:
-    """Tensor-parallel ranks and pipeline stages. Raises SpecError if there are not so many devices."""
-    most = min(cluster.per_node, cluster.num_devices)
-    tp = plan.tp or next(n for n in range(most, 0, -1) if spec.num_kv_heads % n == 0)
-    pp = plan.pp or min(spec.num_layers, max(1, cluster.num_devices // tp))
-    if tp > most or tp * pp > cluster.num_devices or pp > spec.num_layers or min(tp, pp) < 1:
-        raise SpecError(
-            f"{tp} tensor-parallel ranks times {pp} stages do not fit on {plan.on}",
-            expected=f"at most {most} ranks and {cluster.num_devices} devices",
-            fix="leave tp and pp out",
-        )
-    return tp, pp
 
 
 def free_bytes(place: str) -> int:

@@ -34,3 +34,9 @@ class Runner(Protocol):
     def depth(self) -> int: ...
 
     def run(self, step: Step) -> Awaitable[Scores]: ...
+
+    def pull(
+        self, other: Runner, src: Sequence[int], dst: Sequence[int], num_tokens: int
+    ) -> Awaitable[object]:
+        """Copy the KV of num_tokens tokens from another engine's blocks, in order, into this one's."""
+        ...

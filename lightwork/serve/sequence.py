@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.errors import BusyError, CapacityError, RangeError
+
+if TYPE_CHECKING:
+    from lightwork.serve.engine import Engine
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -31,7 +34,7 @@ class Request:
     max_tokens: output tokens per continuation. stop_ids: tokens that end it (they count, their text is not
     shown).
     prompt_logprobs: report log-probabilities of the prompt's tokens, with this many alternatives; None
-    reports none.
+    reports none. tenant: on whose behalf, for schedulers that are fair.
     """
 
     prompt: tuple[int, ...]
@@ -40,6 +43,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     n: int = 1
     prompt_logprobs: int | None = None
+    tenant: str = ""
     id: str = ""
 
 
@@ -64,8 +68,9 @@ class Sequence:
     """Mutable state of one continuation. The engine writes it; schedulers and proposers only read.
 
     tokens: prompt, then output. computed: leading tokens whose KV is committed. busy: steps in flight that
-    contain it. started_s, first_token_s, finished_s: when first scheduled, when the first token came, when
-    it ended; None until then.
+    contain it. started_s, first_token_s, finished_s: when first scheduled, when the first token came, when it
+    ended; None until then.
+    source: who holds the computed tokens' KV, if they are still to be pulled from another engine.
     cached: prompt tokens found in the prefix cache. drafted, accepted: draft rows run, and kept.
     siblings: continuations of the same prompt that wait until this one has put it into the prefix cache.
     """
@@ -88,6 +93,7 @@ class Sequence:
     drafted: int = 0
     accepted: int = 0
     siblings: list[Sequence] = field(default_factory=list)
+    source: Engine | None = None
 
     @property
     def known(self) -> int:

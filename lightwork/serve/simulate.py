@@ -1,4 +1,4 @@
-"""Offer a load to an engine, on any clock, and run a recorded load again in simulation.
+"""Offer a load to an engine, on any clock.
 
 The client is one coroutine for both worlds: it sleeps until the next arrival and submits. What differs is
 only the kernel's clock and the engine's runner.
@@ -6,172 +6,220 @@ only the kernel's clock and the engine's runner.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import overload
 
 import numpy as np
 
-from lightwork.decode.sampling import Sampling
-from lightwork.memory.kv import KVCache
+from lightwork.decode.sampling import Pick, Sampling
 from lightwork.runtime.kernel import Kernel
-from lightwork.runtime.trace import Span, Trace
+from lightwork.runtime.trace import Trace
+from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
+from lightwork.serve.fleet import Fleet
 from lightwork.serve.loads import Arrival, Load
-from lightwork.serve.metrics import Summary, summarise
-from lightwork.serve.plan import Plan, Setting, open_simulated
-from lightwork.serve.schedulers import Step
-from lightwork.serve.sequence import Request, Sink
+from lightwork.serve.metrics import Meter, Slo, Summary
+from lightwork.serve.plan import Plan, Setting
+from lightwork.serve.sequence import FinishReason, Request, Sink
 from lightwork.serve.sequence import Sequence as Seq
+from lightwork.serve.simulated import open_simulated
 from lightwork.serve.simulated_runner import SimulatedRunner
 
-Decision = tuple[str, object]
 
+class SyntheticRequests(Sequence[Request]):
+    """Requests of random tokens that run to their full length, greedily; each is made when asked for."""
 
-def synthetic_requests(
-    arrivals: Sequence[Arrival], vocab_size: int, rng: np.random.Generator
-) -> list[Request]:
-    """Requests of random tokens that run to their full length, greedily."""
-    greedy = Sampling(temperature=0.0)
-    return [
-        Request(
-            prompt=tuple(rng.integers(0, vocab_size, a.prompt_len).tolist()),
-            max_tokens=a.output_len,
-            sampling=greedy,
+    def __init__(self, arrivals: Sequence[Arrival], vocab_size: int, rng: np.random.Generator) -> None:
+        self._arrivals = arrivals
+        self._vocab_size = vocab_size
+        self._key = [int(k) for k in rng.integers(0, 1 << 62, 2)]
+        self._greedy = Sampling(temperature=0.0)
+
+    def __len__(self) -> int:
+        return len(self._arrivals)
+
+    @overload
+    def __getitem__(self, i: int) -> Request: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Request]: ...
+    def __getitem__(self, i: int | slice) -> Request | list[Request]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        arrival = self._arrivals[i]
+        prompt = self._text(1, i % len(self), arrival.prompt_len)
+        if arrival.shared_len:
+            prompt = self._text(0, arrival.shared, arrival.shared_len) + prompt
+        return Request(
+            prompt=tuple(prompt),
+            max_tokens=arrival.output_len,
+            sampling=self._greedy,
+            tenant=arrival.tenant,
         )
-        for a in arrivals
-    ]
+
+    def _text(self, kind: int, number: int, length: int) -> list[int]:
+        rng = np.random.Generator(np.random.Philox(key=[self._key[kind], number]))
+        tokens: list[int] = rng.integers(0, self._vocab_size, length).tolist()
+        return tokens
 
 
-async def offer(
-    engine: Engine, at_s: Sequence[float], requests: Sequence[Request], sinks: Sequence[Sink] | None = None
-) -> list[Seq]:
-    """Submit each request at its time (seconds from now, ascending) and wait until all have finished."""
-    start_s = engine.kernel.now()
-    seqs: list[Seq] = []
-    for i, (when_s, request) in enumerate(zip(at_s, requests, strict=True)):
-        wait_s = start_s + when_s - engine.kernel.now()
-        if wait_s > 0:
-            await engine.kernel.sleep(wait_s)
-        seqs += engine.submit(request, sinks[i] if sinks else None)
-    await engine.drained()
-    return seqs
+class _Offer:
+    """Submits arrivals when they are due: at their time, or after another one has ended.
+
+    keep: hold the sequences, by the number of their arrival.
+    """
+
+    def __init__(
+        self,
+        engine: Engine | Fleet,
+        arrivals: Sequence[Arrival],
+        requests: Sequence[Request],
+        sinks: Sequence[Sink] | None = None,
+        *,
+        keep: bool = True,
+    ) -> None:
+        self._engine = engine
+        self._arrivals = arrivals
+        self._requests = requests
+        self._sinks = sinks
+        self._later: dict[int, list[int]] = {}
+        for i, arrival in enumerate(arrivals):
+            if arrival.after is not None:
+                self._later.setdefault(arrival.after, []).append(i)
+        self._due = len(arrivals)
+        self._all_in = engine.kernel.future("requests that come after others")
+        self._keep = keep
+        self.seqs: dict[int, list[Seq]] = {}
+
+    async def run(self) -> None:
+        kernel = self._engine.kernel
+        start_s = kernel.now()
+        for i, arrival in enumerate(self._arrivals):
+            if arrival.after is None:
+                wait_s = start_s + arrival.at_s - kernel.now()
+                if wait_s > 0:
+                    await kernel.sleep(wait_s)
+                self._submit(i, ())
+        if self._due:
+            await self._all_in
+        await self._engine.drained()
+
+    def _submit(self, i: int, said: Sequence[int]) -> None:
+        request = self._requests[i]
+        if said:
+            request = replace(request, prompt=(*said, *request.prompt))
+        sink = self._sinks[i] if self._sinks else None
+        if i in self._later:
+            sink = _Then(sink, partial(self._ended, i))
+        seqs = self._engine.submit(request, sink)
+        if self._keep:
+            self.seqs[i] = seqs
+        self._due -= 1
+
+    def _ended(self, i: int, seq: Seq) -> None:
+        for later in self._later[i]:
+            arrival = self._arrivals[later]
+            self._engine.kernel.spawn(
+                self._follow(later, arrival.at_s, tuple(seq.tokens) if arrival.continues else ())
+            )
+
+    async def _follow(self, i: int, wait_s: float, said: Sequence[int]) -> None:
+        await self._engine.kernel.sleep(wait_s)
+        try:
+            self._submit(i, said)
+        except Exception as error:
+            if not self._all_in.done:
+                self._all_in.end(None, error)
+            return
+        if not self._due:
+            self._all_in.set(None)
+
+
+class _Then:
+    """A sink that also tells when its sequence has ended."""
+
+    def __init__(self, sink: Sink | None, ended: Callable[[Seq], None]) -> None:
+        self._sink = sink
+        self._ended = ended
+
+    def prompt(self, seq: Seq, picks: Sequence[Pick]) -> None:
+        if self._sink is not None:
+            self._sink.prompt(seq, picks)
+
+    def tokens(self, seq: Seq, picks: Sequence[Pick]) -> int | None:
+        return self._sink.tokens(seq, picks) if self._sink is not None else None
+
+    def finish(self, seq: Seq, reason: FinishReason, error: Exception | None) -> None:
+        if self._sink is not None:
+            self._sink.finish(seq, reason, error)
+        self._ended(seq)
 
 
 def run_load(
-    engine: Engine, at_s: Sequence[float], requests: Sequence[Request], sinks: Sequence[Sink] | None = None
+    engine: Engine | Fleet,
+    at: Sequence[Arrival | float],
+    requests: Sequence[Request],
+    sinks: Sequence[Sink] | None = None,
 ) -> list[Seq]:
-    """Serve a load to its end on the engine's kernel; returns its sequences."""
+    """Serve a load to its end on the engine's kernel; returns its sequences, in the order of requests.
+
+    at: when each comes, as an arrival or in seconds from now, ascending. requests: what each asks; one whose
+    arrival continues another's text says only what it adds. Raises what `submit` raises for a request that is
+    refused.
+    """
+    arrivals = [when if isinstance(when, Arrival) else Arrival(when, 1, 1) for when in at]
+    offer = _Offer(engine, arrivals, requests, sinks)
+    _serve(engine, offer)
+    return [seq for i in range(len(arrivals)) for seq in offer.seqs[i]]
+
+
+def _serve(engine: Engine | Fleet, offer: _Offer) -> None:
     serving = engine.kernel.spawn(engine.run(), name="engine")
     try:
-        seqs: list[Seq] = engine.kernel.run(offer(engine, at_s, requests, sinks))
+        engine.kernel.run(offer.run())
     finally:
         serving.cancel()
-    return seqs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One simulated run: what happened when, in numbers, and what was derived for it."""
+    """One simulated run: what happened when, in numbers, and what was derived for it.
+
+    trace: its spans are there if they were to be kept. bounds: share of the devices' time by what bounds it.
+    """
 
     trace: Trace
     summary: Summary
     settings: list[Setting]
+    bounds: dict[str, float]
 
 
-def simulate(plan: Plan, load: Load, *, seed: int = 0) -> Outcome:
-    """Serve a load on a simulated place. Raises SpecError, CapacityError."""
-    kernel = Kernel(seed=seed, trace=Trace(f"simulated: {plan.on}"))
+def simulate(
+    plan: Plan, load: Load, *, seed: int = 0, keep_spans: bool = True, slo: Slo | None = None
+) -> Outcome:
+    """Serve a load on a simulated place. keep_spans=False: only figures, for loads of many requests.
+
+    Raises SpecError, CapacityError.
+    """
+    meter = Meter(slo)
+    trace = Trace(f"simulated: {plan.on}", keep=None if keep_spans else 0, observers=[meter])
+    kernel = Kernel(seed=seed, trace=trace)
     engine, settings = open_simulated(plan, kernel)
     arrivals = load.arrivals(kernel.rng("load"))
-    requests = synthetic_requests(arrivals, engine.vocab_size, kernel.rng("prompts"))
-    run_load(engine, [a.at_s for a in arrivals], requests)
-    assert kernel.trace is not None
-    summary = summarise(kernel.trace, simulated=True)
-    return Outcome(trace=kernel.trace, summary=summary, settings=settings)
+    requests = SyntheticRequests(arrivals, engine.vocab_size, kernel.rng("prompts"))
+    _serve(engine, _Offer(engine, arrivals, requests, keep=False))
+    return Outcome(
+        trace=trace, summary=meter.summary(simulated=True), settings=settings, bounds=_bounds(engine)
+    )
 
 
-def decisions(trace: Trace) -> list[Decision]:
-    """What the engine decided, without times: steps with their chunks and emissions, preemptions, endings."""
-    made: list[Decision] = []
-    for span in trace.spans:
-        args = span.args or {}
-        if span.kind == "step":
-            made.append(("step", tuple(args["chunks"])))
-        elif span.kind == "preempt":
-            made.append(("preempt", span.name))
-        elif span.kind == "finish":
-            made.append(("finish", (span.name, args["reason"], args["output"])))
-    return made
-
-
-class Recorded:
-    """Step costs read from a trace: step i takes as long as it did, the pause before step i + 1 included."""
-
-    def __init__(self, durations_s: Sequence[float]) -> None:
-        self._durations_s = list(durations_s)
-        self._next = 0
-
-    def stages(self, step: Step) -> Sequence[float]:
-        self._next += 1
-        return [self._durations_s[self._next - 1] if self._next <= len(self._durations_s) else 0.0]
-
-
-def replay(
-    trace: Trace,
-    seqs: Sequence[Seq],
-    make_engine: Callable[[Kernel, SimulatedRunner, KVCache], Engine],
-    kv: KVCache,
-) -> Trace:
-    """Run a recorded load again in simulation, its durations and texts fed back; returns the new trace.
-
-    trace, seqs: of a run with one continuation per request. kv: an empty cache of the same size. If the
-    engine decides alike in both worlds, `decisions` of both traces are equal.
-    """
-    steps = sorted((s for s in trace.spans if s.kind == "step"), key=lambda s: s.start_s)
-    durations_s, seen_at_s = _timeline(steps)
-    texts = {seq.id: list(seq.tokens) for seq in seqs}
-
-    def script(seq: Seq, position: int) -> int:
-        return texts[seq.id][position] if position < len(texts[seq.id]) else 0
-
-    kernel = Kernel(trace=Trace("replayed"))
-    engine = make_engine(kernel, SimulatedRunner(Recorded(durations_s), script=script), kv)
-    groups: dict[float, list[Request]] = {}
-    starts = [s.start_s for s in steps]
-    for seq in sorted(seqs, key=lambda s: s.id):
-        groups.setdefault(seen_at_s[bisect_left(starts, seq.arrived_s)], []).append(seq.request)
-
-    def submit(requests: list[Request]) -> None:
-        for request in requests:
-            engine.submit(request)
-
-    async def client() -> None:
-        for when_s, requests in groups.items():
-            await kernel.sleep(max(0.0, when_s - kernel.now()))
-            submit(requests)
-        await engine.drained()
-
-    serving = kernel.spawn(engine.run(), name="engine")
-    kernel.run(client())
-    serving.cancel()
-    assert kernel.trace is not None
-    return kernel.trace
-
-
-def _timeline(steps: Sequence[Span]) -> tuple[list[float], list[float]]:
-    """How long each step lasts in the replay, and when requests must arrive to be first seen by each step.
-
-    While the engine was busy a step lasts until the next one was planned, and arrivals in between come
-    half-way. A step that ended an idle time is planned at the very moment its first request comes.
-    """
-    durations_s: list[float] = []
-    seen_at_s: list[float] = []
-    busy = False
-    for i, span in enumerate(steps):
-        seen_at_s.append((steps[i - 1].start_s + span.start_s) / 2 if busy else span.start_s)
-        args = span.args or {}
-        busy = bool(args["waiting"] or args["running"])
-        end_s = steps[i + 1].start_s if busy and i + 1 < len(steps) else span.end_s
-        durations_s.append(end_s - span.start_s)
-    return durations_s, seen_at_s
+def _bounds(server: Engine | Fleet) -> dict[str, float]:
+    spent_s: dict[str, float] = {}
+    for engine in server.engines if isinstance(server, Fleet) else [server]:
+        assert isinstance(engine.runner, SimulatedRunner)
+        assert isinstance(engine.runner.cost, ClusterCost)
+        for name, seconds in engine.runner.cost.spent_s.items():
+            spent_s[name] = spent_s.get(name, 0.0) + seconds
+    total_s = sum(spent_s.values()) or 1.0
+    return {name: spent_s[name] / total_s for name in sorted(spent_s, key=spent_s.__getitem__, reverse=True)}

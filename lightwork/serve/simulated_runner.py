@@ -28,20 +28,45 @@ def dummy_token(seq: Seq, position: int) -> int:
     return 0
 
 
+ZERO = Pick(0)
+
+
 class SimulatedRunner:
     """Lets virtual time pass for each step. depth: pipeline stages, and steps in flight.
 
-    A step holds one stage at a time, so up to `depth` steps overlap as they do in a pipeline.
+    A step holds one stage at a time, so up to `depth` steps overlap as they do in a pipeline. rank: its first
+    device. link_s(from, to, tokens): seconds to pull the KV of so many tokens from one rank's engine to
+    another's.
     """
 
-    def __init__(self, cost: StepCost, *, depth: int = 1, script: Script = dummy_token) -> None:
+    def __init__(
+        self,
+        cost: StepCost,
+        *,
+        depth: int = 1,
+        script: Script = dummy_token,
+        rank: int = 0,
+        link_s: Callable[[int, int, int], float] = lambda src, dst, num_tokens: 0.0,
+    ) -> None:
         self.cost = cost
         self.depth = depth
         self._script = script
+        self.rank = rank
+        self._link_s = link_s
+        self._link = Fifo("link")
         self._stages = [Fifo(f"stage {i}") for i in range(depth)]
 
     def run(self, step: Step) -> Coroutine[Any, Any, ScriptedScores]:
         return self._run(step)
+
+    def pull(
+        self, other: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int
+    ) -> Coroutine[Any, Any, None]:
+        """One after another, for as long as link_s says."""
+        return self._pull(self._link_s(other.rank, self.rank, num_tokens))
+
+    async def _pull(self, seconds: float) -> None:
+        await Use(self._link, seconds)
 
     async def _run(self, step: Step) -> ScriptedScores:
         for stage, seconds in zip(self._stages, self.cost.stages(step), strict=True):
@@ -59,6 +84,8 @@ class ScriptedScores:
         self._script = script
 
     def pick(self, chunk: int, node: int, emitted: Sequence[int]) -> Pick:
+        if self._script is dummy_token:
+            return ZERO
         seq = self._step.chunks[chunk].seq
         return Pick(self._script(seq, seq.known + len(emitted)))
 

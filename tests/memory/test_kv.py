@@ -149,6 +149,25 @@ def test_accepted_rows_of_a_tree_move_down() -> None:
     assert kv.keep(0, 2, [0, 1, 2]) == []
 
 
+def test_a_pinned_prefix_stays_whoever_has_computed_it_ends() -> None:
+    kv = KVCache(4, 2)
+    fill(kv, 0, [1, 2, 3, 4, 5])
+    kv.release(0)
+    kv.pin(7, [1, 2, 3, 4])
+    kv.check()
+    assert kv.free == 2
+    fill(kv, 1, [5, 6, 7, 8])
+    kv.release(1)
+    assert kv.attach(2, [1, 2, 3, 4, 9, 9], limit=2) == 2
+    kv.release(2)
+    kv.unpin(7)
+    assert kv.free == 4
+    kv.check()
+    kv.pin(8, [])
+    with pytest.raises(InvariantError, match="already pinned"):
+        kv.pin(8, [])
+
+
 def test_misuse_is_named() -> None:
     with pytest.raises(RangeError, match="at least 1"):
         KVCache(0)

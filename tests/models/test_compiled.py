@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -310,3 +311,18 @@ def test_keys_and_values_of_fewer_bits_are_near(checkpoint: Make, family: str) -
     # In bfloat16, queries and the weights of values are rounded as well.
     assert 0 < distance(got[16], got[32]) < 0.03 * times
     assert 0 < distance(got[8], got[32]) < 0.03 * times
+
+
+def test_threads_change_and_end_between_steps_while_another_thread_runs_them(checkpoint: Make) -> None:
+    model = load(checkpoint("llama"))
+    expected = logits_of(model)
+    found: list[Logits] = []
+    running = Thread(target=lambda: found.extend(logits_of(model) for _ in range(40)), daemon=True)
+    running.start()
+    while running.is_alive():
+        for num_threads in (1, 3, 2):
+            model.set_threads(num_threads)
+        model.close()
+    assert len(found) == 40
+    for logits in found:
+        np.testing.assert_array_equal(logits, expected)

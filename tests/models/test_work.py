@@ -25,6 +25,8 @@ BILLIONS = {
     "llama-3-70b": 70.6,
     "llama-3.1-405b": 405.9,
     "yi-34b": 34.4,
+    "opt-13b": 12.85,
+    "opt-66b": 65.7,
     "falcon-180b": 179.5,
     "mixtral-8x7b": 46.7,
 }

@@ -32,7 +32,7 @@ def next_token(seq: Seq, position: int) -> int:
 
 
 def make_engine(
-    scheduler: Scheduler | None = None,
+    scheduler: Scheduler[Any] | None = None,
     *,
     blocks: int = 64,
     block_size: int = 4,
@@ -40,11 +40,14 @@ def make_engine(
     prefix_cache: bool = True,
     max_seqs: int = 128,
     max_waiting: int = 4096,
+    kernel: Kernel | None = None,
     **parts: Any,
 ) -> Engine:
-    kernel = Kernel(trace=Trace("test"))
+    kernel = kernel or Kernel(trace=Trace("test"))
     kv = KVCache(blocks, block_size, prefix_cache=prefix_cache)
-    runner = SimulatedRunner(UnitCost(depth), depth=depth, script=next_token)
+    runner = SimulatedRunner(
+        UnitCost(depth), depth=depth, script=next_token, link_s=lambda src, dst, tokens: 1e-4 * tokens
+    )
     limits = Limits(max_len=10_000, max_seqs=max_seqs, max_waiting=max_waiting)
     return Engine(kernel, runner, kv, scheduler or Sarathi(), limits=limits, vocab_size=50, **parts)
 

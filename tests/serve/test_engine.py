@@ -17,21 +17,28 @@ from lightwork.decode.sampling import Pick
 from lightwork.decode.verifiers import Verdict
 from lightwork.errors import BusyError, CapacityError, InvariantError, LightworkError, RangeError, SpecError
 from lightwork.serve.engine import Engine
+from lightwork.serve.replay import decisions
 from lightwork.serve.schedulers import Scheduler, Step, View
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
+from lightwork.serve.schedulers.prefix_groups import PrefixGroups
 from lightwork.serve.schedulers.sarathi import Sarathi
+from lightwork.serve.schedulers.split_fuse import SplitFuse
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
-from lightwork.serve.simulate import decisions, run_load
+from lightwork.serve.simulate import run_load
 from lightwork.techniques import Technique, listing, parse
 
 # Every scheduler there is, found by listing, and the settings that strain two of them.
-SCHEDULERS: list[Scheduler] = [
+SCHEDULERS: list[Scheduler[Any]] = [
     *(t.load()() for t in listing() if t.kind == "scheduler"),
     Sarathi(chunk=7),
     Sarathi(chunk=64),
     Sarathi(chunk=1),
     PrefillFirst(max_tokens=9),
+    SplitFuse(tokens=7),
+    SplitFuse(tokens=1),
+    PrefixGroups(inner=Sarathi(chunk=7)),
+    PrefixGroups(inner=SplitFuse(tokens=7), memory=0.5),
 ]
 
 
@@ -45,6 +52,13 @@ def outputs(seqs: Sequence[Seq]) -> list[list[int]]:
     return [seq.tokens[seq.prompt_len :] for seq in seqs]
 
 
+def rows_and_waiting(engine: Engine) -> list[tuple[int, int]]:
+    """Rows of each step, and how many waited when it ended."""
+    assert engine.kernel.trace is not None
+    found = [span.args for span in engine.kernel.trace.spans if span.kind == "step"]
+    return [(sum(chunk[2] for chunk in args["chunks"]), args["waiting"]) for args in found if args]
+
+
 def assert_clean(engine: Engine) -> None:
     engine.kv.check()
     assert engine.kv.free == engine.kv.total
@@ -55,7 +69,7 @@ def assert_clean(engine: Engine) -> None:
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=repr)
 @pytest.mark.parametrize("proposer", [None, Ngram(k=3)], ids=repr)
 def test_every_scheduler_gives_the_text_of_plain_decoding(
-    scheduler: Scheduler, proposer: Ngram | None
+    scheduler: Scheduler[Any], proposer: Ngram | None
 ) -> None:
     requests = [request(range(i, i + 3 * i + 1), max_tokens=1 + 5 * i) for i in range(8)]
     engine = make_engine(scheduler, blocks=40, proposer=proposer)
@@ -65,12 +79,13 @@ def test_every_scheduler_gives_the_text_of_plain_decoding(
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=repr)
-def test_preemption_recomputes_and_changes_nothing(scheduler: Scheduler) -> None:
+def test_preemption_recomputes_and_changes_nothing(scheduler: Scheduler[Any]) -> None:
     requests = [request([i, i + 1, i + 2], max_tokens=30) for i in range(6)]
     engine = make_engine(scheduler, blocks=12)
     seqs = run_load(engine, [0.0] * 6, requests)
-    alone = scheduler == Sarathi(chunk=1)  # never admits a second sequence while one decodes
-    assert (sum(seq.num_preempted for seq in seqs) > 0) != alone
+    alone = scheduler in (Sarathi(chunk=1), SplitFuse(tokens=1))  # never admits while one decodes
+    foreseen = isinstance(scheduler, PrefixGroups)  # never admits more than will fit
+    assert (sum(seq.num_preempted for seq in seqs) > 0) != (alone or foreseen)
     assert outputs(seqs) == [expected(r) for r in requests]
     assert_clean(engine)
 
@@ -118,6 +133,43 @@ def test_with_more_decodes_than_budget_none_starves() -> None:
     requests = [request([i], max_tokens=12) for i in range(5)]
     seqs = run_load(engine, [0.0] * 5, requests)
     assert outputs(seqs) == [expected(r) for r in requests]
+
+
+def test_split_fuse_fills_every_pass_exactly_while_there_is_work() -> None:
+    engine = make_engine(SplitFuse(tokens=16), blocks=400, prefix_cache=False)
+    requests = [request(range(i, i + 5 + 7 * (i % 4)), max_tokens=3 + i % 5) for i in range(30)]
+    run_load(engine, [0.0] * 30, requests)
+    steps = rows_and_waiting(engine)
+    left = sum(len(r.prompt) + r.max_tokens - 1 for r in requests)
+    assert sum(rows for rows, _ in steps) == left
+    assert all(rows == 16 for rows, waiting in steps if waiting)
+    assert max(rows for rows, _ in steps) == 16
+
+
+def test_split_fuse_lets_decodes_sit_out_and_preempts_only_when_stuck() -> None:
+    """Room for one request and a half: both run until neither has a block, then the second starts again."""
+    engine = make_engine(SplitFuse(tokens=16), blocks=9, prefix_cache=False)
+    seqs = run_load(
+        engine, [0.0, 0.0], [request(range(8), max_tokens=16), request(range(1, 9), max_tokens=16)]
+    )
+    assert [seq.num_preempted for seq in seqs] == [0, 1]
+    assert outputs(seqs) == [expected(seq.request) for seq in seqs]
+    assert seqs[0].finished_s is not None
+    assert seqs[1].finished_s is not None
+    assert seqs[0].finished_s < seqs[1].finished_s
+    assert_clean(engine)
+
+
+def test_split_fuse_puts_the_preempted_behind_those_who_wait() -> None:
+    engine = make_engine(SplitFuse(tokens=16), blocks=9, prefix_cache=False, max_seqs=2)
+    load = [request(range(i, i + 8), max_tokens=16) for i in range(2)] + [
+        request(range(20, 26), max_tokens=2)
+    ]
+    first, second, third = run_load(engine, [0.0, 0.0, 0.001], load)
+    assert (first.num_preempted, second.num_preempted) == (0, 1)
+    assert third.finished_s is not None
+    assert second.finished_s is not None
+    assert third.finished_s < second.finished_s
 
 
 def test_prefill_first_runs_prompts_or_decodes_never_both() -> None:
@@ -273,7 +325,10 @@ def test_an_engine_whose_queue_is_cancelled_is_drained() -> None:
 
 
 class Idle:
-    def plan(self, view: View) -> Step:
+    def init(self) -> None:
+        return None
+
+    def plan(self, state: None, view: View) -> Step:
         return Step(chunks=[])
 
 
@@ -323,7 +378,7 @@ SCHEDULES = given(
 
 def check_schedule(
     load: list[tuple[float, Request]],
-    scheduler: Scheduler,
+    scheduler: Scheduler[Any],
     blocks: int,
     depth: int,
     max_seqs: int,

@@ -12,31 +12,35 @@ from lightwork import models
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.sampling import Sampling
 from lightwork.memory.kv import KVCache
+from lightwork.models.precisions.quant import Quant
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.engine import Engine
+from lightwork.serve.fleet import Fleet
 from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.plan import Plan, kv_blocks, make_engine, open_engine
+from lightwork.serve.replay import decisions, replay
+from lightwork.serve.routers.prefill_decode import PrefillDecode
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
-from lightwork.serve.simulate import decisions, replay, run_load
+from lightwork.serve.simulate import run_load
 from lightwork.testing import FAMILIES
 
 Make = Callable[..., Path]
 
 
-def engine_for(folder: Path, **plan: object) -> Engine:
-    kernel = Kernel(WallClock(), trace=Trace("real: cpu"))
+def engine_for(folder: Path, kernel: Kernel | None = None, **plan: object) -> Engine:
+    kernel = kernel or Kernel(WallClock(), trace=Trace("real: cpu"))
     return open_engine(Plan(model=str(folder), max_len=200, **plan), kernel)[0]  # type: ignore[arg-type]
 
 
-def torch_engine_for(folder: Path, **settings: object) -> Engine:
+def torch_engine_for(folder: Path, kernel: Kernel | None = None, **settings: object) -> Engine:
     """The same, on the torch forward, in blocks of 16."""
     plan = Plan(model=str(folder), max_len=200, **settings)  # type: ignore[arg-type]
     model = models.load(str(folder))
-    kernel = Kernel(WallClock(), trace=Trace("real: torch"))
+    kernel = kernel or Kernel(WallClock(), trace=Trace("real: torch"))
     blocks = kv_blocks(plan, model.spec, "float32", 200, 1 << 30)
     kv = KVCache(int(blocks.value), 16, prefix_cache=plan.prefix_cache)
     return make_engine(
@@ -163,3 +167,26 @@ def test_the_simulated_engine_decides_like_the_real_one(checkpoint: Make) -> Non
     )
     assert decisions(again) == decisions(kernel.trace)
     assert any(kind == "preempt" for kind, _ in decisions(again))
+
+
+@pytest.mark.parametrize(
+    ("make", "use"),
+    [(engine_for, ()), (engine_for, (Quant(bits=16, kv_bits=8),)), (torch_engine_for, ())],
+    ids=["compiled", "compiled int8", "torch"],
+)
+def test_prompts_computed_elsewhere_are_gone_on_with_exactly(
+    checkpoint: Make, make: Callable[..., Engine], use: tuple[object, ...]
+) -> None:
+    """Two engines of one kernel, keys and values copied between their arenas."""
+    folder, load = checkpoint("llama"), requests(12, 20)
+    expected = texts(make(folder, use=use, prefix_cache=False), load)
+    kernel = Kernel(WallClock(), trace=Trace("real: two engines"))
+    fleet = Fleet([make(folder, kernel, use=use, prefix_cache=False) for _ in range(2)], PrefillDecode())
+    seqs = run_load(fleet, [0.001 * i for i in range(12)], load)
+    assert [seq.tokens[seq.prompt_len :] for seq in seqs] == expected
+    assert kernel.trace is not None
+    moved = {span.name: span.args for span in kernel.trace.spans if span.kind == "pull"}
+    assert moved == {str(seq.id): {"tokens": seq.prompt_len} for seq in seqs}
+    for engine in fleet.engines:
+        engine.kv.check()
+        assert engine.kv.free == engine.kv.total

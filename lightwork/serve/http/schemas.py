@@ -36,7 +36,6 @@ IGNORED = frozenset(
         "prompt_cache_options",
         "prompt_cache_retention",
         "safety_identifier",
-        "user",
     }
 )
 
@@ -81,6 +80,7 @@ class Body(Lenient):
     stream_options: StreamOptions | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: dict[str, Any] | None = None
+    user: str = ""
 
     @property
     def stops(self) -> tuple[str, ...]:

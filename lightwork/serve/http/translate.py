@@ -155,6 +155,7 @@ def _request(
         stop_ids=frozenset() if body.ignore_eos else served.tokenizer.eos_ids,
         n=body.n,
         prompt_logprobs=body.prompt_logprobs,
+        tenant=body.user,
     )
 
 

@@ -1,4 +1,4 @@
-"""The kind that says when requests come and how long they are. One file per load."""
+"""The kind that says when requests come; how long they are is another, `Length`. One file per load."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from lightwork.errors import SpecError
 
 
 class Arrival(NamedTuple):
-    """One request to come: when, in seconds from the start, and its lengths in tokens."""
+    """One request to come: when, and its lengths in tokens.
+
+    at_s: seconds from the start or, if `after` is the number of another arrival, from when that one has
+    ended. prompt_len: tokens of its own. They follow what is shared: with `continues` all that `after` read
+    and wrote; else the first shared_len tokens of the text numbered `shared`. tenant: who sends it.
+    """
 
     at_s: float
     prompt_len: int
     output_len: int
+    after: int | None = None
+    continues: bool = False
+    shared: int = 0
+    shared_len: int = 0
+    tenant: str = ""
 
 
 class Load(Protocol):
-    """A finite list of arrivals, in order of time, the same for the same random stream."""
+    """Arrivals, those without `after` in order of time, the same for the same random stream."""
 
     def arrivals(self, rng: np.random.Generator) -> list[Arrival]: ...
-
-
-def lengths(rng: np.random.Generator, median: int, sigma: float, num: int, most: int = 1 << 20) -> list[int]:
-    """Lognormal token counts around a median.
-
-    Sigma 0 gives the median each time. At least 1, at most `most`.
-    """
-    drawn = median * np.exp(sigma * rng.standard_normal(num))
-    return [int(n) for n in np.clip(np.rint(drawn), 1, most)]
 
 
 def parse_load(text: str) -> Load:

@@ -1,7 +1,7 @@
 """A burst: all requests at once, the load of offline batches.
 
 Paper:  - (offline throughput, as every engine's benchmark measures it)
-Idea:   every request arrives at time 0; lognormal lengths around their medians
+Idea:   every request arrives at time 0
 Shapes: rng -> num_requests arrivals at 0 s
 Cost:   O(num_requests)
 Claims: -
@@ -9,36 +9,28 @@ Claims: -
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from lightwork.errors import RangeError
-from lightwork.serve.loads import Arrival, lengths
+from lightwork.serve.lengths import Length
+from lightwork.serve.lengths.lognormal import Lognormal
+from lightwork.serve.loads import Arrival
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Burst:
-    """prompt, output: median lengths in tokens. prompt_sigma,
-    output_sigma: spread of their logarithms."""
+    """num_requests at once."""
 
     num_requests: int = 32
-    prompt: int = 256
-    output: int = 64
-    prompt_sigma: float = 0.0
-    output_sigma: float = 0.0
+    lengths: Length = field(default_factory=Lognormal)
 
     def __post_init__(self) -> None:
-        if min(self.num_requests, self.prompt, self.output) <= 0 or not self._spread_ok:
+        if self.num_requests < 1:
             raise RangeError(
-                f"{self!r} cannot be offered", expected="positive values", fix="Burst(num_requests=32)"
+                f"{self!r} cannot be offered", expected="num_requests >= 1", fix="Burst(num_requests=32)"
             )
 
-    @property
-    def _spread_ok(self) -> bool:
-        return min(self.prompt_sigma, self.output_sigma) >= 0
-
     def arrivals(self, rng: np.random.Generator) -> list[Arrival]:
-        prompts = lengths(rng, self.prompt, self.prompt_sigma, self.num_requests)
-        outputs = lengths(rng, self.output, self.output_sigma, self.num_requests)
-        return [Arrival(0.0, p, o) for p, o in zip(prompts, outputs, strict=True)]
+        return [Arrival(0.0, p, o) for p, o in self.lengths.draw(rng, self.num_requests)]

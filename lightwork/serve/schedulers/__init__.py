@@ -1,15 +1,15 @@
 """The kind of technique that decides which tokens of which sequences run in the next step.
 
-A scheduler is a pure function of its view: it reads, builds a `StepPlan`, and returns the `Step`. The
-engine applies it. The plan keeps the arithmetic of blocks and budget, so a policy is the few lines its
-paper is about.
+A scheduler is a pure function of its state and its view: it reads, builds a `StepPlan`, and returns the
+`Step`. The engine keeps the state and applies the step. The plan keeps the arithmetic of blocks and budget,
+so a policy is the few lines its paper is about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from lightwork.decode.proposers import Draft
 from lightwork.memory.kv import Copy
@@ -18,33 +18,52 @@ from lightwork.serve.sequence import Limits
 from lightwork.serve.sequence import Sequence as Seq
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Run tokens [start, start + count) of a sequence; the next is chosen iff that reaches the last known."""
+class Chunk(NamedTuple):
+    """Run tokens [start, start + count) of a sequence; the next is chosen iff that reaches the last known.
+
+    A NamedTuple because one is made for every token of a simulation.
+    """
 
     seq: Seq
     start: int
-    count: int
+    count: int  # type: ignore[assignment]
 
     @property
     def end(self) -> int:
         return self.start + self.count
 
 
+class Pin(NamedTuple):
+    """Keep the KV of a text's first tokens, whoever has computed it, until the pin is dropped by its name."""
+
+    name: int
+    tokens: Sequence[int]
+
+
 @dataclass(slots=True, kw_only=True)
 class Step:
-    """One forward pass. The scheduler fills the first four fields; the engine adds drafts and copies.
+    """One forward pass. The engine adds drafts and copies, the scheduler all else.
 
-    budget: rows this step may have; what chunks leave is offered to drafts. drafts: one per chunk, or none
-    at all.
+    The chunk of an admitted sequence starts behind what it shares of the prefix cache; one whose KV is pulled
+    from another engine has none yet. requeue: where in the
+    queue those preempted go. pins, unpins: of prefixes; a step without chunks is only applied, then the
+    scheduler is asked again. budget: rows this step may have; what chunks leave is offered to drafts. drafts:
+    one per chunk, or none at all.
     """
 
-    chunks: list[Chunk]
+    chunks: list[Chunk] = field(default_factory=list)
     admitted: list[Seq] = field(default_factory=list)
     preempted: list[Seq] = field(default_factory=list)
+    requeue: Literal["front", "back"] = "front"
+    pins: list[Pin] = field(default_factory=list)
+    unpins: list[int] = field(default_factory=list)
     budget: int = 0
     drafts: list[Draft] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
+
+    @property
+    def changes_nothing(self) -> bool:
+        return not (self.chunks or self.admitted or self.preempted or self.pins or self.unpins)
 
     @property
     def num_rows(self) -> int:
@@ -61,10 +80,12 @@ class Blocks(Protocol):
     """What a scheduler may ask the KV cache: counts only. See `KVCache`."""
 
     @property
+    def block_size(self) -> int: ...
+    @property
     def total(self) -> int: ...
     @property
     def free(self) -> int: ...
-    def peek(self, tokens: Sequence[int]) -> Hit: ...
+    def peek(self, tokens: Sequence[int], limit: int | None = None) -> Hit: ...
     def needs(self, seq_id: int, upto: int) -> int: ...
     def needs_new(self, hit: Hit, upto: int) -> int: ...
     def gains(self, seq_id: int) -> int: ...
@@ -72,60 +93,92 @@ class Blocks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that a scheduler may see. waiting: in order of the queue. running: in order of admission."""
+    """All that a scheduler may see.
+
+    waiting: in order of the queue. running: in order of admission. arrived: who came since the last plan,
+    finished since then or not. shares: the most prefix tokens to share, by sequence id, where a technique
+    limits them.
+    """
 
     now_s: float
-    waiting: Sequence[Seq]
+    waiting: Iterable[Seq]
     running: Sequence[Seq]
+    arrived: Sequence[Seq]
     blocks: Blocks
     limits: Limits
+    shares: Mapping[int, int] = field(default_factory=dict)
 
 
-class Scheduler(Protocol):
-    """Which tokens of which sequences run next. Synchronous, deterministic, without side effects."""
+S = TypeVar("S")
 
-    def plan(self, view: View) -> Step: ...
+
+class Scheduler(Protocol[S]):
+    """Which tokens of which sequences run next. Synchronous, deterministic, without side effects but on the
+    state, which the engine keeps."""
+
+    def init(self) -> S:
+        """The state of a new engine; None if there is none."""
+        ...
+
+    def plan(self, state: S, view: View) -> Step: ...
 
 
 class StepPlan:
     """A step under construction: what it contains so far, and what is left of budget, blocks and places."""
 
-    def __init__(self, view: View, budget: int, *, watermark: float = 0.01) -> None:
+    def __init__(
+        self,
+        view: View,
+        budget: int,
+        *,
+        watermark: float = 0.01,
+        requeue: Literal["front", "back"] = "front",
+    ) -> None:
         self.view = view
         self.room = budget
         self._budget = budget
         self._free = view.blocks.free
         self._reserve = int(watermark * view.blocks.total)
+        self._requeue = requeue
         self._chunks: list[Chunk] = []
         self._admitted: list[Seq] = []
         self._preempted: list[Seq] = []
-        self._planned: set[int] = set()
         self._gone: set[int] = set()
+        self._idle: tuple[list[Seq], list[Seq]] | None = None
 
-    def running(self, *, decoding: bool) -> Iterator[Seq]:
-        """Running sequences that can be planned now, oldest first; those preempted meanwhile are skipped."""
-        for seq in self.view.running:
-            if seq.decoding == decoding and not seq.busy and seq.id not in self._gone:
-                yield seq
+    def running(self, *, decoding: bool) -> list[Seq]:
+        """Running sequences that can be planned now, oldest first, but for those that have been preempted."""
+        if self._idle is None:
+            decodes: list[Seq] = []
+            prompts: list[Seq] = []
+            for seq in self.view.running:
+                if not seq.busy:
+                    known = len(seq.tokens)
+                    is_decode = known - seq.computed == 1 and known > seq.prompt_len
+                    (decodes if is_decode else prompts).append(seq)
+            self._idle = decodes, prompts
+        some = self._idle[0 if decoding else 1]
+        return [seq for seq in some if seq.id not in self._gone] if self._gone else some
 
-    def decode(self, seq: Seq) -> bool:
+    def decode(self, seq: Seq, *, preempt: bool = True) -> bool:
         """Plan one token; while blocks are short, preempt the youngest running sequence, at last this one.
 
-        False if the sequence has to wait: it was preempted, or its blocks are with a step in flight.
+        preempt=False: preempt nobody. False if the sequence has to wait: it was preempted, or its blocks are
+        with another or a step in flight.
         """
         if seq.id in self._gone:
             return False
-        known = len(seq.tokens)
-        need = self.view.blocks.needs(seq.id, known)
+        need = self.view.blocks.needs(seq.id, len(seq.tokens))
         while need > self._free:
-            victim = self._youngest()
+            victim = self._youngest() if preempt else None
             if victim is None:
                 return False
             self.preempt(victim)
             if victim is seq:
                 return False
         self._free -= need
-        self._add(seq, seq.computed, known - seq.computed)
+        self._chunks.append(Chunk(seq, seq.computed, 1))
+        self.room -= 1
         return True
 
     def extend(self, seq: Seq) -> None:
@@ -135,7 +188,7 @@ class StepPlan:
             self._add(seq, seq.computed, count)
 
     def preempt(self, seq: Seq) -> None:
-        """Free the sequence's blocks; it goes to the front of the queue and is recomputed later."""
+        """Free the sequence's blocks; it goes back into the queue and is recomputed later."""
         self._gone.add(seq.id)
         self._preempted.append(seq)
         self._free += self.view.blocks.gains(seq.id)
@@ -143,34 +196,44 @@ class StepPlan:
     def admit(self, seq: Seq, *, whole: bool = False) -> bool:
         """Admit the head of the queue with blocks for all its known tokens; False if it must wait.
 
-        Nobody is admitted in a step that preempts: who was preempted is first in the queue.
-        whole: plan all that is left of it in this step, whatever the budget, as engines without chunks do.
+        Nobody is admitted in a step that preempts, so that blocks are not taken from one for another. Who has
+        its KV elsewhere is given blocks to pull it into, and runs when it is there. whole: plan all that is
+        left of it in this step, whatever the budget, as engines without chunks do.
         """
         running = len(self.view.running) + len(self._admitted)
         if running >= self.view.limits.max_seqs or self._preempted:
             return False
-        hit = self.view.blocks.peek(seq.tokens) if seq.request.prompt_logprobs is None else Hit([], 0)
+        share = self.view.shares.get(seq.id) if seq.request.prompt_logprobs is None else 0
+        if seq.source is not None:
+            share = 0
+        hit = self.view.blocks.peek(seq.tokens, share)
         need = self.view.blocks.needs_new(hit, seq.known)
         if need > self._free - (self._reserve if running else 0):
             return False
         self._free -= need
         self._admitted.append(seq)
+        if seq.source is not None:
+            return True
         left = seq.known - hit.num_tokens
         self._add(seq, hit.num_tokens, left if whole else min(left, self.room))
         return True
 
     def step(self) -> Step:
         return Step(
-            chunks=self._chunks, admitted=self._admitted, preempted=self._preempted, budget=self._budget
+            chunks=self._chunks,
+            admitted=self._admitted,
+            preempted=self._preempted,
+            requeue=self._requeue,
+            budget=self._budget,
         )
 
     def _add(self, seq: Seq, start: int, count: int) -> None:
         self._chunks.append(Chunk(seq, start, count))
-        self._planned.add(seq.id)
         self.room -= count
 
     def _youngest(self) -> Seq | None:
+        planned = {chunk.seq.id for chunk in self._chunks}
         for seq in reversed(self.view.running):
-            if not seq.busy and seq.id not in self._planned and seq.id not in self._gone:
+            if not seq.busy and seq.id not in planned and seq.id not in self._gone:
                 return seq
         return None

@@ -32,7 +32,10 @@ class PrefillFirst:
                 fix="PrefillFirst()",
             )
 
-    def plan(self, view: View) -> Step:
+    def init(self) -> None:
+        return None
+
+    def plan(self, state: None, view: View) -> Step:
         step = StepPlan(view, self.max_tokens)
         for seq in view.waiting:
             first = step.room == self.max_tokens

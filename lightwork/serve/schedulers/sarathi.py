@@ -31,10 +31,13 @@ class Sarathi:
                 f"Sarathi cannot run chunk={self.chunk} tokens", expected="chunk >= 1", fix="Sarathi()"
             )
 
-    def plan(self, view: View) -> Step:
+    def init(self) -> None:
+        return None
+
+    def plan(self, state: None, view: View) -> Step:
         step = StepPlan(view, self.chunk)
         # More decodes than budget: least output first, so each is served within ceil(decodes / chunk) steps.
-        decodes = list(step.running(decoding=True))
+        decodes = step.running(decoding=True)
         if len(decodes) > self.chunk:
             decodes = sorted(decodes, key=lambda seq: seq.num_output)[: self.chunk]
         for seq in decodes:

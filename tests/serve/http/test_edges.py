@@ -118,15 +118,18 @@ def test_a_client_that_leaves_before_its_stream_begins_frees_its_memory(
 class Broken:
     """Plans a few steps, then fails: a bug of the engine's own."""
 
-    def __init__(self, inner: Scheduler, after: int) -> None:
+    def __init__(self, inner: Scheduler[Any], after: int) -> None:
         self.inner = inner
         self.left = after
 
-    def plan(self, view: View) -> Step:
+    def init(self) -> Any:
+        return self.inner.init()
+
+    def plan(self, state: Any, view: View) -> Step:
         self.left -= 1
         if self.left < 0:
             raise RuntimeError("boom")
-        return self.inner.plan(view)
+        return self.inner.plan(state, view)
 
 
 def test_a_dead_engine_ends_streams_with_an_error_and_is_seen_from_outside(

@@ -1,0 +1,344 @@
+"""How to serve a model on a cluster: sizes, copies, scheduler and batch, by the rate they sustain in time.
+
+The figure of a choice is its capacity: the highest rate of the load, its arrivals drawn closer together, at
+which enough requests are served as promised. A choice is first tried a little above the capacity of the best
+so far, so most cost one simulation. Sizes are tried first, then schedulers on the best of them, then batches,
+then sizes once more: what a step is made of and how it is split depend on one another, but weakly. Last,
+prefill and decode are tried apart, each with sizes of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil, inf
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lightwork.cluster import parse_place
+from lightwork.errors import CapacityError, RangeError, SpecError
+from lightwork.models import read_shape
+from lightwork.serve.loads import Arrival, Load
+from lightwork.serve.metrics import Slo
+from lightwork.serve.plan import Plan
+from lightwork.serve.routers import Router
+from lightwork.serve.routers.prefill_decode import PrefillDecode
+from lightwork.serve.routers.replicas import Replicas
+from lightwork.serve.schedulers import Scheduler
+from lightwork.serve.schedulers.prefill_first import PrefillFirst
+from lightwork.serve.schedulers.sarathi import Sarathi
+from lightwork.serve.schedulers.split_fuse import SplitFuse
+from lightwork.serve.simulate import Outcome, simulate
+
+SCHEDULERS: tuple[Scheduler[Any], ...] = (
+    Sarathi(),
+    *(Sarathi(chunk=n) for n in (256, 1024, 2048)),
+    SplitFuse(),
+    PrefillFirst(),
+)
+MAX_SEQS = (128, 32, 64, 256, 512)
+MOST_REQUESTS = 200_000
+PRECISION = 0.05
+"""Capacities are found to this share of themselves, and a better one must be better by as much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What to serve, where, and what is promised to whom.
+
+    plan: model, place and the techniques that are fixed; one without a scheduler leaves it to the search.
+    share: of the requests that must be served as promised.
+    """
+
+    plan: Plan
+    load: Load
+    slo: Slo
+    share: float = 0.9
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise RangeError(f"share is {self.share}", expected="above 0, at most 1", fix="0.9")
+        if not min(self.slo) > 0 or self.slo.ttft_s == inf:
+            raise RangeError(
+                f"ttft {self.slo.ttft_s} s and tpot {self.slo.tpot_s} s are promised",
+                expected="positive seconds, and without a ttft every rate would do",
+                fix="--slo ttft=0.5,tpot=0.05",
+            )
+
+
+class Choice(NamedTuple):
+    """Engines behind a router, each on tp * pp devices unless the router says otherwise."""
+
+    router: Router[Any]
+    tp: int
+    pp: int
+    scheduler: Scheduler[Any]
+    max_seqs: int
+
+    def others(self, other: Choice) -> list[str]:
+        """The settings in which another choice differs; the number of copies follows from their size."""
+        copies = isinstance(self.router, Replicas) and isinstance(other.router, Replicas)
+        return [
+            n
+            for n in self._fields
+            if getattr(self, n) != getattr(other, n) and not (copies and n == "router")
+        ]
+
+
+class Trial(NamedTuple):
+    """One choice tried.
+
+    rate: requests/s it sustains, if `sustained`; else it was tried at that rate only, which was too much.
+    share: of the requests served in time at that rate. why: it cannot be, if so.
+    """
+
+    choice: Choice
+    rate: float
+    share: float
+    sustained: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The best choice, its run at its capacity, and all trials in order. offered: requests/s of the load."""
+
+    best: Trial
+    run: Outcome
+    trials: list[Trial]
+    offered: float
+
+    def bottleneck(self) -> str:
+        """What keeps the best from more."""
+        bound, share = next(iter(self.run.bounds.items()))
+        words = {
+            "compute": "arithmetic",
+            "memory": "memory traffic",
+            "network": "exchange between devices",
+            "launches": "kernel launches",
+            "host": "host time between steps",
+        }
+        text = f"{words[bound]}, {share:.0%} of the devices' time"
+        if self.run.summary.kv_usage_max > 0.97:
+            text += "; KV memory is full at times"
+        return text
+
+    def reasons(self) -> list[tuple[str, str, str]]:
+        """(setting, value, what other values come to, all else equal)."""
+        rows = []
+        for name in Choice._fields:
+            others = [t for t in self.trials if self.best.choice.others(t.choice) == [name]]
+            told = "; ".join(self._beside(name, t) for t in others) or "nothing else tried"
+            rows.append((name, str(getattr(self.best.choice, name)), told))
+        return rows
+
+    def _beside(self, name: str, trial: Trial) -> str:
+        value = getattr(trial.choice, name)
+        if trial.why:
+            return f"{value}: {trial.why}"
+        if trial.sustained:
+            return f"{value}: {trial.rate / self.best.rate:.2f}x"
+        return f"{value}: {trial.share:.0%} in time at {trial.rate:.3g}/s"
+
+
+def search(problem: Problem, progress: Callable[[Trial], None] = lambda trial: None) -> Found:
+    """The choice that sustains the highest rate.
+
+    Raises SpecError for a load without arrival times, CapacityError if no choice serves any request in time.
+    """
+    arrivals = problem.load.arrivals(np.random.default_rng(problem.seed))
+    work = _Search(problem, arrivals, progress)
+    offered = rate_of(arrivals)
+    for stage in (work.sizes, work.schedulers, work.batches, work.sizes, work.apart):
+        for choice in stage():
+            work.take(choice)
+    if work.best is None:
+        raise CapacityError(
+            f"nothing on {problem.plan.on} serves {problem.share:.0%} of the requests in time at any rate",
+            expected="a lighter promise or more devices",
+            fix="raise ttft and tpot",
+        )
+    best, run = work.best
+    return Found(best=best, run=run, trials=[*work.tried.values()], offered=offered)
+
+
+@dataclass(slots=True)
+class _Search:
+    problem: Problem
+    arrivals: Sequence[Arrival]
+    progress: Callable[[Trial], None]
+    tried: dict[Choice, Trial] = field(default_factory=dict)
+    best: tuple[Trial, Outcome] | None = None
+
+    def _base(self) -> Choice:
+        if self.best is not None:
+            return self.best[0].choice
+        return Choice(Replicas(copies=1), 1, 1, self._fixed("scheduler") or SCHEDULERS[0], MAX_SEQS[0])
+
+    def _fixed(self, kind: str) -> Any:
+        return self.problem.plan.techniques().get(kind)
+
+    def sizes(self) -> Iterator[Choice]:
+        """Tensor-parallel ranks within a node, stages over what is left, copies over the rest."""
+        for tp, pp in self._splits():
+            router = self._fixed("router") or Replicas(copies=self._devices() // (tp * pp))
+            yield self._base()._replace(router=router, tp=tp, pp=pp)
+
+    def apart(self) -> Iterator[Choice]:
+        """One prefill and one decode engine of any two sizes, and as many of both as there is room for."""
+        if self._fixed("router") is not None:
+            return
+        for prefill_tp, prefill_pp in self._splits():
+            for decode_tp, decode_pp in self._splits():
+                copies = self._devices() // (prefill_tp * prefill_pp + decode_tp * decode_pp)
+                if copies:
+                    router = PrefillDecode(
+                        prefill=copies,
+                        decode=copies,
+                        prefill_tp=prefill_tp,
+                        prefill_pp=prefill_pp,
+                        decode_tp=decode_tp,
+                        decode_pp=decode_pp,
+                    )
+                    yield self._base()._replace(router=router)
+
+    def _devices(self) -> int:
+        return parse_place(self.problem.plan.on).num_devices
+
+    def _splits(self) -> Iterator[tuple[int, int]]:
+        spec, cluster = read_shape(self.problem.plan.model), parse_place(self.problem.plan.on)
+        for tp in _powers(min(cluster.per_node, cluster.num_devices)):
+            if spec.num_kv_heads % tp == 0:
+                yield from ((tp, pp) for pp in _powers(min(spec.num_layers, cluster.num_devices // tp)))
+
+    def schedulers(self) -> Iterator[Choice]:
+        if self._fixed("scheduler") is None:
+            for scheduler in SCHEDULERS:
+                yield self._base()._replace(scheduler=scheduler)
+
+    def batches(self) -> Iterator[Choice]:
+        for max_seqs in MAX_SEQS:
+            yield self._base()._replace(max_seqs=max_seqs)
+
+    def take(self, choice: Choice) -> None:
+        """Try a choice, and keep it if it is the best."""
+        if choice in self.tried:
+            return
+        floor = self.best[0].rate * (1 + PRECISION) if self.best else 0.0
+        try:
+            rate, share, run = capacity(replace(self.problem, plan=self._plan(choice)), self.arrivals, floor)
+            trial = Trial(choice, rate, share, run is not None)
+        except CapacityError as error:
+            trial, run = Trial(choice, 0.0, 0.0, False, error.wrong), None
+        self.tried[choice] = trial
+        if run is not None:
+            self.best = trial, run
+        self.progress(trial)
+
+    def _plan(self, choice: Choice) -> Plan:
+        techniques = self.problem.plan.techniques().items()
+        fixed = [technique for kind, technique in techniques if kind not in ("scheduler", "router")]
+        return replace(
+            self.problem.plan,
+            use=[*fixed, choice.scheduler, choice.router],
+            tp=choice.tp,
+            pp=choice.pp,
+            max_seqs=choice.max_seqs,
+        )
+
+
+class Capacity(NamedTuple):
+    """The highest rate a plan sustains, the share in time there, and its run: None if not above a floor."""
+
+    rate: float
+    share: float
+    run: Outcome | None
+
+
+def capacity(problem: Problem, arrivals: Sequence[Arrival], floor: float = 0.0) -> Capacity:
+    """What a plan sustains, requests/s.
+
+    Raises CapacityError if the model does not fit, or no rate is served in time; SpecError if it would take
+    too many requests to tell.
+    """
+    best = Capacity(floor, 0.0, None)
+    high, rate = inf, floor or rate_of(arrivals)
+    while high - best.rate > PRECISION * best.rate:
+        run = _run(problem, arrivals, rate)
+        share = run.summary.num_within_slo / run.summary.num_requests
+        if share >= problem.share:
+            best = Capacity(rate, share, run)
+        elif best.run is None and floor:
+            return Capacity(floor, share, None)
+        else:
+            high = rate
+        rate = 2 * best.rate if high == inf else (best.rate + high) / 2
+        if high * 64 < rate_of(arrivals):
+            raise CapacityError(
+                f"not even {high:.2g} requests/s are served in time", expected="some", fix="other sizes"
+            )
+    return best
+
+
+def rate_of(arrivals: Sequence[Arrival]) -> float:
+    """Requests per second, those that follow others included. Raises SpecError if all come at once."""
+    return len(arrivals) / _span_s(arrivals)
+
+
+def _span_s(arrivals: Sequence[Arrival]) -> float:
+    span_s = max(a.at_s for a in arrivals if a.after is None)
+    if span_s <= 0 or len(arrivals) < 2:
+        raise SpecError(
+            "all requests come at once",
+            expected="a load whose requests come over time",
+            fix="Poisson(rate=4, num_requests=256)",
+        )
+    return span_s
+
+
+def _run(problem: Problem, arrivals: Sequence[Arrival], rate: float) -> Outcome:
+    lasting = _at_rate(problem, arrivals, rate)
+    plan = replace(problem.plan, max_waiting=len(lasting) + 1)
+    return simulate(plan, _Given(lasting), seed=problem.seed, keep_spans=False, slo=problem.slo)
+
+
+def _at_rate(problem: Problem, arrivals: Sequence[Arrival], rate: float) -> list[Arrival]:
+    """The load drawn together to a rate, and repeated until a queue that grows has had time to show.
+
+    At a tenth too many requests per second the last of 20 ttft waits two of them.
+    """
+    promised = problem.slo
+    output = sum(a.output_len for a in arrivals) / len(arrivals)
+    lasting_s = 20 * promised.ttft_s + (5 * output * promised.tpot_s if promised.tpot_s < inf else 0.0)
+    speed = rate / rate_of(arrivals)
+    span_s = _span_s(arrivals) / speed
+    times = max(1, ceil(lasting_s / span_s))
+    if times * len(arrivals) > MOST_REQUESTS:
+        raise SpecError(
+            f"trying {rate:.3g} requests/s for {lasting_s:.3g} s takes {times * len(arrivals)} requests",
+            expected=f"at most {MOST_REQUESTS}",
+            fix="promise less time",
+        )
+    return [
+        a._replace(at_s=i * span_s + a.at_s / speed)
+        if a.after is None
+        else a._replace(after=i * len(arrivals) + a.after)
+        for i in range(times)
+        for a in arrivals
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A load that is there already."""
+
+    given: list[Arrival]
+
+    def arrivals(self, rng: np.random.Generator) -> list[Arrival]:
+        return self.given
+
+
+def _powers(most: int) -> list[int]:
+    return [1 << i for i in range(max(1, most).bit_length()) if 1 << i <= most]

@@ -1,0 +1,130 @@
+"""The engines of a plan on the virtual clock, priced for a place like sim:h100x8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
+from typing import NamedTuple
+
+from lightwork.cluster import Cluster, CostModel, parse_place
+from lightwork.errors import CapacityError, SpecError
+from lightwork.memory.kv import KVCache
+from lightwork.models import read_shape
+from lightwork.models.spec import ModelSpec
+from lightwork.runtime.kernel import Kernel
+from lightwork.serve.cost import ClusterCost
+from lightwork.serve.engine import Engine
+from lightwork.serve.fleet import Fleet
+from lightwork.serve.plan import BLOCK_SIZE, Plan, Setting, context, kv_blocks, make_engine
+from lightwork.serve.routers import Router, Seat
+from lightwork.serve.simulated_runner import SimulatedRunner
+
+MOST_BLOCKS = 1 << 22
+
+
+class _Placed(NamedTuple):
+    """A seat on devices rank, rank + 1, ..."""
+
+    rank: int
+    tp: int
+    pp: int
+
+
+def open_simulated(plan: Plan, kernel: Kernel) -> tuple[Engine | Fleet, list[Setting]]:
+    """The engine that a plan describes, or the engines behind its router.
+
+    Raises SpecError for an unknown place or model, CapacityError if the model does not fit there.
+    """
+    spec, cluster = read_shape(plan.model), parse_place(plan.on)
+    router: Router[object] | None = plan.techniques().get("router")
+    seats = router.seats() if router is not None else [Seat()]
+    placed = _place(plan, spec, cluster, seats)
+    rates = cluster.device.unit.rates
+    dtype = next((d for d in ("bfloat16", "float16") if f"matmul/{d}" in rates), "float32")
+    dtype = "float32" if cluster.device.name == "cpu" else dtype
+    longest = context(plan, spec)
+    settings = [Setting("dtype", dtype, "the widest type with fast matrix units"), longest]
+    ids, engines = count(), []
+    link_s = _link_s(spec, cluster, dtype, min(seat.tp for seat in placed))
+    for i, seat in enumerate(placed):
+        cost = ClusterCost(spec, CostModel(cluster), dtype=dtype, tp=seat.tp, pp=seat.pp)
+        runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s)
+        blocks = _blocks(plan, spec, cost, int(longest.value))
+        kv = KVCache(min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, prefix_cache=plan.prefix_cache)
+        engine = make_engine(
+            plan,
+            kernel,
+            kv,
+            partial(_given, runner),
+            int(longest.value),
+            spec.vocab_size,
+            name=f"engine {i}" if router is not None else "engine",
+            ids=ids,
+        )
+        engines.append(engine)
+        settings += _told(plan, seats[i], seat, blocks, f"engine {i} " if router is not None else "")
+    return (Fleet(engines, router) if router is not None else engines[0]), settings
+
+
+def _given(runner: SimulatedRunner, kv: KVCache) -> SimulatedRunner:
+    return runner
+
+
+def _place(plan: Plan, spec: ModelSpec, cluster: Cluster, seats: Sequence[Seat]) -> list[_Placed]:
+    """One seat after the other, on consecutive devices."""
+    placed, rank = [], 0
+    for seat in seats:
+        tp, pp = _sizes(plan, seat, spec, cluster, cluster.num_devices // len(seats))
+        placed.append(_Placed(rank, tp, pp))
+        rank += tp * pp
+    if rank > cluster.num_devices:
+        raise CapacityError(
+            f"{len(seats)} engines take {rank} devices",
+            expected=f"at most the {cluster.num_devices} of {plan.on}",
+            fix="fewer or smaller engines",
+        )
+    return placed
+
+
+def _sizes(plan: Plan, seat: Seat, spec: ModelSpec, cluster: Cluster, devices: int) -> tuple[int, int]:
+    """Tensor-parallel ranks and pipeline stages. Raises SpecError if there are not so many devices."""
+    most = max(1, min(cluster.per_node, devices))
+    tp = seat.tp or plan.tp or next(n for n in range(most, 0, -1) if spec.num_kv_heads % n == 0)
+    pp = seat.pp or plan.pp or min(spec.num_layers, max(1, devices // tp))
+    most = min(cluster.per_node, cluster.num_devices)
+    if tp > most or tp * pp > cluster.num_devices or pp > spec.num_layers or min(tp, pp) < 1:
+        raise SpecError(
+            f"{tp} tensor-parallel ranks times {pp} stages do not fit on {plan.on}",
+            expected=f"at most {most} ranks and {cluster.num_devices} devices",
+            fix="leave tp and pp out",
+        )
+    return tp, pp
+
+
+def _blocks(plan: Plan, spec: ModelSpec, cost: ClusterCost, max_len: int) -> Setting:
+    if plan.kv_bytes is not None:
+        return kv_blocks(plan, spec, cost.dtype, max_len, 0)
+    blocks = cost.kv_tokens() // BLOCK_SIZE
+    return Setting("kv_blocks", str(blocks), "what the weights leave of 90 % of the memory")
+
+
+def _link_s(spec: ModelSpec, cluster: Cluster, dtype: str, lanes: int) -> Callable[[int, int, int], float]:
+    """Seconds that the KV of so many tokens takes between the engines of two devices, each rank its heads."""
+    per_token = spec.kv_bytes_per_token(dtype)
+
+    def seconds(src: int, dst: int, num_tokens: int) -> float:
+        link = cluster.link(src, dst)
+        return link.latency_s + num_tokens * per_token / lanes / link.bytes_per_s
+
+    return seconds
+
+
+def _told(plan: Plan, seat: Seat, placed: _Placed, blocks: Setting, prefix: str) -> list[Setting]:
+    tp = "as asked" if seat.tp or plan.tp else "devices of a node that divide the key-value heads"
+    pp = "as asked" if seat.pp or plan.pp else "stages over the remaining devices"
+    return [
+        Setting(f"{prefix}tp", str(placed.tp), tp),
+        Setting(f"{prefix}pp", str(placed.pp), pp),
+        blocks._replace(name=f"{prefix}kv_blocks"),
+    ]
