@@ -190,6 +190,7 @@ def _serve(scheduler: Techniques, seed: int) -> tuple[Summary, list[list[int]]]:
     arrivals = REAL.arrivals(kernel.rng("load"))
     requests = SyntheticRequests(arrivals, served_model.spec.vocab_size, kernel.rng("prompts"))
     seqs = run_load(engine, arrivals, requests)
+    served_model.close()
     assert kernel.trace is not None
     return summarise(kernel.trace, simulated=False), [seq.tokens for seq in seqs]
 

@@ -139,6 +139,7 @@ def _serve(scheduler: Techniques, load: Load, seed: int, model: str = "tiny:llam
     opened.warm_up()
     arrivals = load.arrivals(kernel.rng("load"))
     run_load(engine, arrivals, SyntheticRequests(arrivals, opened.spec.vocab_size, kernel.rng("prompts")))
+    opened.close()
     assert kernel.trace is not None
     return list(kernel.trace.spans)
 

@@ -148,6 +148,7 @@ def _stall_once(scheduler: Techniques, seed: int) -> tuple[float, float, float]:
     arrivals = [Arrival(0.0, 16, 80)] * 4 + [Arrival(0.2, 1500, 4)]
     requests = SyntheticRequests(arrivals, model.spec.vocab_size, kernel.rng("prompts"))
     seqs = run_load(engine, arrivals, requests)
+    model.close()
     assert kernel.trace is not None
     times = request_times(kernel.trace.spans)
     four = [times[seq.id].tokens_s for seq in seqs[:4]]

@@ -83,6 +83,9 @@ class Model:
         """Threads that torch computes with, in this whole process."""
         torch.set_num_threads(num_threads)
 
+    def close(self) -> None:
+        """Nothing to end: torch's threads are the process's own."""
+
     def warm_up(self) -> None:
         """One forward of a few rows, so that the first request does not pay for lazy set-up."""
         self.forward(Rows.of_text(np.zeros(4, np.int64), 4), self.new_kv(1, 4))
