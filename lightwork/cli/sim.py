@@ -12,6 +12,8 @@ from lightwork.cli import _options
 from lightwork.cli._plan_file import choose
 from lightwork.cli._verbs import verb
 
+HIDDEN = ("simulated", "num_within_slo")  # said above the table, and nothing is promised here
+
 
 @verb(
     "lightwork sim tiny:llama --on sim:a100x8",
@@ -44,4 +46,4 @@ def command(
         return
     show_table(("setting", "value", "reason"), run.settings)
     print(f"\nsimulated on {chosen.on}")
-    show_table(("figure", "value"), [(k, v) for k, v in figures.items() if k != "simulated"])
+    show_table(("figure", "value"), [(k, v) for k, v in figures.items() if k not in HIDDEN])

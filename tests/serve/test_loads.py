@@ -10,6 +10,7 @@ import pytest
 from engines import make_engine, request
 
 from lightwork.errors import CapacityError, LightworkError, SpecError
+from lightwork.runtime.kernel import Kernel
 from lightwork.serve.lengths import Length
 from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.lengths.normal import Normal
@@ -22,6 +23,7 @@ from lightwork.serve.loads.documents import Documents
 from lightwork.serve.loads.gamma import Gamma
 from lightwork.serve.loads.poisson import Poisson
 from lightwork.serve.loads.recorded import Recorded
+from lightwork.serve.loads.tenants import Tenants
 from lightwork.serve.simulate import SyntheticRequests, run_load
 from lightwork.techniques import parse
 
@@ -33,12 +35,14 @@ LOADS: list[Load] = [
     ClosedLoop(clients=3, num_requests=20, think_s=0.01, lengths=SMALL),
     Conversations(rate=50.0, num_conversations=10, turns=3.0, think_s=0.02, lengths=SMALL),
     Documents(num_documents=4, degree=5.0, document=20, lengths=SMALL),
+    Tenants(loads=(Poisson(rate=50.0, lengths=SMALL), ClosedLoop(clients=2, num_requests=9, lengths=SMALL))),
 ]
 LENGTHS: list[Length] = [SMALL, Normal(prompt=30, output=10), *(Published(trace=t) for t in TRACES)]
 
 
 def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
+    """A stream as simulations have them."""
+    return Kernel(seed=seed).rng("load")
 
 
 @pytest.mark.parametrize("load", LOADS, ids=lambda load: type(load).__name__)

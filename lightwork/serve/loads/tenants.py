@@ -29,9 +29,8 @@ class Tenants:
             raise RangeError("Tenants has no loads", expected="at least one", fix="Tenants()")
 
     def arrivals(self, rng: np.random.Generator) -> list[Arrival]:
-        each = [
-            load.arrivals(stream) for load, stream in zip(self.loads, rng.spawn(len(self.loads)), strict=True)
-        ]
+        streams = [np.random.default_rng(rng.integers(1 << 63)) for _ in self.loads]
+        each = [load.arrivals(stream) for load, stream in zip(self.loads, streams, strict=True)]
         parts = [(t, i, a) for t, part in enumerate(each) for i, a in enumerate(part)]
         # Followers have no time of their own; they come behind those that have.
         parts.sort(key=lambda part: (part[2].after is not None, part[2].at_s))
