@@ -18,20 +18,19 @@ import numpy as np
 
 from lightwork.claims import Lab, Measured, claim
 from lightwork.claims._random_llama import random_llama
+from lightwork.claims._real import serve
 from lightwork.models import read_shape
 from lightwork.models.precisions.quant import Quant
-from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
-from lightwork.runtime.trace import Trace
 from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.loads import Arrival, Load
 from lightwork.serve.loads.documents import Documents
 from lightwork.serve.metrics import Summary, summarise
-from lightwork.serve.plan import BLOCK_SIZE, Plan, open_engine
+from lightwork.serve.plan import BLOCK_SIZE, Plan
 from lightwork.serve.schedulers._shared_prefixes import shared_prefixes
 from lightwork.serve.schedulers.prefix_groups import PrefixGroups
 from lightwork.serve.schedulers.sarathi import Sarathi
-from lightwork.serve.simulate import SyntheticRequests, run_load, simulate
+from lightwork.serve.simulate import SyntheticRequests, simulate
 
 Techniques = PrefixGroups | Sarathi
 
@@ -181,18 +180,10 @@ ROUNDS = 3
 
 
 def _serve(scheduler: Techniques, seed: int) -> tuple[Summary, list[list[int]]]:
-    kernel = Kernel(WallClock(), seed=seed, trace=Trace("real: cpu"))
     model = random_llama()
     kv_bytes = REAL_KV_TOKENS * read_shape(model).kv_bytes_per_token("bfloat16")
-    plan = Plan(model=model, use=(scheduler, Quant(bits=16)), kv_bytes=kv_bytes)
-    engine, served_model, _ = open_engine(plan, kernel)
-    served_model.warm_up()
-    arrivals = REAL.arrivals(kernel.rng("load"))
-    requests = SyntheticRequests(arrivals, served_model.spec.vocab_size, kernel.rng("prompts"))
-    seqs = run_load(engine, arrivals, requests)
-    served_model.close()
-    assert kernel.trace is not None
-    return summarise(kernel.trace, simulated=False), [seq.tokens for seq in seqs]
+    trace, seqs = serve(Plan(model=model, use=(scheduler, Quant(bits=16)), kv_bytes=kv_bytes), REAL, seed)
+    return summarise(trace, simulated=False), [seq.tokens for seq in seqs]
 
 
 @claim(

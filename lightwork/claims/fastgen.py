@@ -19,20 +19,19 @@ import numpy as np
 
 from lightwork.claims import Lab, Measured, claim
 from lightwork.claims._random_llama import random_llama
-from lightwork.runtime.clock import WallClock
-from lightwork.runtime.kernel import Kernel
-from lightwork.runtime.trace import Span, Trace
+from lightwork.claims._real import serve
+from lightwork.runtime.trace import Span
 from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.lengths.normal import Normal
 from lightwork.serve.loads import Load
 from lightwork.serve.loads.burst import Burst
 from lightwork.serve.loads.closed_loop import ClosedLoop
 from lightwork.serve.metrics import RequestTimes, request_times
-from lightwork.serve.plan import Plan, open_engine
+from lightwork.serve.plan import Plan
 from lightwork.serve.routers.replicas import Replicas
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
 from lightwork.serve.schedulers.split_fuse import SplitFuse
-from lightwork.serve.simulate import SyntheticRequests, run_load, simulate
+from lightwork.serve.simulate import simulate
 
 Techniques = SplitFuse | PrefillFirst
 
@@ -134,14 +133,8 @@ def _throughput(copies: int, seed: int) -> float:
 
 
 def _serve(scheduler: Techniques, load: Load, seed: int, model: str = "tiny:llama") -> list[Span]:
-    kernel = Kernel(WallClock(), seed=seed, trace=Trace("real: cpu"))
-    engine, opened, _ = open_engine(Plan(model=model, use=(scheduler,), prefix_cache=False), kernel)
-    opened.warm_up()
-    arrivals = load.arrivals(kernel.rng("load"))
-    run_load(engine, arrivals, SyntheticRequests(arrivals, opened.spec.vocab_size, kernel.rng("prompts")))
-    opened.close()
-    assert kernel.trace is not None
-    return list(kernel.trace.spans)
+    trace, _ = serve(Plan(model=model, use=(scheduler,), prefix_cache=False), load, seed)
+    return list(trace.spans)
 
 
 def _rows(step: Span) -> int:

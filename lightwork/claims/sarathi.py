@@ -15,17 +15,15 @@ from statistics import median
 
 from lightwork.claims import Lab, Measured, claim
 from lightwork.claims._random_llama import random_llama
-from lightwork.runtime.clock import WallClock
-from lightwork.runtime.kernel import Kernel
-from lightwork.runtime.trace import Trace
+from lightwork.claims._real import serve
 from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.loads import Arrival
 from lightwork.serve.loads.poisson import Poisson
 from lightwork.serve.metrics import request_times
-from lightwork.serve.plan import Plan, open_engine
+from lightwork.serve.plan import Plan
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
 from lightwork.serve.schedulers.sarathi import Sarathi
-from lightwork.serve.simulate import SyntheticRequests, run_load, simulate
+from lightwork.serve.simulate import simulate
 
 Techniques = Sarathi | PrefillFirst
 
@@ -141,16 +139,9 @@ def stall(seed: int) -> tuple[float, float, float]:
 
 def _stall_once(scheduler: Techniques, seed: int) -> tuple[float, float, float]:
     """Longest gap of the four, time to first token of the prompt, duration; seconds."""
-    kernel = Kernel(WallClock(), seed=seed, trace=Trace("real: cpu"))
     plan = Plan(model=random_llama(), use=(scheduler,), prefix_cache=False)
-    engine, model, _ = open_engine(plan, kernel)
-    model.warm_up()
-    arrivals = [Arrival(0.0, 16, 80)] * 4 + [Arrival(0.2, 1500, 4)]
-    requests = SyntheticRequests(arrivals, model.spec.vocab_size, kernel.rng("prompts"))
-    seqs = run_load(engine, arrivals, requests)
-    model.close()
-    assert kernel.trace is not None
-    times = request_times(kernel.trace.spans)
+    trace, seqs = serve(plan, [Arrival(0.0, 16, 80)] * 4 + [Arrival(0.2, 1500, 4)], seed)
+    times = request_times(trace.spans)
     four = [times[seq.id].tokens_s for seq in seqs[:4]]
     # Only the stall in question: the four also wait for each other's prompts at the start.
     late = times[seqs[4].id].arrived_s
