@@ -18,7 +18,8 @@ from lightwork.runtime.trace import Trace
 from lightwork.serve.cost import step_features
 from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.loads.poisson import Poisson
-from lightwork.serve.plan import Plan, open_engine
+from lightwork.serve.opening import open_engine
+from lightwork.serve.plan import Plan
 from lightwork.serve.schedulers import Step
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.simulate import SyntheticRequests, run_load

@@ -11,7 +11,8 @@ from lightwork.decode.sampling import Sampling
 from lightwork.models import read_shape
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
-from lightwork.serve.plan import Plan, open_engine
+from lightwork.serve.opening import open_engine
+from lightwork.serve.plan import Plan
 from lightwork.serve.sequence import Request
 from lightwork.serve.simulate import run_load
 

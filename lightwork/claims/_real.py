@@ -8,7 +8,8 @@ from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.loads import Arrival, Load
-from lightwork.serve.plan import Plan, open_engine
+from lightwork.serve.opening import open_engine
+from lightwork.serve.plan import Plan
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import SyntheticRequests, run_load
 

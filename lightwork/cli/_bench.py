@@ -11,7 +11,8 @@ from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.loads import Load, parse_load
 from lightwork.serve.metrics import Summary, summarise
-from lightwork.serve.plan import Plan, open_engine
+from lightwork.serve.opening import open_engine
+from lightwork.serve.plan import Plan
 from lightwork.serve.simulate import SyntheticRequests, run_load, simulate
 
 FIGURES = {

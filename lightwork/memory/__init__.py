@@ -3,6 +3,9 @@
 blocks.py   reference-counted blocks and the order in which cached ones are given up
 prefix.py   the tree of published blocks: which text a block holds, found by walking from the root
 kv.py       `KVCache`: the table of each sequence; reserve, commit, roll back, copy on write, share, release
+host.py     blocks of host memory behind those, for texts that gave theirs up
+layouts/    kind: where a sequence's next block lies
+tiers/      kind: how KV goes to host memory and back
 
 Everything here counts and numbers; tensors belong to the runner. The engine is the only writer; schedulers
 read.

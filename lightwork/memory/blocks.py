@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from lightwork.errors import InvariantError, RangeError
+from lightwork.memory.layouts import Layout
+from lightwork.memory.layouts.paged import Paged
 
 
 class BlockPool:
@@ -13,19 +15,21 @@ class BlockPool:
     wanted).
 
     `free` counts blank and cached blocks: a cached block is given up, oldest first, when no blank one is
-    left.
+    left, as many at once as the layout says.
     """
 
     __slots__ = ("_blank", "_cached", "_references", "num_blocks", "on_evict")
 
-    def __init__(self, num_blocks: int, on_evict: Callable[[int], None]) -> None:
+    def __init__(
+        self, num_blocks: int, on_evict: Callable[[int], None], layout: Layout | None = None
+    ) -> None:
         if num_blocks < 1:
             raise RangeError(
                 f"a pool of {num_blocks} KV blocks", expected="at least 1", fix="give the cache more memory"
             )
         self.num_blocks = num_blocks
         self.on_evict = on_evict
-        self._blank = list(range(num_blocks - 1, -1, -1))
+        self._blank = (layout or Paged()).blanks(num_blocks)
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._references = [0] * num_blocks
 
@@ -36,17 +40,25 @@ class BlockPool:
     def references(self, block: int) -> int:
         return self._references[block]
 
-    def take(self) -> int:
-        """A blank block held once; the oldest cached block is evicted for it if it must be."""
-        if self._blank:
-            block = self._blank.pop()
-        elif self._cached:
-            block, _ = self._cached.popitem(last=False)
-            self.on_evict(block)
-        else:
-            raise InvariantError("no KV block is left", expected="reserve() to have refused")
+    def take(self, after: int = -1) -> int:
+        """A blank block held once, for a text whose last block is `after`.
+
+        Where none is blank, the oldest cached ones are given up.
+        """
+        if not self._blank:
+            if not self._cached:
+                raise InvariantError("no KV block is left", expected="reserve() to have refused")
+            for _ in range(min(self._blank.at_once, len(self._cached))):
+                self.forget(next(iter(self._cached)))
+        block = self._blank.take(after)
         self._references[block] = 1
         return block
+
+    def forget(self, block: int) -> None:
+        """A cached block becomes blank."""
+        del self._cached[block]
+        self.on_evict(block)
+        self._blank.give(block)
 
     def hold(self, block: int) -> None:
         """One more holder; revives a cached block."""
@@ -63,7 +75,7 @@ class BlockPool:
             if cache:
                 self._cached[block] = None
             else:
-                self._blank.append(block)
+                self._blank.give(block)
 
     def check(self, held: dict[int, int]) -> None:
         """Raise InvariantError unless `held` (block -> holders) and this pool agree on every block."""

@@ -16,7 +16,11 @@ from typing import NamedTuple
 
 from lightwork.errors import InvariantError, RangeError
 from lightwork.memory.blocks import BlockPool
+from lightwork.memory.host import HostBlocks, Transfer
+from lightwork.memory.layouts import Layout
+from lightwork.memory.layouts.paged import Paged
 from lightwork.memory.prefix import ROOT, Hit, PrefixTree
+from lightwork.memory.tiers import Tier
 
 
 class Copy(NamedTuple):
@@ -45,17 +49,31 @@ class KVCache:
     """KV blocks of one engine: tables by sequence id over a shared pool and prefix tree.
 
     num_blocks blocks of block_size tokens. prefix_cache=False publishes nothing, so nothing is ever shared.
+    tier, tier_blocks: what keeps texts that were given up, and how many blocks of them.
     """
 
-    def __init__(self, num_blocks: int, block_size: int = 16, *, prefix_cache: bool = True) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int = 16,
+        *,
+        prefix_cache: bool = True,
+        layout: Layout | None = None,
+        tier: Tier | None = None,
+        tier_blocks: int = 0,
+    ) -> None:
         if block_size < 1:
             raise RangeError(f"KV blocks of {block_size} tokens", expected="at least 1", fix="block_size=16")
         self.block_size = block_size
         self.prefix_cache = prefix_cache
         self._tree = PrefixTree(block_size)
-        self._pool = BlockPool(num_blocks, self._tree.forget)
+        layout = layout or Paged()
+        self._pool = BlockPool(num_blocks, self._tree.forget, layout)
         self._tables: dict[int, Table] = {}
         self._pins: dict[int, list[int]] = {}
+        self.host = HostBlocks(tier_blocks, block_size, tier, layout) if tier is not None else None
+        self._read: dict[int, list[Transfer]] = {}
+        self._conflicts: list[Transfer] = []
 
     @property
     def total(self) -> int:
@@ -88,8 +106,15 @@ class KVCache:
 
         At least the last token is left to compute.
         """
-        most = len(tokens) - 1 if limit is None else min(limit, len(tokens) - 1)
+        most = _most(tokens, limit)
         return self._tree.find(tokens, most) if self.prefix_cache and most > 0 else Hit([], 0)
+
+    def fetchable(self, tokens: Sequence[int], cached: int, limit: int | None = None) -> int:
+        """Tokens that host memory holds beyond the first `cached` ones, of at most `limit` in all."""
+        if self.host is None:
+            return 0
+        held = len(self.host.find(tokens, _most(tokens, limit))) * self.block_size
+        return max(0, held - cached)
 
     def needs(self, seq_id: int, upto: int) -> int:
         """Free blocks that reserve(seq_id, upto) would take."""
@@ -142,14 +167,15 @@ class KVCache:
         copies = []
         if table.shares_part:
             tail = table.committed // self.block_size
-            old, new = table.blocks[tail], self._pool.take()
+            old, new = table.blocks[tail], self._take(table.blocks[tail - 1] if tail else -1)
             table.blocks[tail] = new
             copies.append(
                 Copy(old * self.block_size, new * self.block_size, table.committed % self.block_size)
             )
             self._drop(old)
             table.shares_part = False
-        table.blocks.extend(self._pool.take() for _ in range(missing))
+        for _ in range(missing):
+            table.blocks.append(self._take(table.blocks[-1] if table.blocks else -1))
         return copies
 
     def commit(self, seq_id: int, tokens: Sequence[int], length: int) -> None:
@@ -208,6 +234,59 @@ class KVCache:
         for block in reversed(self._pins.pop(name)):
             self._drop(block)
 
+    # -- host memory
+
+    def store(self, seq_id: int, tokens: Sequence[int]) -> Transfer | None:
+        """Begin to copy the committed whole blocks of a sequence to host memory, those that are not there.
+
+        Until `stored` the blocks are read, even if somebody else is given them; see `conflicts`. None if
+        there is nothing to copy.
+        """
+        table = self._tables[seq_id]
+        full = table.blocks[: table.committed // self.block_size]
+        transfer = self.host.store(tokens, full) if self.host is not None and full else None
+        if transfer is not None:
+            for block in transfer.src:
+                self._read.setdefault(block, []).append(transfer)
+        return transfer
+
+    def stored(self, transfer: Transfer, *, arrived: bool) -> None:
+        """Copies to host memory have ended."""
+        for block in transfer.src:
+            self._read[block].remove(transfer)
+            if not self._read[block]:
+                del self._read[block]
+        assert self.host is not None
+        self.host.stored(transfer, arrived=arrived)
+
+    def fetch(self, seq_id: int, tokens: Sequence[int]) -> Transfer:
+        """Begin to copy a text from host memory into the sequence's reserved blocks, behind the committed
+        ones.
+
+        At least the last token is left to compute.
+        """
+        assert self.host is not None
+        table = self._tables[seq_id]
+        blocks = table.blocks[: _most(tokens, None) // self.block_size]
+        return self.host.fetch(tokens, blocks, table.committed // self.block_size)
+
+    def fetched(self, transfer: Transfer) -> None:
+        """Copies from host memory have ended."""
+        assert self.host is not None
+        self.host.fetched(transfer)
+
+    def conflicts(self) -> list[Transfer]:
+        """Copies to host memory that read blocks given out since the last call: to be waited for before these
+        are written."""
+        found, self._conflicts = self._conflicts, []
+        return found
+
+    def _take(self, after: int) -> int:
+        block = self._pool.take(after)
+        if block in self._read:
+            self._conflicts += self._read[block]
+        return block
+
     def slot(self, seq_id: int, index: int) -> int:
         return (
             self._tables[seq_id].blocks[index // self.block_size] * self.block_size + index % self.block_size
@@ -224,3 +303,8 @@ class KVCache:
 
     def _drop(self, block: int) -> None:
         self._pool.drop(block, cache=block in self._tree)
+
+
+def _most(tokens: Sequence[int], limit: int | None) -> int:
+    """Tokens that may be found computed: all but the last, which says what follows."""
+    return len(tokens) - 1 if limit is None else min(limit, len(tokens) - 1)

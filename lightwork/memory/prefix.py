@@ -64,17 +64,27 @@ class PrefixTree:
         if not siblings:
             del self._children[edge[0]]
 
-    def find(self, tokens: Sequence[int], limit: int) -> Hit:
-        """The longest published prefix of tokens[:limit]; its last block may be shared in part."""
+    def is_leaf(self, block: int) -> bool:
+        return block in self._edges and block not in self._children
+
+    def whole(self, tokens: Sequence[int], limit: int) -> list[int]:
+        """The blocks of the longest published prefix of tokens[:limit], whole blocks only."""
         size = self.block_size
         blocks: list[int] = []
-        parent, at = ROOT, 0
-        while at + size <= limit:
+        parent = ROOT
+        for at in range(0, limit - size + 1, size):
             block = self._blocks.get((parent, tuple(tokens[at : at + size])))
             if block is None:
                 break
             blocks.append(block)
-            parent, at = block, at + size
+            parent = block
+        return blocks
+
+    def find(self, tokens: Sequence[int], limit: int) -> Hit:
+        """The longest published prefix of tokens[:limit]; its last block may be shared in part."""
+        size = self.block_size
+        blocks = self.whole(tokens, limit)
+        parent, at = blocks[-1] if blocks else ROOT, len(blocks) * size
         best, length = self._partial(parent, tokens[at : min(at + size, limit)])
         if length:
             blocks.append(best)

@@ -11,6 +11,7 @@ gguf/           tensors, shape and tokenizer of GGUF files
 convert.py      matrices of checkpoints as the numbers or codes of a format
 gptq.py         GPTQ and AWQ matrices of such folders
 codes.py        `Codes`: the one form that quantised matrices are handed on in
+arena.py        memory for keys and values, a process's own or shared
 work.py         counted work of a forward, for the cost model
 tokenizer.py    text to tokens and back, chat templates, streaming
 

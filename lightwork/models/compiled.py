@@ -6,7 +6,6 @@ R rows  N scored rows  d hidden  D head size  G key-value heads  V vocabulary
 from __future__ import annotations
 
 import gc
-import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -39,6 +38,7 @@ from lightwork.kernels.cpu.state import (
 )
 from lightwork.kernels.cpu.team import Team
 from lightwork.kernels.rows import Rows
+from lightwork.models.arena import arrays
 from lightwork.models.checkpoint import Progress, Source, open_checkpoint
 from lightwork.models.packed import Layout, packed_bytes
 from lightwork.models.precisions import Grouping, Numbers, Precision
@@ -59,19 +59,24 @@ class CompiledKV:
     """Keys and values of all slots, as the compiled attention reads them. Blocks are pages of 64 slots.
 
     keys [pages, L, G, D * 64], values [pages, L, G, padded D * 64]: float32, bfloat16 as uint16, or int8
-    with a scale per token and head [pages, L, G, 64].
+    with a scale per token and head [pages, L, G, 64]. shared: memory to use, see `arrays`.
     """
 
-    def __init__(self, spec: ModelSpec, num_blocks: int, kv_format: int) -> None:
+    def __init__(self, spec: ModelSpec, num_blocks: int, kv_format: int, shared: int | None = None) -> None:
         self.block_size = formats.PAGE
         shape = (num_blocks, spec.num_layers, spec.num_kv_heads)
         scaled = shape if kv_format == formats.INT8 else (1, 1, 1)
         kind: Any = KV_TYPES[kv_format]
         self.num_blocks = num_blocks
-        self.keys = _small_pages((*shape, spec.head_size * formats.PAGE), kind)
-        self.values = _small_pages((*shape, _padded(spec.head_size) * formats.PAGE), kind)
-        self.key_scales = np.zeros((*scaled, formats.PAGE), np.float32)
-        self.value_scales = np.zeros((*scaled, formats.PAGE), np.float32)
+        self.keys, self.values, self.key_scales, self.value_scales = arrays(
+            [
+                ((*shape, spec.head_size * formats.PAGE), kind),
+                ((*shape, _padded(spec.head_size) * formats.PAGE), kind),
+                ((*scaled, formats.PAGE), np.float32),
+                ((*scaled, formats.PAGE), np.float32),
+            ],
+            shared,
+        )
 
     @property
     def nbytes(self) -> int:
@@ -83,13 +88,19 @@ class CompiledKV:
             for numbers, copied in zip(self._of_slot(one), self._of_slot(other), strict=True):
                 copied[:] = numbers
 
-    def pull(self, other: CompiledKV, src: Sequence[int], dst: Sequence[int]) -> None:
-        """Copy blocks of another cache, of the same shape but for their number, in all layers."""
-        self.keys[list(dst)] = other.keys[list(src)]
-        self.values[list(dst)] = other.values[list(src)]
-        if self.keys.dtype == np.int8:
-            self.key_scales[list(dst)] = other.key_scales[list(src)]
-            self.value_scales[list(dst)] = other.value_scales[list(src)]
+    def pull(self, other: CompiledKV, runs: Sequence[tuple[int, int, int]]) -> None:
+        """Copy blocks of another cache, of the same shape but for their number, in all layers.
+
+        runs: (its block, this one's block, how many from there on).
+        """
+        for mine, theirs in zip(self._arrays(), other._arrays(), strict=True):
+            for src, dst, num in runs:
+                mine[dst : dst + num] = theirs[src : src + num]
+
+    def _arrays(self) -> list[NDArray[Any]]:
+        """By blocks; scales only where there are any."""
+        scaled = self.keys.dtype == np.int8
+        return [self.keys, self.values, *((self.key_scales, self.value_scales) if scaled else ())]
 
     def _of_slot(self, slot: int) -> Iterator[NDArray[Any]]:
         """All that is kept of a slot, as views. How pages are laid out is said in kernels/cpu/pages.py."""
@@ -138,11 +149,14 @@ class CompiledModel:
         self._one_at_a_time = Lock()
         self.set_threads(os.cpu_count() or 1)
 
-    def new_kv(self, num_blocks: int, block_size: int = formats.PAGE) -> CompiledKV:
-        """Raises InvariantError for blocks of another size than the kernel's pages."""
+    def new_kv(
+        self, num_blocks: int, block_size: int = formats.PAGE, *, shared: int | None = None
+    ) -> CompiledKV:
+        """shared: memory to use, see `arrays`. Raises InvariantError for blocks of another size than the
+        kernel's pages."""
         if block_size != formats.PAGE:
             raise InvariantError(f"KV blocks of {block_size} tokens", expected=str(formats.PAGE))
-        return CompiledKV(self.spec, num_blocks, self.numbers.kv)
+        return CompiledKV(self.spec, num_blocks, self.numbers.kv, shared)
 
     def set_threads(self, num_threads: int) -> None:
         """Threads that compute a step."""
@@ -229,12 +243,6 @@ class CompiledModel:
                     expected=f"0 to {limit - 1}",
                 )
         raise InvariantError("a row names what does not exist")
-
-
-def _small_pages(shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
-    """Zeros in small pages of memory: clearing a huge one, when first touched, stops a step for 2 ms."""
-    memory = mmap.mmap(-1, int(np.prod(shape)) * np.dtype(kind).itemsize, flags=mmap.MAP_PRIVATE)
-    return np.frombuffer(memory, kind).reshape(shape)
 
 
 def _padded(head_size: int) -> int:

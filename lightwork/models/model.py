@@ -14,6 +14,7 @@ from torch import Tensor
 from lightwork.errors import RangeError
 from lightwork.kernels.attention import paged_attention, plan_groups
 from lightwork.kernels.rows import Rows
+from lightwork.models.arena import arrays
 from lightwork.models.checkpoint import Progress, open_checkpoint
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
@@ -27,18 +28,39 @@ DTYPES = {
     "float64": torch.float64,
 }
 
+HELD_AS = {
+    torch.float32: np.float32,
+    torch.bfloat16: np.int16,
+    torch.float16: np.float16,
+    torch.float64: np.float64,
+}
+"""numpy has no bfloat16."""
+
 
 class KVPool:
-    """Keys and values of all slots, [layers, slots, G, D] each, on the model's device."""
+    """Keys and values of all slots, [layers, slots, G, D] each, on the model's device.
+
+    shared: memory of the host to use, see `arrays`.
+    """
 
     def __init__(
-        self, spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: str
+        self,
+        spec: ModelSpec,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: str,
+        shared: int | None = None,
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
         shape = (spec.num_layers, num_blocks * block_size, spec.num_kv_heads, spec.head_size)
-        self.keys_LTGD = torch.zeros(shape, dtype=dtype, device=device)
-        self.values_LTGD = torch.zeros(shape, dtype=dtype, device=device)
+        if device == "cpu":
+            kept = [torch.from_numpy(a).view(dtype) for a in arrays([(shape, HELD_AS[dtype])] * 2, shared)]
+            self.keys_LTGD, self.values_LTGD = kept
+        else:
+            self.keys_LTGD = torch.zeros(shape, dtype=dtype, device=device)
+            self.values_LTGD = torch.zeros(shape, dtype=dtype, device=device)
 
     @property
     def nbytes(self) -> int:
@@ -49,13 +71,18 @@ class KVPool:
         for pool in (self.keys_LTGD, self.values_LTGD):
             pool[:, list(dst)] = pool[:, list(src)]
 
-    def pull(self, other: KVPool, src: Sequence[int], dst: Sequence[int]) -> None:
-        """Copy blocks of another pool, of the same shape but for their number, in all layers."""
+    def pull(self, other: KVPool, runs: Sequence[tuple[int, int, int]]) -> None:
+        """Copy blocks of another pool, of the same shape but for their number, in all layers.
+
+        runs: (its block, this one's block, how many from there on).
+        """
         size = self.block_size
-        read = [b * size + i for b in src for i in range(size)]
-        write = [b * size + i for b in dst for i in range(size)]
-        self.keys_LTGD[:, write] = other.keys_LTGD[:, read].to(self.keys_LTGD.device)
-        self.values_LTGD[:, write] = other.values_LTGD[:, read].to(self.values_LTGD.device)
+        for mine, theirs in (
+            (self.keys_LTGD, other.keys_LTGD),
+            (self.values_LTGD, other.values_LTGD),
+        ):
+            for src, dst, num in runs:
+                mine[:, dst * size : (dst + num) * size] = theirs[:, src * size : (src + num) * size]
 
 
 class Model:
@@ -76,8 +103,11 @@ class Model:
         """Bytes of the weights."""
         return self.weights.nbytes
 
-    def new_kv(self, num_blocks: int, block_size: int) -> KVPool:
-        return KVPool(self.spec, num_blocks, block_size, self.dtype, self.device)
+    def new_kv(
+        self, num_blocks: int, block_size: int, *, device: str | None = None, shared: int | None = None
+    ) -> KVPool:
+        """device: other than the model's own. shared: memory of the host to use, see `arrays`."""
+        return KVPool(self.spec, num_blocks, block_size, self.dtype, device or self.device, shared)
 
     def set_threads(self, num_threads: int) -> None:
         """Threads that torch computes with, in this whole process."""

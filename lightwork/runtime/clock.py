@@ -7,15 +7,18 @@ from datetime import datetime
 
 
 class WallClock:
-    """Seconds since it was made, as they pass."""
+    """Seconds since it was made, as they pass.
+
+    origin_s: that of another process's clock on this machine, to tell the same time.
+    """
 
     virtual = False
 
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
+    def __init__(self, origin_s: float | None = None) -> None:
+        self.origin_s = time.perf_counter() if origin_s is None else origin_s
 
     def now(self) -> float:
-        return time.perf_counter() - self._start
+        return time.perf_counter() - self.origin_s
 
 
 class VirtualClock:

@@ -7,7 +7,11 @@ loads/         when requests come; lengths/ how long they are
 simulate.py    a load offered to an engine, on any clock; replay.py a recorded one again, in simulation
 runner.py      who carries a step out (`Runner.run(step) -> Scores`)
 scores.py      the choices made from a step's logits
+transfers.py   KV that comes from another engine, or goes to host memory and back, beside the steps
+fleet.py       several engines behind a router (routers/): to callers one engine
+remote.py      an engine in another process; member.py is that process, deployment.py starts them
 plan.py        a model, a place and techniques, put together; values nobody set are derived, with a reason
+opening.py     the engine of a plan on this machine; simulated.py: on the virtual clock
 service.py     an engine on its own thread, for callers that live in asyncio
 http/          the OpenAI-compatible server
 

@@ -7,10 +7,9 @@ real requests and predicts a cluster. All methods are called on the kernel's thr
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lightwork.decode.proposers import ROOT, Draft, Proposer
 from lightwork.decode.sampling import Pick
@@ -23,16 +22,24 @@ from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span
 from lightwork.serve.runner import Runner, Scores
 from lightwork.serve.schedulers import NO_DRAFT, Chunk, Scheduler, Step, View
-from lightwork.serve.sequence import FinishReason, Limits, Request, Sink, check_request
+from lightwork.serve.sequence import FinishReason, Lender, Limits, Request, Sink, begin, check_request
 from lightwork.serve.sequence import Sequence as Seq
+from lightwork.serve.transfers import Transfers
+
+
+class Gauges(NamedTuple):
+    """How full an engine is: sequences, and the share of its KV blocks in use."""
+
+    running: int
+    waiting: int
+    kv_usage: float
 
 
 class Engine:
     """Serves requests on one runner.
 
     waiting, running: sequences, in order of queue and admission. steps: how many were started. name: in the
-    trace. ids: of its sequences, where several engines share a kernel. began, left: told when a sequence has
-    its first token, and when it has ended and gone.
+    trace. ids: of its sequences, where several engines share a kernel. began, left: see `watch`.
     """
 
     def __init__(
@@ -62,17 +69,17 @@ class Engine:
         self._arrived: list[Seq] = []
         self.running: list[Seq] = []
         self.name = name
-        self.began: Callable[[Seq], None] | None = None
+        self.began: Callable[[Seq], object] | None = None
         self.left: Callable[[Seq], None] | None = None
         self.steps = 0
         self._in_flight = 0
         self._held = 0
-        self._pulls = 0
         self._lent = 0
         self._ids = ids or count()
         self._bell: Future = kernel.future("a request")
         self._idle: list[Future] = []
         self._copies: list[Copy] = []
+        self._transfers = Transfers(kernel, runner, kv, name, self._arrived_kv, self._copied)
 
     # -- requests
 
@@ -83,7 +90,7 @@ class Engine:
         is full.
         """
         check_request(request, self.limits, self.kv.capacity(), self.num_unfinished - len(self.running))
-        seqs = [self._sequence(request, sink, i) for i in range(request.n)]
+        seqs = begin(request, sink, self._ids, self.kernel.now())
         seqs[0].siblings = seqs[1:]
         self._held += request.n - 1
         self._queue([seqs[0]])
@@ -103,9 +110,27 @@ class Engine:
     def num_unfinished(self) -> int:
         return len(self.waiting) + len(self.running) + self._held
 
+    @property
+    def gauges(self) -> Gauges:
+        """As they are now; may be read from any thread."""
+        return Gauges(len(self.running), len(self.waiting), self.kv.usage)
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens whose keys and values fit."""
+        return self.kv.capacity()
+
+    def unfinished(self) -> list[Seq]:
+        """Who has not ended, without continuations that wait for another one of their request."""
+        return [seq for seq in (*self.waiting, *self.running) if seq.finished is None]
+
+    def watch(self, *, began: Callable[[Seq], object] | None, left: Callable[[Seq], None]) -> None:
+        """Tell when a sequence has its first token, and when it has ended and gone."""
+        self.began, self.left = began, left
+
     async def drained(self) -> None:
         """Return when every sequence has finished."""
-        while self.num_unfinished or self._in_flight:
+        while self.num_unfinished or self._in_flight or self._transfers.stores:
             self._idle.append(self.kernel.future("the engine to drain"))
             await self._idle[-1]
 
@@ -119,7 +144,7 @@ class Engine:
         try:
             await self._serve()
         except Exception as error:
-            while unfinished := [s for s in (*self.waiting, *self.running) if s.finished is None]:
+            while unfinished := self.unfinished():
                 for seq in unfinished:
                     self._finish(seq, "error", error)
             raise
@@ -139,11 +164,13 @@ class Engine:
     def _plan(self) -> Step | None:
         if not self.waiting and not self.running and not self.kv.num_pins:
             return None
+        if self._transfers.come_first(len(self.running)):
+            return None
         arrived, self._arrived = self._arrived, []
         view = View(self.kernel.now(), self.waiting, self.running, arrived, self.kv, self.limits)
         step = self.scheduler.plan(self._state, view)
         if step.changes_nothing:
-            busy = self._in_flight or self._pulls or self._lent
+            busy = self._in_flight or self._lent or self._transfers.busy
             if not busy and (self.waiting or self.running):
                 raise InvariantError(
                     f"{self.scheduler!r} planned nothing with {len(self.waiting)} sequences waiting and "
@@ -165,7 +192,10 @@ class Engine:
         if step.admitted:
             starts = {chunk.seq.id: chunk.start for chunk in step.chunks}
             for seq in step.admitted:
-                self._admit(seq, starts.get(seq.id, 0))
+                self._admit(seq, starts.get(seq.id))
+            for seq in step.admitted:
+                if seq.id not in starts:
+                    self._begin_pull(seq)
         step.copies = self._copies
         self._copies = []
         seen: set[int] = set()
@@ -180,6 +210,7 @@ class Engine:
                 raise InvariantError(f"{self.scheduler!r} planned {seq} without blocks for {known} tokens")
             step.copies += copies
             seq.busy += 1
+        step.after += self._transfers.conflicts()
         if self.proposer is not None:
             self._draft(step, self.proposer)
 
@@ -207,9 +238,13 @@ class Engine:
             if copies is not None:
                 step.drafts[i] = draft
                 step.copies.extend(copies)
+        step.after += self._transfers.conflicts()
 
     async def _run_step(self, step: Step, number: int, start_s: float) -> None:
         try:
+            for ended in step.after:
+                await ended
+                start_s = self.kernel.now()
             scores = await self.runner.run(step)
         except Exception as error:
             self._fail(step, error)
@@ -307,38 +342,54 @@ class Engine:
         self.waiting += came
         self._arrived += came
 
-    def _admit(self, seq: Seq, start: int) -> None:
-        """Its chunk starts behind what it shares of the prefix cache."""
+    def _admit(self, seq: Seq, start: int | None) -> None:
+        """Its chunk starts behind what it shares of the prefix cache; None: its KV comes from elsewhere."""
         self.waiting.remove(seq)
         self.running.append(seq)
         if seq.source is not None:
-            self._begin_pull(seq, seq.source)
+            self.kv.attach(seq.id, ())
             return
+        fetched = 0
+        if start is None:  # what is fetched begins with a whole block
+            start = self.kv.peek(seq.tokens).num_tokens // self.kv.block_size * self.kv.block_size
+            fetched = self.kv.fetchable(seq.tokens, start)
         seq.computed = self.kv.attach(seq.id, seq.tokens, start)
         if seq.started_s is None:
             seq.started_s = self.kernel.now()
-            seq.cached = seq.computed
-        self._note("admit", seq, known=seq.known, cached=seq.computed)
+            seq.cached = seq.computed + fetched
+        self._note("admit", seq, known=seq.known, cached=seq.computed + fetched)
+
+    def _begin_pull(self, seq: Seq) -> None:
+        """Give an admitted sequence the blocks for its KV, which is elsewhere."""
+        if self.kv.reserve(seq.id, seq.known) is None:
+            raise InvariantError(f"{self.scheduler!r} admitted {seq} without blocks for {seq.known} tokens")
+        seq.busy += 1
+        self._transfers.begin(seq)
 
     def _preempt(self, seq: Seq, requeue: Literal["front", "back"]) -> None:
         if seq.busy:
             raise InvariantError(f"{self.scheduler!r} preempted {seq} while its step was in flight")
         self.running.remove(seq)
         self.waiting.insert(0 if requeue == "front" else len(self.waiting), seq)
-        self.kv.release(seq.id)
+        self._transfers.release(seq)
         seq.computed = 0
         seq.num_preempted += 1
         self._note("preempt", seq)
 
     # -- between engines
 
-    def hand_over(self, seq: Seq, other: Engine) -> None:
-        """Let another engine go on with a sequence; its KV stays here until that has pulled it."""
+    @property
+    def pool(self) -> Any:
+        """What another engine's runner copies KV from."""
+        return self.runner.pool
+
+    def lend(self, seq: Seq) -> None:
+        """Let a sequence go on elsewhere; its KV stays here until it has been pulled."""
         self.running.remove(seq)
         self._lent += 1
-        seq.source = self
-        other._queue([seq])
-        other._ring()
+
+    def lent(self, seq: Seq) -> Sequence[int]:
+        return self.kv.table(seq.id)
 
     def give_up(self, seq: Seq) -> None:
         """Free the KV of a sequence that went on elsewhere."""
@@ -346,34 +397,31 @@ class Engine:
         self.kv.release(seq.id)
         self._ring()
 
-    def _begin_pull(self, seq: Seq, source: Engine) -> None:
-        self.kv.attach(seq.id, ())
-        if self.kv.reserve(seq.id, seq.known) is None:
-            raise InvariantError(f"{self.scheduler!r} admitted {seq} without blocks for {seq.known} tokens")
-        seq.busy += 1
-        self._pulls += 1
-        self.kernel.spawn(self._pull(seq, source), name=f"pull {seq.id}")
+    def take_back(self, seq: Seq) -> None:
+        """Go on with a sequence that was lent, and stays after all."""
+        self._lent -= 1
+        self.running.append(seq)
+        self._ring()
 
-    async def _pull(self, seq: Seq, source: Engine) -> None:
-        begin_s, failed = self.kernel.now(), None
-        try:
-            src, dst = source.kv.table(seq.id), self.kv.table(seq.id)
-            await self.runner.pull(source.runner, src, dst, seq.computed)
-        except Exception as error:
-            failed = error
-        if self.kernel.trace is not None:
-            args = {"tokens": seq.computed}
-            self.kernel.trace.add(Span(self.name, "pull", str(seq.id), begin_s, self.kernel.now(), args=args))
-        source.give_up(seq)
-        seq.source = None
+    def adopt(self, seq: Seq, source: Lender | None = None) -> None:
+        """Go on with a sequence of another engine, whose KV `source` lends; None: it is computed again."""
+        seq.source = source
+        self._queue([seq])
+        self._ring()
+
+    def _arrived_kv(self, seq: Seq, computed: int, failed: Exception | None) -> None:
+        """KV of an admitted sequence is there, or is not: it runs from now on, or ends."""
         seq.busy -= 1
-        self._pulls -= 1
         if seq.finished is not None:
             self._leave(seq)
         elif failed is not None:
             self._finish(seq, "error", failed)
         else:
-            self.kv.commit(seq.id, seq.tokens, seq.computed)
+            seq.computed = computed
+            self.kv.commit(seq.id, seq.tokens, computed)
+        self._copied()
+
+    def _copied(self) -> None:
         self._tell_if_idle()
         self._ring()
 
@@ -391,7 +439,7 @@ class Engine:
         """A finished sequence that no step contains any more gives up its place and its blocks."""
         if seq in self.running:
             self.running.remove(seq)
-            self.kv.release(seq.id)
+            self._transfers.release(seq)
         elif seq in self.waiting:
             self.waiting.remove(seq)
             if seq.source is not None:
@@ -408,13 +456,8 @@ class Engine:
 
     # -- small parts
 
-    def _sequence(self, request: Request, sink: Sink | None, i: int) -> Seq:
-        sampling = replace(request.sampling, seed=request.sampling.seed + i) if i else request.sampling
-        prompt = list(request.prompt)
-        return Seq(next(self._ids), request, sampling, sink, self.kernel.now(), prompt, len(prompt))
-
     def _tell_if_idle(self) -> None:
-        if not self.num_unfinished and not self._in_flight:
+        if not self.num_unfinished and not self._in_flight and not self._transfers.stores:
             self._plan()  # the scheduler lets go of what it has pinned
             idle, self._idle = self._idle, []
             for future in idle:

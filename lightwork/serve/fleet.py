@@ -2,7 +2,7 @@
 
 A sequence that goes on elsewhere leaves its engine with its first token and queues at the next, its keys and
 values still where they were computed. When the next engine admits it, it pulls them, and the first frees its
-blocks.
+blocks. The engines are in this process, real or simulated, or each has its own (`remote`).
 """
 
 from __future__ import annotations
@@ -11,40 +11,63 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from lightwork.errors import InvariantError
+from lightwork.errors import InvariantError, LightworkError
 from lightwork.runtime.kernel import Kernel
-from lightwork.serve.engine import Engine
+from lightwork.serve.engine import Engine, Gauges
+from lightwork.serve.remote import RemoteEngine
 from lightwork.serve.routers import Member, Router
-from lightwork.serve.sequence import Request, Sink
+from lightwork.serve.sequence import Limits, Request, Sink
 from lightwork.serve.sequence import Sequence as Seq
 
 
 class Fleet:
-    """engines: in the order of the router's seats, all on one kernel."""
+    """engines: in the order of the router's seats, all of one sort."""
 
-    def __init__(self, engines: Sequence[Engine], router: Router[Any]) -> None:
-        self.engines = list(engines)
+    def __init__(self, engines: Sequence[Engine] | Sequence[RemoteEngine], router: Router[Any]) -> None:
+        self.engines: list[Any] = list(engines)
         self.router = router
         self.members = [Member() for _ in engines]
         self._state = router.init()
         self._at: dict[int, int] = {}
-        for i, engine in enumerate(self.engines):
-            engine.began = partial(self._began, i)
-            engine.left = self._left
+        for i, (engine, seat) in enumerate(zip(self.engines, router.seats(), strict=True)):
+            engine.watch(began=partial(self._began, i) if seat.hands_over else None, left=self._left)
+            if isinstance(engine, RemoteEngine):
+                engine.lost = partial(self._lost, i)
 
     @property
     def kernel(self) -> Kernel:
-        return self.engines[0].kernel
+        kernel: Kernel = self.engines[0].kernel
+        return kernel
 
     @property
     def vocab_size(self) -> int:
-        return self.engines[0].vocab_size
+        size: int = self.engines[0].vocab_size
+        return size
+
+    @property
+    def limits(self) -> Limits:
+        limits: Limits = self.engines[0].limits
+        return limits
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens whose keys and values fit into any one of them."""
+        tokens: int = min(engine.kv_tokens for engine in self.engines)
+        return tokens
+
+    @property
+    def gauges(self) -> Gauges:
+        """Of all engines; the share of KV blocks is the mean."""
+        all_of_them = [engine.gauges for engine in self.engines]
+        running, waiting = (sum(g[i] for g in all_of_them) for i in (0, 1))
+        return Gauges(running, waiting, sum(g.kv_usage for g in all_of_them) / len(all_of_them))
 
     def submit(self, request: Request, sink: Sink | None = None) -> list[Seq]:
-        """Queue a request at the engine that the router chooses. Raises what that engine's submit raises."""
+        """Queue a request at the engine that the router chooses. Raises what that engine's submit raises, and
+        LightworkError if no engine is left."""
         asked = Seq(-1, request, request.sampling, sink, 0.0, [*request.prompt], len(request.prompt))
-        chosen = self._checked(self.router.place(self._state, asked, self.members))
-        seqs = self.engines[chosen].submit(request, sink)
+        chosen = self._place(asked)
+        seqs: list[Seq] = self.engines[chosen].submit(request, sink)
         for seq in seqs:
             self._at[seq.id] = chosen
             self._count(seq, chosen, 1)
@@ -58,6 +81,9 @@ class Fleet:
     @property
     def num_unfinished(self) -> int:
         return sum(engine.num_unfinished for engine in self.engines)
+
+    def unfinished(self) -> list[Seq]:
+        return [seq for engine in self.engines for seq in engine.unfinished()]
 
     async def drained(self) -> None:
         while self.num_unfinished:
@@ -76,28 +102,60 @@ class Fleet:
             for task in running:
                 task.cancel()
 
-    def _began(self, at: int, seq: Seq) -> None:
-        """A sequence has its first token."""
+    def _began(self, at: int, seq: Seq) -> bool:
+        """A sequence has its first token. Returns whether it goes on elsewhere."""
         chosen = self._checked(self.router.next(self._state, seq, at, self.members))
         if chosen == at:
-            return
+            return False
         self._count(seq, at, -1)
         self._count(seq, chosen, 1)
         self._at[seq.id] = chosen
-        self.engines[at].hand_over(seq, self.engines[chosen])
+        source = self.engines[at]
+        source.lend(seq)
+        self.engines[chosen].adopt(seq, source)
+        return True
 
     def _left(self, seq: Seq) -> None:
         at = self._at.pop(seq.id, None)
         if at is not None:
             self._count(seq, at, -1)
 
+    def _lost(self, at: int, seqs: Iterable[Seq], why: str) -> list[Seq]:
+        """An engine's process has ended: its sequences are computed again elsewhere, to the same text.
+
+        Returns those for which nobody is left.
+        """
+        self.members[at].alive = False
+        stranded = []
+        for seq in seqs:
+            try:
+                chosen = self._place(seq)
+            except LightworkError:
+                stranded.append(seq)
+                continue
+            self._count(seq, at, -1)
+            self._count(seq, chosen, 1)
+            self._at[seq.id] = chosen
+            self.engines[chosen].adopt(seq)
+        return stranded
+
+    def _place(self, seq: Seq) -> int:
+        if not any(member.alive for member in self.members):
+            raise LightworkError(
+                "no engine is left",
+                expected="a process that serves",
+                fix="restart the server; its log says why",
+            )
+        return self._checked(self.router.place(self._state, seq, self.members))
+
     def _count(self, seq: Seq, at: int, sign: int) -> None:
         self.members[at].requests += sign
         self.members[at].tokens += sign * (seq.prompt_len + seq.request.max_tokens)
 
     def _checked(self, chosen: int) -> int:
-        if not 0 <= chosen < len(self.engines):
+        if not 0 <= chosen < len(self.engines) or not self.members[chosen].alive:
             raise InvariantError(
-                f"{self.router!r} chose engine {chosen}", expected=f"0 to {len(self.engines) - 1}"
+                f"{self.router!r} chose engine {chosen}",
+                expected=f"0 to {len(self.engines) - 1}, one that is alive",
             )
         return chosen

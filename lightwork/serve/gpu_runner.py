@@ -17,6 +17,7 @@ from lightwork.kernels.gpu.mirror import Mirror
 from lightwork.kernels.gpu.pick import NOT_FINITE
 from lightwork.kernels.gpu.pick import pick as pick_on_device
 from lightwork.kernels.rows import Rows
+from lightwork.memory.host import Run, runs
 from lightwork.memory.kv import KVCache
 from lightwork.models import Model
 from lightwork.models.gpu_step import GpuStep
@@ -40,6 +41,9 @@ class GpuRunner:
         self.step = GpuStep(model)
         self.kv = kv
         self.pool = model.new_kv(kv.total, kv.block_size)
+        self.host: Any = (
+            model.new_kv(kv.host.total, kv.block_size, device="cpu") if kv.host is not None else None
+        )
         self._mirror = Mirror(model.device)
         if self.step.device.type == "cuda":
             self.step.warm_up(self.pool)
@@ -49,10 +53,18 @@ class GpuRunner:
         rows, first = build_rows(step, self.kv)
         return self.kernel.offload(self._forward, step, rows, first)
 
-    def pull(self, other: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Future:
-        """Copied block by block, between devices if need be; the last may hold less."""
+    def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Future:
+        """Copied between devices if need be, neighbours as one; the last block may hold less."""
         num = -(-num_tokens // self.kv.block_size)
-        return self.kernel.offload(self.pool.pull, other.pool, list(src[:num]), list(dst[:num]))
+        return self.kernel.offload(self.pool.pull, pool, runs(src[:num], dst[:num]))
+
+    def swap_out(self, runs: Sequence[Run]) -> Future:
+        """On a worker thread."""
+        return self.kernel.offload(self.host.pull, self.pool, runs)
+
+    def swap_in(self, runs: Sequence[Run]) -> Future:
+        """On a worker thread."""
+        return self.kernel.offload(self.pool.pull, self.host, runs)
 
     def _forward(self, step: Step, rows: Rows, first: list[int]) -> PickedScores:
         for copy in step.copies:

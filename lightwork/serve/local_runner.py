@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightwork.decode.choose import compiled
 from lightwork.kernels.rows import Rows
+from lightwork.memory.host import Run, runs
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
@@ -29,16 +30,19 @@ class LocalRunner:
     """Runs one step at a time, long ones on a worker thread: the kernel's stays free for requests.
 
     model: weights, and their forward. kv: block tables of the engine it serves; the arrays behind them are
-    made here.
+    made here, in memory that others can map if there is some (`shared`, see `models.arena`).
     """
 
     depth = 1
 
-    def __init__(self, kernel: Kernel, model: Model | CompiledModel, kv: KVCache) -> None:
+    def __init__(
+        self, kernel: Kernel, model: Model | CompiledModel, kv: KVCache, shared: int | None = None
+    ) -> None:
         self.kernel = kernel
         self.model = model
         self.kv = kv
-        self.pool: Any = model.new_kv(kv.total, kv.block_size)
+        self.pool: Any = model.new_kv(kv.total, kv.block_size, shared=shared)
+        self.host: Any = model.new_kv(kv.host.total, kv.block_size) if kv.host is not None else None
         self._last_rows, self._last_s = 1, inf
         compiled()  # now, rather than in the first step
 
@@ -49,10 +53,18 @@ class LocalRunner:
         start = self.kernel.attempt if expected_s < BRIEF_S else self.kernel.offload
         return start(self._forward, step, rows, first)
 
-    def pull(self, other: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Future:
-        """Copied block by block on a worker thread; the last may hold less."""
+    def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Future:
+        """Copied on a worker thread, neighbours as one; the last block may hold less."""
         num = -(-num_tokens // self.kv.block_size)
-        return self.kernel.offload(self.pool.pull, other.pool, list(src[:num]), list(dst[:num]))
+        return self.kernel.offload(self.pool.pull, pool, runs(src[:num], dst[:num]))
+
+    def swap_out(self, runs: Sequence[Run]) -> Future:
+        """On a worker thread."""
+        return self.kernel.offload(self.host.pull, self.pool, runs)
+
+    def swap_in(self, runs: Sequence[Run]) -> Future:
+        """On a worker thread."""
+        return self.kernel.offload(self.pool.pull, self.host, runs)
 
     def _forward(self, step: Step, rows: Rows, first: list[int]) -> LogitScores:
         begin_s = self.kernel.now()

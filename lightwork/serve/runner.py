@@ -6,9 +6,10 @@ For real on this machine (`local_runner`, `gpu_runner`), or on the simulated clo
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from lightwork.decode.sampling import Pick
+from lightwork.memory.host import Run
 from lightwork.serve.schedulers import Step
 
 
@@ -33,10 +34,21 @@ class Runner(Protocol):
     @property
     def depth(self) -> int: ...
 
+    @property
+    def pool(self) -> Any:
+        """Where its keys and values are, as runners of the same sort understand it."""
+        ...
+
     def run(self, step: Step) -> Awaitable[Scores]: ...
 
-    def pull(
-        self, other: Runner, src: Sequence[int], dst: Sequence[int], num_tokens: int
-    ) -> Awaitable[object]:
-        """Copy the KV of num_tokens tokens from another engine's blocks, in order, into this one's."""
+    def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
+        """Copy the KV of num_tokens tokens from blocks of another engine's pool into this one's."""
+        ...
+
+    def swap_out(self, runs: Sequence[Run]) -> Awaitable[object]:
+        """Copy blocks to host memory, beside the steps that run."""
+        ...
+
+    def swap_in(self, runs: Sequence[Run]) -> Awaitable[object]:
+        """Copy blocks back from host memory, likewise."""
         ...

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.errors import BusyError, CapacityError, RangeError
-
-if TYPE_CHECKING:
-    from lightwork.serve.engine import Engine
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -63,6 +61,23 @@ class Sink(Protocol):
         ...
 
 
+class Lender(Protocol):
+    """Who holds the KV of a sequence that goes on elsewhere, until it has been pulled."""
+
+    @property
+    def pool(self) -> Any:
+        """What the other's runner copies from."""
+        ...
+
+    def lent(self, seq: Sequence) -> Seq[int]:
+        """The blocks of its KV, in order."""
+        ...
+
+    def give_up(self, seq: Sequence) -> None:
+        """It is not needed here any more."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Mutable state of one continuation. The engine writes it; schedulers and proposers only read.
@@ -93,7 +108,7 @@ class Sequence:
     drafted: int = 0
     accepted: int = 0
     siblings: list[Sequence] = field(default_factory=list)
-    source: Engine | None = None
+    source: Lender | None = None
 
     @property
     def known(self) -> int:
@@ -119,6 +134,22 @@ class Sequence:
 
     def __repr__(self) -> str:
         return f"<Sequence {self.id} {self.computed}/{self.known}>"
+
+
+def begin(request: Request, sink: Sink | None, ids: Iterator[int], now_s: float) -> list[Sequence]:
+    """The sequences of a request, one per continuation, seeds counting up from the request's."""
+    return [
+        Sequence(
+            next(ids),
+            request,
+            replace(request.sampling, seed=request.sampling.seed + i) if i else request.sampling,
+            sink,
+            now_s,
+            [*request.prompt],
+            len(request.prompt),
+        )
+        for i in range(request.n)
+    ]
 
 
 def check_request(request: Request, limits: Limits, kv_tokens: int, num_waiting: int) -> None:

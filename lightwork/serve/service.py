@@ -17,6 +17,7 @@ from lightwork.errors import LightworkError
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.engine import Engine
+from lightwork.serve.fleet import Fleet
 from lightwork.serve.sequence import FinishReason, Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.text import TextOutput
@@ -148,7 +149,7 @@ def _usage(seq: Seq) -> Usage:
 class Service:
     """One model being served: its engine runs on the service's own thread until `close`."""
 
-    def __init__(self, kernel: Kernel, engine: Engine, tokenizer: Tokenizer) -> None:
+    def __init__(self, kernel: Kernel, engine: Engine | Fleet, tokenizer: Tokenizer) -> None:
         self.kernel = kernel
         self.engine = engine
         self.tokenizer = tokenizer
@@ -186,7 +187,7 @@ class Service:
             self.kernel.call_soon(self._flush)
         self._outbox.append((stream, delta))
 
-    async def ask(self, read: Callable[[Engine], Any]) -> Any:
+    async def ask(self, read: Callable[[Any], Any]) -> Any:
         """Evaluate read(engine) on the kernel's thread; here, if that has ended and so nothing changes."""
         if not self._thread.is_alive():
             return read(self.engine)
@@ -220,7 +221,7 @@ class Service:
     def _cancel_all(self) -> None:
         engine = self.engine
         # Each round may release continuations that waited for another one of their request.
-        while unfinished := [s for s in (*engine.waiting, *engine.running) if s.finished is None]:
+        while unfinished := engine.unfinished():
             engine.cancel(unfinished)
         self._flush()
 

@@ -16,7 +16,7 @@ from lightwork.runtime.kernel import Kernel
 from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
-from lightwork.serve.plan import BLOCK_SIZE, Plan, Setting, context, kv_blocks, make_engine
+from lightwork.serve.plan import BLOCK_SIZE, Plan, Setting, context, kv_blocks, make_engine, make_kv
 from lightwork.serve.routers import Router, Seat
 from lightwork.serve.simulated_runner import SimulatedRunner
 
@@ -46,12 +46,14 @@ def open_simulated(plan: Plan, kernel: Kernel) -> tuple[Engine | Fleet, list[Set
     longest = context(plan, spec)
     settings = [Setting("dtype", dtype, "the widest type with fast matrix units"), longest]
     ids, engines = count(), []
+    block_bytes = spec.kv_bytes_per_token(dtype) * BLOCK_SIZE
     link_s = _link_s(spec, cluster, dtype, min(seat.tp for seat in placed))
     for i, seat in enumerate(placed):
         cost = ClusterCost(spec, CostModel(cluster), dtype=dtype, tp=seat.tp, pp=seat.pp)
-        runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s)
+        host_s = _host_s(spec, cluster, block_bytes, seat)
+        runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s)
         blocks = _blocks(plan, spec, cost, int(longest.value))
-        kv = KVCache(min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, prefix_cache=plan.prefix_cache)
+        kv = make_kv(plan, min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, block_bytes)
         engine = make_engine(
             plan,
             kernel,
@@ -116,6 +118,22 @@ def _link_s(spec: ModelSpec, cluster: Cluster, dtype: str, lanes: int) -> Callab
     def seconds(src: int, dst: int, num_tokens: int) -> float:
         link = cluster.link(src, dst)
         return link.latency_s + num_tokens * per_token / lanes / link.bytes_per_s
+
+    return seconds
+
+
+def _host_s(
+    spec: ModelSpec, cluster: Cluster, block_bytes: int, seat: _Placed
+) -> Callable[[int, int], float]:
+    """Seconds that blocks take to host memory or back, each device its layers and heads.
+
+    A piece is a copy of keys and one of values in every layer, each started by the host.
+    """
+
+    def seconds(copies: int, blocks: int) -> float:
+        host = cluster.device.memory("host")
+        started = copies * 2 * -(-spec.num_layers // seat.pp)
+        return started * host.latency_s + blocks * block_bytes / (seat.tp * seat.pp) / host.write_bytes_per_s
 
     return seconds
 

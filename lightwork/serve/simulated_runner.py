@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from lightwork.decode.sampling import Pick
+from lightwork.memory.host import Run
 from lightwork.runtime.effects import Use
 from lightwork.runtime.resources import Fifo
 from lightwork.serve.schedulers import Step
@@ -36,7 +37,8 @@ class SimulatedRunner:
 
     A step holds one stage at a time, so up to `depth` steps overlap as they do in a pipeline. rank: its first
     device. link_s(from, to, tokens): seconds to pull the KV of so many tokens from one rank's engine to
-    another's.
+    another's. host_s(copies, blocks): seconds to copy so many blocks to host memory, or back, in so many
+    pieces.
     """
 
     def __init__(
@@ -47,31 +49,47 @@ class SimulatedRunner:
         script: Script = dummy_token,
         rank: int = 0,
         link_s: Callable[[int, int, int], float] = lambda src, dst, num_tokens: 0.0,
+        host_s: Callable[[int, int], float] = lambda copies, blocks: 0.0,
     ) -> None:
         self.cost = cost
         self.depth = depth
         self._script = script
         self.rank = rank
         self._link_s = link_s
+        self._host_s = host_s
         self._link = Fifo("link")
+        self._out, self._in = Fifo("to the host"), Fifo("from the host")
         self._stages = [Fifo(f"stage {i}") for i in range(depth)]
 
     def run(self, step: Step) -> Coroutine[Any, Any, ScriptedScores]:
         return self._run(step)
 
+    @property
+    def pool(self) -> int:
+        """The rank whose memory it is."""
+        return self.rank
+
     def pull(
-        self, other: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int
+        self, pool: int, src: Sequence[int], dst: Sequence[int], num_tokens: int
     ) -> Coroutine[Any, Any, None]:
         """One after another, for as long as link_s says."""
-        return self._pull(self._link_s(other.rank, self.rank, num_tokens))
+        return _use(self._link, self._link_s(pool, self.rank, num_tokens))
 
-    async def _pull(self, seconds: float) -> None:
-        await Use(self._link, seconds)
+    def swap_out(self, runs: Sequence[Run]) -> Coroutine[Any, Any, None]:
+        """One after another; the other direction is free meanwhile."""
+        return _use(self._out, self._host_s(len(runs), sum(num for _, _, num in runs)))
+
+    def swap_in(self, runs: Sequence[Run]) -> Coroutine[Any, Any, None]:
+        return _use(self._in, self._host_s(len(runs), sum(num for _, _, num in runs)))
 
     async def _run(self, step: Step) -> ScriptedScores:
         for stage, seconds in zip(self._stages, self.cost.stages(step), strict=True):
             await Use(stage, seconds)
         return ScriptedScores(step, self._script)
+
+
+async def _use(link: Fifo, seconds: float) -> None:
+    await Use(link, seconds)
 
 
 class ScriptedScores:

@@ -30,7 +30,8 @@ from lightwork.models.transformer import _rms, _rotate, rotary
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.gpu_runner import GpuRunner
-from lightwork.serve.plan import Plan, open_engine
+from lightwork.serve.opening import open_engine
+from lightwork.serve.plan import Plan
 from lightwork.serve.sequence import Request
 from lightwork.serve.simulate import run_load
 

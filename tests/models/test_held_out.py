@@ -15,7 +15,8 @@ from lightwork.models.held_out import perplexity, read_held_out
 from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
-from lightwork.serve.plan import Plan, open_engine
+from lightwork.serve.opening import open_engine
+from lightwork.serve.plan import Plan
 
 
 def test_perplexity_is_that_of_the_torch_model() -> None:

@@ -12,6 +12,10 @@ from lightwork import models
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.sampling import Sampling
 from lightwork.memory.kv import KVCache
+from lightwork.memory.layouts import Layout
+from lightwork.memory.layouts.block_groups import BlockGroups
+from lightwork.memory.layouts.paged import Paged
+from lightwork.memory.tiers.host_memory import HostMemory
 from lightwork.models.precisions.quant import Quant
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
@@ -19,9 +23,11 @@ from lightwork.runtime.trace import Trace
 from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.local_runner import LocalRunner
-from lightwork.serve.plan import Plan, kv_blocks, make_engine, open_engine
+from lightwork.serve.opening import open_engine
+from lightwork.serve.plan import Plan, kv_blocks, make_engine, make_kv
 from lightwork.serve.replay import decisions, replay
 from lightwork.serve.routers.prefill_decode import PrefillDecode
+from lightwork.serve.schedulers.fast_switch import FastSwitch
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
@@ -42,7 +48,7 @@ def torch_engine_for(folder: Path, kernel: Kernel | None = None, **settings: obj
     model = models.load(str(folder))
     kernel = kernel or Kernel(WallClock(), trace=Trace("real: torch"))
     blocks = kv_blocks(plan, model.spec, "float32", 200, 1 << 30)
-    kv = KVCache(int(blocks.value), 16, prefix_cache=plan.prefix_cache)
+    kv = make_kv(plan, int(blocks.value), 16, model.spec.kv_bytes_per_token("float32") * 16)
     return make_engine(
         plan, kernel, kv, lambda kv: LocalRunner(kernel, model, kv), 200, model.spec.vocab_size
     )
@@ -169,11 +175,36 @@ def test_the_simulated_engine_decides_like_the_real_one(checkpoint: Make) -> Non
     assert any(kind == "preempt" for kind, _ in decisions(again))
 
 
-@pytest.mark.parametrize(
+ENGINES = pytest.mark.parametrize(
     ("make", "use"),
     [(engine_for, ()), (engine_for, (Quant(bits=16, kv_bits=8),)), (torch_engine_for, ())],
     ids=["compiled", "compiled int8", "torch"],
 )
+
+
+@ENGINES
+@pytest.mark.parametrize("layout", [Paged(), BlockGroups(size=4)], ids=repr)
+def test_swapped_to_host_memory_and_back_the_text_is_the_same(
+    checkpoint: Make, make: Callable[..., Engine], use: tuple[object, ...], layout: Layout
+) -> None:
+    """Room for three or four of sixteen sequences, whose priorities change every other step."""
+    folder, load = checkpoint("llama"), requests(16, 60)
+    expected = texts(make(folder, use=use), load)
+    switching = (FastSwitch(every=2, stay=0.3), HostMemory(gb=0.5), layout)
+    blocks = 9 if make is engine_for else 24
+    engine = make(folder, use=(*use, *switching), kv_bytes=1 << 20)
+    one_block = (1 << 20) // engine.kv.total
+    engine = make(folder, use=(*use, *switching), kv_bytes=blocks * one_block)
+    seqs = run_load(engine, [0.001 * i for i in range(16)], load)
+    assert [seq.tokens[seq.prompt_len :] for seq in seqs] == expected
+    assert sum(seq.num_preempted for seq in seqs) > 16
+    assert engine.kernel.trace is not None
+    assert sum(span.kind == "fetch" for span in engine.kernel.trace.spans) > 8
+    engine.kv.check()
+    assert engine.kv.free == engine.kv.total
+
+
+@ENGINES
 def test_prompts_computed_elsewhere_are_gone_on_with_exactly(
     checkpoint: Make, make: Callable[..., Engine], use: tuple[object, ...]
 ) -> None:

@@ -12,13 +12,13 @@ from engines import expected, make_engine, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightwork.errors import CapacityError, InvariantError, LightworkError, SpecError
+from lightwork.errors import CapacityError, InvariantError, LightworkError
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.loads.poisson import Poisson
-from lightwork.serve.plan import Plan, open_engine
+from lightwork.serve.plan import Plan
 from lightwork.serve.routers import Member, Router, Seat
 from lightwork.serve.routers.prefill_decode import PrefillDecode
 from lightwork.serve.routers.replicas import Replicas
@@ -188,8 +188,3 @@ def test_prompts_elsewhere_do_not_stall_decodes() -> None:
     }
     together, apart = (run.summary.tbt_max_s for run in gaps.values())
     assert apart < together / 2
-
-
-def test_engines_on_one_machine_are_refused_for_now() -> None:
-    with pytest.raises(SpecError, match="simulated only"):
-        open_engine(Plan(use=["PrefillDecode()"]), Kernel())

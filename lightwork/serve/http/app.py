@@ -239,8 +239,7 @@ class Api:
 
     async def prometheus(self) -> Response:
         """Read as they are, not asked of the engine's thread, so that they come from a stuck one too."""
-        e = self.service.engine
-        text = self.metrics.text(len(e.running), len(e.waiting), e.kv.usage)
+        text = self.metrics.text(*self.service.engine.gauges)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -21,7 +21,8 @@ from lightwork.runtime.trace import Trace
 from lightwork.serve.http.app import create_app
 from lightwork.serve.http.metrics import Metrics
 from lightwork.serve.http.translate import Served
-from lightwork.serve.plan import Plan, Setting, import_backend, open_engine
+from lightwork.serve.opening import AnyModel, import_backend, open_engine
+from lightwork.serve.plan import Plan, Setting
 from lightwork.serve.service import Service
 
 if TYPE_CHECKING:
@@ -36,12 +37,18 @@ class Loaded:
     """A running service and the app over it. phases: (name, seconds) of its start."""
 
     service: Service
+    model: AnyModel
     app: FastAPI
     name: str
     trace: Trace
     settings: list[Setting]
     phases: list[tuple[str, float]]
     nbytes: int
+
+    def close(self) -> None:
+        """Stop serving, then what computes."""
+        self.service.close()
+        self.model.close()
 
     def started(self) -> str:
         """The start in one line: total, phases, the slowest first."""
@@ -74,13 +81,14 @@ def load(
         tokenizer=model.tokenizer,
         limits=engine.limits,
         vocab_size=model.spec.vocab_size,
-        kv_tokens=engine.kv.capacity(),
+        kv_tokens=engine.kv_tokens,
         defaults=model.generation,
     )
     service = Service(kernel, engine, model.tokenizer)
     app = create_app(service, served, metrics, created=unix_s(), api_key=api_key)
     return Loaded(
         service=service,
+        model=model,
         app=app,
         name=served.name,
         trace=trace,
@@ -162,7 +170,7 @@ def serve(
         with suppress(KeyboardInterrupt):
             _server(loaded.app, loaded.service).run(sockets=[listener])
     finally:
-        loaded.service.close()
+        loaded.close()
         listener.close()
         if trace:
             write_chrome_trace(trace, [loaded.trace])
@@ -241,4 +249,4 @@ class BackgroundServer:
         self._server.should_exit = True
         self._thread.join()
         self._listener.close()
-        self.loaded.service.close()
+        self.loaded.close()

@@ -11,21 +11,27 @@ from lightwork.serve.sequence import Sequence as Seq
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seat:
-    """One engine of a deployment: its tensor-parallel ranks and pipeline stages. None: as the plan says."""
+    """One engine of a deployment: its tensor-parallel ranks and pipeline stages. None: as the plan says.
+
+    hands_over: its sequences may go on elsewhere after their first token.
+    """
 
     tp: int | None = None
     pp: int | None = None
+    hands_over: bool = False
 
 
 @dataclass(slots=True)
 class Member:
     """An engine as its router sees it.
 
-    requests: that are with it. tokens: their prompts, and as many as they may generate.
+    requests: that are with it. tokens: their prompts, and as many as they may generate. alive: False when its
+    process has been lost; nothing may go there.
     """
 
     requests: int = 0
     tokens: int = 0
+    alive: bool = True
 
 
 S = TypeVar("S")
@@ -41,7 +47,10 @@ class Router(Protocol[S]):
     def init(self) -> S: ...
 
     def place(self, state: S, seq: Seq, members: Sequence[Member]) -> int:
-        """The engine that a new sequence begins with, by number."""
+        """The engine that a sequence begins with, by number. At least one is alive.
+
+        A sequence whose engine was lost has output already: it is computed again where it is placed now.
+        """
         ...
 
     def next(self, state: S, seq: Seq, at: int, members: Sequence[Member]) -> int:

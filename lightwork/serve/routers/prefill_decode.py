@@ -8,7 +8,9 @@ Idea:   a prompt goes to the prefill engine with the shortest queue; with its fi
 Shapes: Sequence -> number of an engine, prefill engines first
 Cost:   O(engines) per request
 Claims: distserve
-Differs: a decode engine short of memory recomputes whom it preempts, instead of swapping to the host
+Differs: a decode engine short of memory recomputes whom it preempts, unless it has HostMemory. Where no
+        engine of
+        one sort is left, those of the other do its work
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class PrefillDecode:
             )
 
     def seats(self) -> list[Seat]:
-        prefill = Seat(tp=self.prefill_tp, pp=self.prefill_pp)
+        prefill = Seat(tp=self.prefill_tp, pp=self.prefill_pp, hands_over=True)
         decode = Seat(tp=self.decode_tp, pp=self.decode_pp)
         return [prefill] * self.prefill + [decode] * self.decode
 
@@ -47,9 +49,16 @@ class PrefillDecode:
         return None
 
     def place(self, state: None, seq: Seq, members: Sequence[Member]) -> int:
-        return min(range(self.prefill), key=lambda i: (members[i].tokens, i))
+        prefill, decode = self._alive(members)
+        among = decode or prefill if seq.num_output else prefill or decode
+        return min(among, key=lambda i: (members[i].tokens, i))
 
     def next(self, state: None, seq: Seq, at: int, members: Sequence[Member]) -> int:
-        if at >= self.prefill:
+        _, decode = self._alive(members)
+        if at in decode or not decode:
             return at
-        return min(range(self.prefill, len(members)), key=lambda i: (members[i].requests, i))
+        return min(decode, key=lambda i: (members[i].requests, i))
+
+    def _alive(self, members: Sequence[Member]) -> tuple[list[int], list[int]]:
+        alive = [i for i, member in enumerate(members) if member.alive]
+        return [i for i in alive if i < self.prefill], [i for i in alive if i >= self.prefill]

@@ -35,7 +35,8 @@ class Replicas:
         return None
 
     def place(self, state: None, seq: Seq, members: Sequence[Member]) -> int:
-        return min(range(len(members)), key=lambda i: (members[i].tokens, i))
+        alive = [i for i, member in enumerate(members) if member.alive]
+        return min(alive, key=lambda i: (members[i].tokens, i))
 
     def next(self, state: None, seq: Seq, at: int, members: Sequence[Member]) -> int:
         return at

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 from lightwork.decode.proposers import Draft
 from lightwork.memory.kv import Copy
 from lightwork.memory.prefix import Hit
+from lightwork.runtime.futures import Future
 from lightwork.serve.sequence import Limits
 from lightwork.serve.sequence import Sequence as Seq
 
@@ -44,11 +45,12 @@ class Pin(NamedTuple):
 class Step:
     """One forward pass. The engine adds drafts and copies, the scheduler all else.
 
-    The chunk of an admitted sequence starts behind what it shares of the prefix cache; one whose KV is pulled
-    from another engine has none yet. requeue: where in the
-    queue those preempted go. pins, unpins: of prefixes; a step without chunks is only applied, then the
-    scheduler is asked again. budget: rows this step may have; what chunks leave is offered to drafts. drafts:
-    one per chunk, or none at all.
+    The chunk of an admitted sequence starts behind what it shares of the prefix cache; one whose KV comes
+    from another engine or from host memory has none yet. requeue: where in the queue those preempted go.
+    pins,
+    unpins: of prefixes; a step without chunks is only applied, then the scheduler is asked again. budget:
+    rows this step may have; what chunks leave is offered to drafts. drafts: one per chunk, or none at all.
+    after: what has to end before it may run.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -60,6 +62,7 @@ class Step:
     budget: int = 0
     drafts: list[Draft] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
+    after: list[Future] = field(default_factory=list)
 
     @property
     def changes_nothing(self) -> bool:
@@ -86,6 +89,7 @@ class Blocks(Protocol):
     @property
     def free(self) -> int: ...
     def peek(self, tokens: Sequence[int], limit: int | None = None) -> Hit: ...
+    def fetchable(self, tokens: Sequence[int], cached: int, limit: int | None = None) -> int: ...
     def needs(self, seq_id: int, upto: int) -> int: ...
     def needs_new(self, hit: Hit, upto: int) -> int: ...
     def gains(self, seq_id: int) -> int: ...
@@ -96,8 +100,8 @@ class View:
     """All that a scheduler may see.
 
     waiting: in order of the queue. running: in order of admission. arrived: who came since the last plan,
-    finished since then or not. shares: the most prefix tokens to share, by sequence id, where a technique
-    limits them.
+    or was preempted by a technique around this one, finished since then or not. shares: the most prefix
+    tokens to share, by sequence id, where a technique limits them.
     """
 
     now_s: float
@@ -197,8 +201,9 @@ class StepPlan:
         """Admit the head of the queue with blocks for all its known tokens; False if it must wait.
 
         Nobody is admitted in a step that preempts, so that blocks are not taken from one for another. Who has
-        its KV elsewhere is given blocks to pull it into, and runs when it is there. whole: plan all that is
-        left of it in this step, whatever the budget, as engines without chunks do.
+        its KV elsewhere, at another engine or in host memory, is given blocks for it, and runs when it is
+        there. whole: plan all that is left of it in this step, whatever the budget, as engines without
+        chunks do.
         """
         running = len(self.view.running) + len(self._admitted)
         if running >= self.view.limits.max_seqs or self._preempted:
@@ -206,13 +211,14 @@ class StepPlan:
         share = self.view.shares.get(seq.id) if seq.request.prompt_logprobs is None else 0
         if seq.source is not None:
             share = 0
-        hit = self.view.blocks.peek(seq.tokens, share)
-        need = self.view.blocks.needs_new(hit, seq.known)
+        blocks = self.view.blocks
+        hit = blocks.peek(seq.tokens, share)
+        need = blocks.needs_new(hit, seq.known)
         if need > self._free - (self._reserve if running else 0):
             return False
         self._free -= need
         self._admitted.append(seq)
-        if seq.source is not None:
+        if seq.source is not None or blocks.fetchable(seq.tokens, hit.num_tokens, share):
             return True
         left = seq.known - hit.num_tokens
         self._add(seq, hit.num_tokens, left if whole else min(left, self.room))

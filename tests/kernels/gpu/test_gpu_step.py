@@ -23,7 +23,8 @@ from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.gpu_runner import GpuRunner
 from lightwork.serve.local_runner import LocalRunner
-from lightwork.serve.plan import Plan, make_engine, runner_for
+from lightwork.serve.opening import runner_for
+from lightwork.serve.plan import Plan, make_engine
 from lightwork.serve.rows import build_rows
 from lightwork.serve.schedulers import Chunk, Step
 from lightwork.serve.sequence import Request

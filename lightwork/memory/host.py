@@ -1,0 +1,119 @@
+"""Host memory behind the KV blocks: which of its blocks holds which text, and what is being copied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightwork.memory.blocks import BlockPool
+from lightwork.memory.layouts import Layout
+from lightwork.memory.prefix import ROOT, PrefixTree
+from lightwork.memory.tiers import Tier
+
+Run = tuple[int, int, int]
+"""Copy blocks src, src + 1, ... to dst, dst + 1, ...: (src, dst, how many)."""
+
+
+def runs(src: Sequence[int], dst: Sequence[int], *, merge: bool = True) -> list[Run]:
+    """Copies of src[i] to dst[i], neighbours on both sides as one; merge=False: a copy each."""
+    found: list[Run] = []
+    for a, b in zip(src, dst, strict=True):
+        if merge and found and found[-1][0] + found[-1][2] == a and found[-1][1] + found[-1][2] == b:
+            found[-1] = (*found[-1][:2], found[-1][2] + 1)
+        else:
+            found.append((a, b, 1))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Transfer:
+    """Copies in flight: block src[i] to dst[i], as `runs`. held: blocks of host memory that stay meanwhile.
+
+    tokens: the text from its start, of as many whole blocks as `held`.
+    """
+
+    src: Sequence[int]
+    dst: Sequence[int]
+    held: Sequence[int]
+    tokens: Sequence[int]
+    runs: Sequence[Run]
+
+
+class HostBlocks:
+    """Whole blocks of text in host memory, found by their tokens; the least recently used are given up.
+
+    What is being copied in is found when it has arrived, and what is being copied stays.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, tier: Tier, layout: Layout) -> None:
+        self.tier = tier
+        self.block_size = block_size
+        self._tree = PrefixTree(block_size)
+        self._pool = BlockPool(num_blocks, self._tree.forget, layout)
+
+    @property
+    def total(self) -> int:
+        return self._pool.num_blocks
+
+    def find(self, tokens: Sequence[int], limit: int) -> list[int]:
+        """The blocks that hold tokens[:limit], as far as there are any, whole blocks only."""
+        return self._tree.whole(tokens, limit)
+
+    def store(self, tokens: Sequence[int], blocks: Sequence[int]) -> Transfer | None:
+        """Begin to copy a text's blocks, those that are not here yet, as far as there is room."""
+        held = self._hold(self._tree.whole(tokens, len(blocks) * self.block_size))
+        known = len(held)
+        for _ in blocks[known:]:
+            if not self._pool.free:
+                break
+            held.append(self._pool.take(held[-1] if held else -1))
+        if len(held) == known:
+            self._drop(held)
+            return None
+        return self._transfer(blocks[known : len(held)], held[known:], held, tokens)
+
+    def stored(self, transfer: Transfer, *, arrived: bool) -> None:
+        """The copies have ended. What arrived is found from now on."""
+        if arrived:
+            size, parent = self.block_size, ROOT
+            for i, block in enumerate(transfer.held):
+                edge = tuple(transfer.tokens[i * size : (i + 1) * size])
+                parent = self._tree.publish(parent, edge, block)
+                if (
+                    parent != block
+                ):  # somebody else stored the same text meanwhile: what follows is theirs, too
+                    break
+        self._drop(transfer.held)
+
+    def fetch(self, tokens: Sequence[int], blocks: Sequence[int], known: int) -> Transfer:
+        """Begin to copy a text back into `blocks`, all but the first `known`."""
+        held = self._hold(self._tree.whole(tokens, len(blocks) * self.block_size))
+        return self._transfer(held[known:], blocks[known : len(held)], held, tokens)
+
+    def fetched(self, transfer: Transfer) -> None:
+        """The copies have ended."""
+        self._drop(transfer.held)
+        if not self.tier.reuse:
+            for block in reversed(transfer.src):
+                if not self._pool.references(block) and self._tree.is_leaf(block):
+                    self._pool.forget(block)
+
+    def check(self) -> None:
+        """Raise InvariantError unless every block is blank or cached, as when nothing is being copied."""
+        self._pool.check({})
+
+    def _transfer(
+        self, src: Sequence[int], dst: Sequence[int], held: Sequence[int], tokens: Sequence[int]
+    ) -> Transfer:
+        copies = runs(src, dst, merge=self.tier.merge)
+        text = tuple(tokens[: len(held) * self.block_size])
+        return Transfer(src=src, dst=dst, held=held, tokens=text, runs=copies)
+
+    def _hold(self, blocks: list[int]) -> list[int]:
+        for block in blocks:
+            self._pool.hold(block)
+        return blocks
+
+    def _drop(self, held: Sequence[int]) -> None:
+        for block in reversed(held):
+            self._pool.drop(block, cache=block in self._tree)

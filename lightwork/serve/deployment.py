@@ -1,0 +1,173 @@
+"""The engines of a plan as processes of this machine, behind its router: `lightwork serve --use
+PrefillDecode`.
+
+Each has its cores and its share of free memory; weights are one mapped file. Keys and values lie in memory
+that all of them map, so that an engine pulls from another without that one's help.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from multiprocessing import Pipe
+from subprocess import DEVNULL, Popen
+from typing import TYPE_CHECKING, Any
+
+from lightwork.errors import LightworkError, SpecError
+from lightwork.models import read_shape, resolve
+from lightwork.models.spec import ModelSpec, read_json
+from lightwork.runtime.clock import WallClock
+from lightwork.runtime.kernel import Kernel
+from lightwork.serve.fleet import Fleet
+from lightwork.serve.opening import Progress, free_bytes, own_cores
+from lightwork.serve.plan import Plan, Setting
+from lightwork.serve.remote import Order, Ready, RemoteEngine
+from lightwork.serve.routers import Seat
+
+if TYPE_CHECKING:
+    from lightwork.models.tokenizer import Tokenizer
+
+ALIKE = {"precision", "kv_dtype", "dtype", "max_len", "scheduler", "perplexity"}
+"""Settings that are the same of all engines, shown once."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Deployed:
+    """The model that a deployment's processes compute, as far as their caller needs it."""
+
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    generation: dict[str, Any]
+    nbytes: int
+    engines: Sequence[RemoteEngine]
+
+    def warm_up(self) -> None:
+        """They have, before they were ready."""
+
+    def close(self) -> None:
+        """End the processes."""
+        for engine in self.engines:
+            engine.close()
+
+
+def open_deployment(
+    plan: Plan, kernel: Kernel, progress: Progress | None = None
+) -> tuple[Fleet, Deployed, list[Setting]]:
+    """Start the processes, as one engine. Raises SpecError; LightworkError if one fails."""
+    router = plan.techniques()["router"]
+    seats: list[Seat] = router.seats()
+    _check(plan, seats)
+    started: list[_Starting] = []
+    files = [os.memfd_create(f"lightwork-kv-{i}") for i in range(len(seats))]
+    try:
+        for order in _orders(plan, kernel, seats, files):
+            started.append(_Starting(order))
+            if len(started) == 1:  # it converts weights and compiles, if need be, for all of them
+                started[0].wait(progress)
+        told = [each.wait(progress) for each in started]
+    except BaseException:
+        for each in started:
+            each.kill()
+        raise
+    finally:
+        for file in files:
+            os.close(file)
+    ids = count()
+    engines = [
+        RemoteEngine(kernel, each.process, each.pipe, ready, number=i, ids=ids)
+        for i, (each, ready) in enumerate(zip(started, told, strict=True))
+    ]
+    for engine in engines:
+        engine.meet([ready.num_blocks for ready in told])
+    settings = [
+        setting._replace(name=f"engine {i} {setting.name}")
+        for i, ready in enumerate(told)
+        for setting in ready.settings
+        if i == 0 or setting.name not in ALIKE
+    ]
+    return Fleet(engines, router), _model(plan, told[0], engines), settings
+
+
+def _check(plan: Plan, seats: Sequence[Seat]) -> None:
+    if plan.on != "cpu" or not hasattr(os, "memfd_create"):
+        raise SpecError(
+            f"engines behind a router are processes of this machine, not of {plan.on}",
+            expected="--on cpu, on Linux; or a simulated place",
+            fix=f"lightwork sim {plan.model} --on sim:a100x8",
+        )
+    if any((seat.tp or 1) * (seat.pp or 1) > 1 for seat in seats):
+        raise SpecError(
+            "an engine of several devices is simulated only",
+            expected="tp and pp of 1",
+            fix="leave them out",
+        )
+
+
+def _orders(plan: Plan, kernel: Kernel, seats: Sequence[Seat], files: Sequence[int]) -> Iterator[Order]:
+    """One per seat. Each has its own cores while there are enough."""
+    cores, each = own_cores(), max(1, len(own_cores()) // len(seats))
+    memory_bytes = free_bytes(plan.on) // len(seats)
+    use = [technique for kind, technique in plan.techniques().items() if kind != "router"]
+    assert isinstance(kernel.clock, WallClock)
+    for i, seat in enumerate(seats):
+        yield Order(
+            plan=replace(plan, use=tuple(use)),
+            number=i,
+            files=files,
+            cores=[cores[k % len(cores)] for k in range(i * each, (i + 1) * each)],
+            memory_bytes=memory_bytes,
+            origin_s=kernel.clock.origin_s,
+            hands_over=seat.hands_over,
+        )
+
+
+def _model(plan: Plan, ready: Ready, engines: Sequence[RemoteEngine]) -> Deployed:
+    from lightwork.models.tokenizer import Tokenizer
+
+    folder = resolve(plan.model)
+    return Deployed(
+        spec=read_shape(plan.model),
+        tokenizer=Tokenizer(folder),
+        generation=read_json(folder, "generation_config.json", optional=True),
+        nbytes=ready.nbytes,
+        engines=engines,
+    )
+
+
+class _Starting:
+    """A process that loads its model."""
+
+    def __init__(self, order: Order) -> None:
+        self._number = order.number
+        self.pipe, theirs = Pipe()
+        self.process = Popen(
+            [sys.executable, "-m", "lightwork.serve.member", str(theirs.fileno())],
+            pass_fds=(theirs.fileno(), *order.files),
+            stdin=DEVNULL,
+        )
+        theirs.close()
+        self.pipe.send(order)
+        self._ready: Ready | None = None
+
+    def wait(self, progress: Progress | None) -> Ready:
+        """Until it can serve. Raises LightworkError if it cannot."""
+        while self._ready is None:
+            try:
+                name, *told = self.pipe.recv()[0]
+            except (EOFError, OSError):
+                name, told = "failed", [f"it ended with exit code {self.process.wait()}"]
+            if name == "failed":
+                raise LightworkError(f"engine {self._number} did not start: {told[0]}")
+            if name == "ready":
+                self._ready = told[0]
+            elif progress is not None:
+                progress(*told)
+        return self._ready
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.pipe.close()

@@ -1,0 +1,187 @@
+"""One engine of a deployment, in a process of its own: `python -m lightwork.serve.member DESCRIPTOR`.
+
+Descriptor: of the pipe to the process that started it, which says first what to be (`Order`). It ends with
+that process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from lightwork.decode.sampling import Pick
+from lightwork.errors import LightworkError
+from lightwork.runtime.clock import WallClock
+from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.trace import Span, Trace
+from lightwork.serve.opening import import_backend, open_one
+from lightwork.serve.remote import Figures, Order, Ready
+from lightwork.serve.sequence import FinishReason, Request
+from lightwork.serve.sequence import Sequence as Seq
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """KV in another member's memory, of which that member is told when it is not needed any more."""
+
+    member: Hosted
+    pool: Any
+    table: Sequence[int]
+
+    def lent(self, seq: Seq) -> Sequence[int]:
+        return self.table
+
+    def give_up(self, seq: Seq) -> None:
+        self.member.say("pulled", seq.id)
+
+
+class Hosted:
+    """The engine here, its mirror there. It is the sink of all its sequences, and observes their spans."""
+
+    def __init__(self, pipe: Connection, order: Order) -> None:
+        self._pipe = pipe
+        self._order = order
+        self._outbox: list[tuple[Any, ...]] = []
+        self._next_ids: deque[int] = deque()
+        self._seqs: dict[int, Seq] = {}
+        self._lent: dict[int, Seq] = {}
+        self._pools: dict[int, Any] = {}
+        self.kernel = Kernel(WallClock(order.origin_s), trace=Trace("real: cpu", keep=0, observers=[self]))
+        import_backend(order.plan.on)
+        self.engine, self.model, settings = open_one(
+            order.plan,
+            self.kernel,
+            lambda *progress: pipe.send([("progress", *progress)]),
+            memory_bytes=order.memory_bytes,
+            shared=order.files[order.number],
+            name=f"engine {order.number}",
+            ids=self._ids(),
+        )
+        self.engine.watch(began=self._began if order.hands_over else None, left=self._left)
+        self.model.warm_up()
+        ready = Ready(
+            limits=self.engine.limits,
+            vocab_size=self.engine.vocab_size,
+            kv_tokens=self.engine.kv_tokens,
+            num_blocks=self.engine.kv.total,
+            nbytes=self.model.nbytes,
+            settings=settings,
+        )
+        pipe.send([("ready", ready)])
+
+    def serve(self) -> None:
+        """Until told to stop, or until the other process is gone."""
+        threading.Thread(target=self._read, name="lightwork-pipe", daemon=True).start()
+        self.kernel.run(self.engine.run())
+
+    def say(self, *message: Any) -> None:
+        """Tell the other process; all of a turn's messages go together."""
+        if not self._outbox:
+            self.kernel.call_soon(self._flush)
+        self._outbox.append(message)
+
+    def _flush(self) -> None:
+        messages, self._outbox = self._outbox, []
+        with suppress(OSError):  # it is gone: the reader ends this process, too
+            self._pipe.send(messages)
+
+    def _read(self) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                self.kernel.post(self._take, self._pipe.recv())
+        self.kernel.stop()
+
+    def _take(self, message: Sequence[Any]) -> None:
+        name, *arguments = message
+        getattr(self, f"_on_{name}")(*arguments)
+
+    def _ids(self) -> Iterator[int]:
+        while True:
+            yield self._next_ids.popleft()
+
+    # -- what it is told
+
+    def _on_submit(self, ids: Sequence[int], request: Request) -> None:
+        self._next_ids.extend(ids)
+        try:
+            seqs = self.engine.submit(request, self)
+        except LightworkError as error:
+            self._next_ids.clear()
+            for id in ids:
+                self.say("finish", id, "error", error, Figures(0, None, 0, 0, 0, 0))
+            return
+        self._seqs.update((seq.id, seq) for seq in seqs)
+
+    def _on_cancel(self, ids: Sequence[int]) -> None:
+        self.engine.cancel([self._seqs[id] for id in ids if id in self._seqs])
+
+    def _on_adopt(self, seq: Seq, number: int | None, table: Sequence[int]) -> None:
+        seq.sink = self
+        self._seqs[seq.id] = seq
+        self.engine.adopt(seq, Lent(self, self._pools[number], table) if number is not None else None)
+
+    def _on_take_back(self, id: int) -> None:
+        self.engine.take_back(self._lent.pop(id))
+
+    def _on_give_up(self, id: int) -> None:
+        self.engine.give_up(self._lent.pop(id))
+
+    def _on_meet(self, num_blocks: Sequence[int]) -> None:
+        """Map the memory of the others, now: it is there as long as somebody does."""
+        for number, (file, num) in enumerate(zip(self._order.files, num_blocks, strict=True)):
+            if number != self._order.number:
+                self._pools[number] = self.model.new_kv(num, self.engine.kv.block_size, shared=file)
+
+    def _on_stop(self) -> None:
+        self.kernel.stop()
+
+    # -- what happens here
+
+    def _began(self, seq: Seq) -> None:
+        self.engine.lend(seq)
+        self._lent[seq.id] = seq
+        self.say("began", seq.id, tuple(self.engine.lent(seq)), Figures.of(seq))
+
+    def _left(self, seq: Seq) -> None:
+        self._seqs.pop(seq.id, None)
+
+    def prompt(self, seq: Seq, picks: Sequence[Pick]) -> None:
+        self.say("prompt", seq.id, picks)
+
+    def tokens(self, seq: Seq, picks: Sequence[Pick]) -> None:
+        self.say("tokens", seq.id, picks)
+
+    def finish(self, seq: Seq, reason: FinishReason, error: Exception | None) -> None:
+        plain = None if error is None else LightworkError(f"{type(error).__name__}: {error}")
+        self.say("finish", seq.id, reason, plain, Figures.of(seq))
+
+    def on(self, span: Span) -> None:
+        """Its end is told by who knows why it ended."""
+        if span.kind != "finish":
+            self.say("span", span)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
+    pipe = Connection(int(sys.argv[1]))
+    order: Order = pipe.recv()
+    if order.cores:
+        os.sched_setaffinity(0, order.cores)
+    try:
+        hosted = Hosted(pipe, order)
+    except Exception as error:
+        pipe.send([("failed", f"{type(error).__name__}: {error}")])
+        raise
+    hosted.serve()
+
+
+if __name__ == "__main__":
+    main()

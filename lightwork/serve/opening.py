@@ -1,0 +1,204 @@
+"""From a plan to an engine that computes on this machine: the model loaded, and what was derived for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lightwork.errors import SpecError
+from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
+from lightwork.memory.kv import KVCache
+from lightwork.models.precisions.stored import Stored
+from lightwork.runtime.kernel import Kernel
+from lightwork.serve.engine import Engine
+from lightwork.serve.fleet import Fleet
+from lightwork.serve.plan import BLOCK_SIZE, Plan, Setting, context, kv_blocks, make_engine, make_kv
+from lightwork.serve.runner import Runner
+
+if TYPE_CHECKING:
+    from lightwork.models import Model
+    from lightwork.models.compiled import CompiledModel
+    from lightwork.models.precisions import Precision
+    from lightwork.models.spec import ModelSpec
+    from lightwork.models.tokenizer import Tokenizer
+
+    Served = Model | CompiledModel
+
+Progress = Callable[[str, int, int], None]
+SMALL_BYTES = 32e6
+"""Weights below this stay in a core's cache; two threads of torch then wait longer than they compute."""
+
+
+class AnyModel(Protocol):
+    """What a server needs of a model, wherever it computes. nbytes: of its weights."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def generation(self) -> dict[str, Any]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def warm_up(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def open_engine(
+    plan: Plan, kernel: Kernel, progress: Progress | None = None
+) -> tuple[Engine | Fleet, AnyModel, list[Setting]]:
+    """Load the model and build the engine that serves it for real, or the engines behind the plan's router,
+    each
+    a process of this machine.
+
+    progress(phase, done_bytes, total_bytes) is called while loading. Close the model when done. Raises
+    CheckpointError, SpecError.
+    """
+    if plan.on.startswith("sim:"):
+        raise SpecError(
+            f"{plan.on} is simulated",
+            expected="cpu or cuda:0",
+            fix=f"lightwork sim {plan.model} --on {plan.on}",
+        )
+    if "router" in plan.techniques():
+        from lightwork.serve.deployment import open_deployment
+
+        return open_deployment(plan, kernel, progress)
+    return open_one(plan, kernel, progress)
+
+
+def open_one(
+    plan: Plan,
+    kernel: Kernel,
+    progress: Progress | None = None,
+    *,
+    memory_bytes: int | None = None,
+    shared: int | None = None,
+    **parts: Any,
+) -> tuple[Engine, Served, list[Setting]]:
+    """One engine in this process, whatever the plan's router.
+
+    memory_bytes: free for it; None: all that is free. shared: memory for keys and values that others map.
+    parts: what else `Engine` takes.
+    """
+    chosen = plan.techniques()
+    model, kv_dtype, block_size, settings = _load(plan, chosen.get("precision"), progress)
+    longest = context(plan, model.spec)
+    free = free_bytes(plan.on) if memory_bytes is None else memory_bytes
+    blocks = kv_blocks(plan, model.spec, kv_dtype, int(longest.value), free, block_size)
+    kv = make_kv(plan, int(blocks.value), block_size, model.spec.kv_bytes_per_token(kv_dtype) * block_size)
+    make_runner: Callable[..., Runner] = runner_for(plan.on, model)
+    if shared is not None:
+        make_runner = partial(make_runner, shared=shared)
+    engine = make_engine(
+        plan,
+        kernel,
+        kv,
+        lambda kv: make_runner(kernel, model, kv),
+        int(longest.value),
+        model.spec.vocab_size,
+        **parts,
+    )
+    asked = "as asked" if "scheduler" in chosen else "the default"
+    settings += [*_threads(plan, model), longest, blocks, Setting("scheduler", repr(engine.scheduler), asked)]
+    return engine, model, settings
+
+
+def _load(
+    plan: Plan, precision: Precision | None, progress: Progress | None
+) -> tuple[Served, str, int, list[Setting]]:
+    """The model, the type of its keys and values, tokens of a KV block, and why."""
+    from lightwork import models
+
+    if compiles(plan.on):
+        compiled = models.load_compiled(plan.model, precision=precision or Stored(), progress=progress)
+        chosen = Setting("precision", repr(precision or Stored()), compiled.numbers.reason)
+        settings = [chosen, *_quality(plan.model, precision, compiled)]
+        kv_dtype = {F32: "float32", BF16_DOT: "bfloat16", INT8: "int8"}[compiled.numbers.kv]
+        return compiled, kv_dtype, PAGE, [*settings, Setting("kv_dtype", kv_dtype, "of that precision")]
+    if precision is not None:
+        raise SpecError(
+            f"{precision!r} is computed by the compiled CPU step only",
+            expected="--on cpu, with the extra 'cpu'",
+            fix='pip install "lightwork[cpu]"' if plan.on == "cpu" else "--on cpu",
+        )
+    dtype = "float32" if plan.on == "cpu" else "bfloat16"
+    reason = (
+        "exact on a CPU; without numba, torch computes" if plan.on == "cpu" else "half the bytes of float32"
+    )
+    model = models.load(plan.model, dtype=dtype, device=plan.on, progress=progress)
+    return model, dtype, BLOCK_SIZE, [Setting("dtype", dtype, reason)]
+
+
+def _quality(uri: str, precision: Precision | None, model: CompiledModel) -> list[Setting]:
+    """What rounding costs: perplexity of the model's held-out text, as stored and as served."""
+    from lightwork import models
+    from lightwork.models.held_out import perplexity, read_held_out
+
+    texts = read_held_out(models.resolve(uri)) if precision is not None else []
+    if not texts:
+        return []
+    stored = models.load_compiled(uri, precision=Stored())
+    before, after = perplexity(stored, texts), perplexity(model, texts)
+    stored.close()
+    num_tokens = sum(int(text.scored[1:].sum()) for text in texts)
+    value = f"{before:.4f} -> {after:.4f} ({after / before - 1:+.2%})"
+    return [Setting("perplexity", value, f"of {num_tokens} held-out tokens, as stored and as served")]
+
+
+def compiles(place: str) -> bool:
+    """Whether a place computes with the compiled CPU step, rather than with torch."""
+    return place == "cpu" and find_spec("numba") is not None
+
+
+def import_backend(place: str) -> None:
+    """Import what a place computes with, the slow part of a start. Raises MissingExtraError."""
+    if compiles(place):
+        import lightwork.models.compiled  # noqa: F401
+    else:
+        from lightwork.models import import_models
+
+        import_models()
+
+
+def runner_for(place: str, model: Served) -> Callable[[Kernel, Any, KVCache], Runner]:
+    """Triton's kernels on a GPU, if they are installed and know the model; otherwise the model itself."""
+    if place.startswith("cuda") and find_spec("triton") is not None:
+        from lightwork.models.gpu_step import supports
+        from lightwork.serve.gpu_runner import GpuRunner
+
+        if supports(model.spec):
+            return GpuRunner
+    from lightwork.serve.local_runner import LocalRunner
+
+    return LocalRunner
+
+
+def _threads(plan: Plan, model: Served) -> list[Setting]:
+    """Give a CPU model the threads it can use."""
+    if plan.on != "cpu":
+        return []
+    small = model.nbytes < SMALL_BYTES and not compiles(plan.on)
+    threads = 1 if small else len(own_cores())
+    model.set_threads(threads)
+    reason = "its steps are shorter than waking another thread" if small else "one per core"
+    return [Setting("threads", str(threads), reason)]
+
+
+def free_bytes(place: str) -> int:
+    """Free memory of a real place, bytes."""
+    if place.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(place)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def own_cores() -> list[int]:
+    """The cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))

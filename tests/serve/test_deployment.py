@@ -1,0 +1,182 @@
+"""Engines as processes of this machine: the same texts, one transfer per request, and none lost with a
+process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightwork.errors import LightworkError, SpecError
+from lightwork.runtime.clock import WallClock
+from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.trace import Span, Trace
+from lightwork.serve.fleet import Fleet
+from lightwork.serve.opening import open_engine
+from lightwork.serve.plan import Plan
+from lightwork.serve.sequence import Request
+from lightwork.serve.sequence import Sequence as Seq
+from lightwork.serve.simulate import run_load
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
+
+LOAD = [Request(prompt=tuple(range(10 + i, 40 + 3 * i)), max_tokens=24) for i in range(12)]
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[..., Fleet]]:
+    """Opens fleets on the built-in model, and ends their processes."""
+    models: list[Any] = []
+
+    def make(*use: object, **plan: Any) -> Fleet:
+        kernel = Kernel(WallClock(), trace=Trace("real: processes"))
+        fleet, model, _ = open_engine(Plan(use=use, max_len=512, **plan), kernel)
+        models.append(model)
+        assert isinstance(fleet, Fleet)
+        return fleet
+
+    yield make
+    for model in models:
+        model.close()
+    for model in models:
+        assert [engine.process.poll() is not None for engine in model.engines] == [True] * len(model.engines)
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[list[int]]:
+    """What one engine says."""
+    kernel = Kernel(WallClock())
+    engine, model, _ = open_engine(Plan(max_len=512, prefix_cache=False), kernel)
+    try:
+        return outputs(run_load(engine, [0.0] * len(LOAD), LOAD))
+    finally:
+        model.close()
+
+
+def outputs(seqs: list[Seq]) -> list[list[int]]:
+    return [seq.tokens[seq.prompt_len :] for seq in seqs]
+
+
+def spans(fleet: Fleet, kind: str) -> list[Span]:
+    assert fleet.kernel.trace is not None
+    return [span for span in fleet.kernel.trace.spans if span.kind == kind]
+
+
+def assert_idle(fleet: Fleet) -> None:
+    """Nothing is with anybody, and what a new request finds is all there: the blocks have come back."""
+    assert [member.requests for member in fleet.members] == [0] * len(fleet.members)
+    seqs = run_load(fleet, [0.0], [LOAD[0]])
+    assert seqs[0].finished == "length"
+    usage = [span.args["kv_usage"] for span in spans(fleet, "step")[-LOAD[0].max_tokens :] if span.args]
+    assert max(usage) <= 4 / min(engine.kv_tokens // 64 for engine in fleet.engines)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [("Replicas(copies=2)",), ("PrefillDecode()",), ("PrefillDecode()", "Quant(bits=16, kv_bits=8)")],
+    ids=str,
+)
+def test_texts_are_those_of_one_engine(
+    opened: Callable[..., Fleet], expected: list[list[int]], use: tuple[str, ...]
+) -> None:
+    fleet = opened(*use, prefix_cache=False)
+    seqs = run_load(fleet, [0.002 * i for i in range(len(LOAD))], LOAD)
+    if len(use) == 1:
+        assert outputs(seqs) == expected
+    assert [seq.finished for seq in seqs] == ["length"] * len(LOAD)
+    assert_idle(fleet)
+
+
+def test_prompts_and_decodes_are_apart_and_keys_move_once(opened: Callable[..., Fleet]) -> None:
+    fleet = opened("PrefillDecode()", prefix_cache=False)
+    seqs = run_load(fleet, [0.002 * i for i in range(len(LOAD))], LOAD)
+    moved = {span.name: span.args for span in spans(fleet, "pull")}
+    assert moved == {str(seq.id): {"tokens": seq.prompt_len} for seq in seqs}
+    for step in spans(fleet, "step"):
+        assert step.args is not None
+        for id, start, rows, _, _ in step.args["chunks"]:
+            assert (rows == 1 and start >= seqs[id].prompt_len) == (step.rank == "engine 1")
+    assert Counter(span.rank for span in spans(fleet, "finish")) == {"engine 1": len(LOAD)}
+
+
+@pytest.mark.parametrize(
+    ("use", "victim"), [("Replicas(copies=2)", 1), ("PrefillDecode()", 1), ("PrefillDecode()", 0)]
+)
+def test_a_process_that_is_killed_loses_no_request(
+    opened: Callable[..., Fleet], expected: list[list[int]], use: str, victim: int
+) -> None:
+    """In the middle of the load: what it had is computed again elsewhere, to the same text."""
+    fleet = opened(use, prefix_cache=False)
+    kernel, seqs = fleet.kernel, []
+
+    async def main() -> None:
+        for request in LOAD:
+            seqs.extend(fleet.submit(request))
+        while sum(seq.num_output for seq in seqs) < 40:
+            await kernel.sleep(0.001)
+        os.kill(fleet.engines[victim].process.pid, signal.SIGKILL)
+        await fleet.drained()
+
+    serving = kernel.spawn(fleet.run())
+    kernel.run(main())
+    serving.cancel()
+    assert outputs(seqs) == expected
+    assert not fleet.members[victim].alive
+    assert [member.requests for member in fleet.members] == [0, 0]
+    assert outputs(run_load(fleet, [0.0], LOAD[:1])) == expected[:1]
+
+
+def test_without_any_process_callers_are_told(opened: Callable[..., Fleet]) -> None:
+    fleet = opened("Replicas(copies=2)")
+    kernel, seqs = fleet.kernel, []
+
+    async def main() -> None:
+        for request in LOAD:
+            seqs.extend(fleet.submit(request))
+        for engine in fleet.engines:
+            os.kill(engine.process.pid, signal.SIGKILL)
+        await fleet.drained()
+
+    serving = kernel.spawn(fleet.run())
+    kernel.run(main())
+    serving.cancel()
+    assert {seq.finished for seq in seqs} <= {"length", "error"}
+    assert "error" in {seq.finished for seq in seqs}
+    with pytest.raises(LightworkError, match="no engine is left"):
+        fleet.submit(LOAD[0])
+
+
+def test_hanging_up_frees_blocks_in_every_process(opened: Callable[..., Fleet]) -> None:
+    fleet = opened("PrefillDecode()", kv_bytes=1 << 20)
+    kernel, seqs = fleet.kernel, []
+
+    async def main() -> None:
+        for i in range(60):
+            seqs.extend(fleet.submit(LOAD[i % len(LOAD)]))
+            await kernel.sleep(0.001)
+            if i % 2:
+                fleet.cancel(seqs[i - 1 : i])
+        await fleet.drained()
+
+    serving = kernel.spawn(fleet.run())
+    kernel.run(main())
+    serving.cancel()
+    assert Counter(seq.finished for seq in seqs)["length"] >= 30
+    assert_idle(fleet)
+
+
+def test_a_model_that_is_not_there_is_told_by_the_process() -> None:
+    with pytest.raises(LightworkError, match="engine 0 did not start: CheckpointError: there is no folder"):
+        open_engine(Plan(model="hf:./nowhere", use=("Replicas(copies=2)",)), Kernel(WallClock()))
+
+
+def test_what_processes_cannot_do_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="simulated only"):
+        open_engine(Plan(use=("PrefillDecode(prefill_tp=2)",)), Kernel(WallClock()))
+    with pytest.raises(SpecError, match="processes of this machine"):
+        open_engine(Plan(on="cuda:0", use=("Replicas(copies=2)",)), Kernel(WallClock()))

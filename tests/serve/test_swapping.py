@@ -1,0 +1,247 @@
+"""Sequences that give up their KV and get it back: the same texts, nothing stale, only what is new is copied.
+
+The runner of these tests remembers what each slot holds. Copies take random times, read at their end and
+leave poison where they will write, so a step that does not wait for one that it must wait for is caught.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import pytest
+from engines import UnitCost, expected, next_token, request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightwork.errors import LightworkError
+from lightwork.memory.host import Run
+from lightwork.memory.kv import KVCache
+from lightwork.memory.layouts import Layout
+from lightwork.memory.layouts.block_groups import BlockGroups
+from lightwork.memory.layouts.paged import Paged
+from lightwork.memory.tiers.host_memory import HostMemory
+from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.trace import Span, Trace
+from lightwork.serve.engine import Engine
+from lightwork.serve.schedulers import Step
+from lightwork.serve.schedulers.fair import Fair
+from lightwork.serve.schedulers.fast_switch import FastSwitch
+from lightwork.serve.schedulers.sarathi import Sarathi
+from lightwork.serve.sequence import Limits
+from lightwork.serve.simulate import run_load
+from lightwork.serve.simulated_runner import SimulatedRunner
+
+SIZE = 4
+POISON = object()
+SWITCHING = FastSwitch(inner=Sarathi(chunk=16), every=3, stay=0.3)
+
+
+class RememberingRunner(SimulatedRunner):
+    """slots, host: what each slot of the two memories holds, a text up to and with its token."""
+
+    def __init__(self, kernel: Kernel, kv: KVCache, seed: int) -> None:
+        super().__init__(UnitCost(), script=next_token)
+        self.kernel, self.kv, self.rng = kernel, kv, random.Random(seed)
+        self.slots: dict[int, object] = {}
+        self.host: dict[int, object] = {}
+        self.broken: frozenset[str] = frozenset()
+
+    def run(self, step: Step) -> Coroutine[Any, Any, Any]:
+        for src, dst, num in step.copies:
+            for i in range(num):
+                self.slots[dst + i] = self.slots[src + i]
+        for seq, start, count in step.chunks:
+            for i in range(start):
+                assert self.slots[self.kv.slot(seq.id, i)] == tuple(seq.tokens[: i + 1]), (seq, i)
+            for i in range(start, start + count):
+                self.slots[self.kv.slot(seq.id, i)] = tuple(seq.tokens[: i + 1])
+        return super().run(step)
+
+    def swap_out(self, runs: Sequence[Run]) -> Coroutine[Any, Any, None]:
+        return self._swap("out", runs, self.slots, self.host)
+
+    def swap_in(self, runs: Sequence[Run]) -> Coroutine[Any, Any, None]:
+        return self._swap("in", runs, self.host, self.slots)
+
+    async def _swap(self, way: str, runs: Sequence[Run], source: Any, target: Any) -> None:
+        moves = [(SIZE * a + i, SIZE * b + i) for a, b, num in runs for i in range(num * SIZE)]
+        for _, dst in moves:
+            target[dst] = POISON
+        await self.kernel.sleep(self.rng.random() * 0.05)
+        if way in self.broken:
+            raise LightworkError(f"no copies {way}")
+        for src, dst in moves:
+            target[dst] = source[src]
+
+
+def make(
+    scheduler: Any = SWITCHING,
+    *,
+    blocks: int = 16,
+    host: int = 64,
+    seed: int = 0,
+    layout: Layout | None = None,
+    tier: HostMemory | None = None,
+    prefix_cache: bool = True,
+) -> Engine:
+    kernel = Kernel(trace=Trace("test"))
+    tier = tier or HostMemory()
+    kv = KVCache(blocks, SIZE, prefix_cache=prefix_cache, layout=layout, tier=tier, tier_blocks=host)
+    runner = RememberingRunner(kernel, kv, seed)
+    return Engine(kernel, runner, kv, scheduler, limits=Limits(max_len=1000), vocab_size=50)
+
+
+def spans(engine: Engine, kind: str) -> list[Span]:
+    assert engine.kernel.trace is not None
+    return [span for span in engine.kernel.trace.spans if span.kind == kind]
+
+
+def blocks_of(engine: Engine, kind: str) -> list[int]:
+    return [int(span.args["blocks"]) for span in spans(engine, kind) if span.args]
+
+
+def assert_clean(engine: Engine) -> None:
+    engine.kv.check()
+    assert engine.kv.free == engine.kv.total
+    assert engine.kv.host is not None
+    engine.kv.host.check()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 24), st.integers(1, 16)), min_size=2, max_size=14),
+    blocks=st.integers(11, 30),
+    host=st.integers(1, 60),
+    layout=st.sampled_from([Paged(), BlockGroups(size=3)]),
+    tier=st.sampled_from(
+        [HostMemory(), HostMemory(merge=False), HostMemory(overlap=False), HostMemory(reuse=False)]
+    ),
+    cache=st.booleans(),
+    broken=st.sampled_from([(), (), ("in",), ("out",)]),
+    seed=st.integers(0, 99),
+)
+def test_no_schedule_of_copies_is_read_before_it_has_ended(
+    sizes: list[tuple[int, int]],
+    blocks: int,
+    host: int,
+    layout: Layout,
+    tier: HostMemory,
+    cache: bool,
+    broken: tuple[str, ...],
+    seed: int,
+) -> None:
+    engine = make(blocks=blocks, host=host, layout=layout, tier=tier, prefix_cache=cache, seed=seed)
+    assert isinstance(engine.runner, RememberingRunner)
+    engine.runner.broken = frozenset(broken)
+    load = [
+        request(range(i % 3, i % 3 + prompt), max_tokens=output) for i, (prompt, output) in enumerate(sizes)
+    ]
+    seqs = run_load(engine, [0.004 * i for i in range(len(load))], load)
+    assert [seq.tokens[seq.prompt_len :] for seq in seqs] == [expected(r) for r in load]
+    assert_clean(engine)
+
+
+LOAD = [request(range(i, i + 12 + i % 5), max_tokens=24) for i in range(12)]
+
+
+def test_what_was_given_up_is_fetched_rather_than_computed() -> None:
+    engine = make(host=400)
+    seqs = run_load(engine, [0.0] * 12, LOAD)
+    assert sum(seq.num_preempted for seq in seqs) > 10
+    assert sum(blocks_of(engine, "fetch")) > 10
+    computed = sum(chunk[2] for span in spans(engine, "step") if span.args for chunk in span.args["chunks"])
+    again = computed - sum(seq.known - 1 for seq in seqs)
+    assert 0 <= again < SIZE * sum(seq.num_preempted for seq in seqs)
+
+
+def test_each_block_of_a_text_is_copied_once_while_its_copy_stands() -> None:
+    """However often a sequence is preempted: what is stored are its whole blocks, each once."""
+    engine = make(host=400)
+    seqs = run_load(engine, [0.0] * 12, [request(range(5 * i, 5 * i + 13), max_tokens=24) for i in range(12)])
+    assert sum(seq.num_preempted for seq in seqs) > 10
+    assert sum(blocks_of(engine, "store")) == sum((seq.known - 1) // SIZE for seq in seqs)
+
+
+def test_without_reuse_everything_is_copied_each_time() -> None:
+    with_reuse, without = make(host=400), make(host=400, tier=HostMemory(reuse=False))
+    for engine in (with_reuse, without):
+        run_load(engine, [0.0] * 12, LOAD)
+    assert sum(blocks_of(without, "store")) > 1.5 * sum(blocks_of(with_reuse, "store"))
+
+
+def test_turns_of_a_conversation_store_what_is_new() -> None:
+    """Each goes on from the last one, which host memory still holds; others wash it out of the blocks."""
+    engine, said, before = make(Sarathi(), blocks=20, host=400), list(range(9)), 0
+    for turn in range(5):
+        (seq,) = run_load(engine, [0.0], [request(said, max_tokens=8)])
+        assert seq.cached == before * SIZE
+        whole = (seq.known - 1) // SIZE
+        assert blocks_of(engine, "store")[-1] == whole - before
+        run_load(engine, [0.0], [request([100 + turn] * 76, max_tokens=4)])
+        said, before = [*seq.tokens, *range(20 + turn, 26 + turn)], whole
+
+
+def test_what_was_overwritten_is_copied_again_to_the_block() -> None:
+    engine = make(Sarathi(), blocks=40, host=20)
+    host = engine.kv.host
+    assert host is not None
+    text = list(range(48))
+    run_load(engine, [0.0], [request(text, max_tokens=1)])
+    assert blocks_of(engine, "store") == [12]
+    run_load(engine, [0.0], [request(range(60, 116), max_tokens=1)])  # 14 blocks: 6 of the first text go
+    assert len(host.find(text, 48)) == 6
+    run_load(engine, [0.0], [request(text, max_tokens=1)])
+    assert blocks_of(engine, "store") == [12, 14, 6]
+
+
+def test_steps_go_on_while_copies_run_and_wait_for_them_where_asked() -> None:
+    def overlapping(engine: Engine) -> int:
+        run_load(engine, [0.001 * i for i in range(12)], LOAD)
+        copies = spans(engine, "store") + spans(engine, "fetch")
+        return sum(
+            step.start_s < copy.end_s and copy.start_s < step.end_s
+            for step in spans(engine, "step")
+            for copy in copies
+            if copy.start_s < copy.end_s
+        )
+
+    assert overlapping(make(host=400)) > 20
+    assert overlapping(make(host=400, tier=HostMemory(overlap=False))) == 0
+
+
+def test_the_highest_priorities_that_fit_run() -> None:
+    engine = make(FastSwitch(inner=Sarathi(chunk=64), every=2, stay=0.0), blocks=12)
+    seqs = run_load(engine, [0.0] * 8, [request(range(i, i + 20), max_tokens=12) for i in range(8)])
+    assert all(seq.finished == "length" for seq in seqs)
+    assert max(span.args["running"] for span in spans(engine, "step") if span.args) <= 2
+    assert sum(seq.num_preempted for seq in seqs) >= 8
+
+
+@pytest.mark.parametrize(
+    "scheduler", [Fair(inner=SWITCHING), FastSwitch(inner=Fair(inner=Sarathi()))], ids=repr
+)
+def test_priorities_and_fairness_compose(scheduler: Any) -> None:
+    engine = make(scheduler)
+    load = [request(range(i, i + 12), max_tokens=12, tenant="ab"[i % 2]) for i in range(12)]
+    seqs = run_load(engine, [0.0] * 12, load)
+    assert [seq.tokens[12:] for seq in seqs] == [expected(r) for r in load]
+    assert_clean(engine)
+
+
+def test_hanging_up_while_copies_run_frees_everything() -> None:
+    engine = make(host=400)
+    seqs = [engine.submit(r)[0] for r in LOAD]
+
+    async def main() -> None:
+        for i, seq in enumerate(seqs):
+            await engine.kernel.sleep(0.01)
+            if i % 2:
+                engine.cancel([seq])
+        await engine.drained()
+
+    serving = engine.kernel.spawn(engine.run())
+    engine.kernel.run(main())
+    serving.cancel()
+    assert_clean(engine)
