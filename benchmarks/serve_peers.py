@@ -40,7 +40,7 @@ from lightwork.home import home
 Versions = dict[str, dict[str, str]]
 """Of each engine, its own and its libraries'."""
 
-CELLS = ("decode", "prefill", "batch", "memory", "http", "start")
+CELLS = ("decode", "prefill", "batch", "memory", "documents", "http", "start")
 SIZES = ("output", "prefill", "requests", "streams")
 OFFLINE = {"decode": cells.decode, "prefill": cells.prefill, "batch": cells.batch, "memory": cells.memory}
 
@@ -82,9 +82,16 @@ class Bench:
     def environment(self, engine: Engine) -> dict[str, str]:
         return engine.environment(self.options.threads, self.options.spins)
 
-    def worker(self, engine: Engine) -> Worker:
+    def worker(self, engine: Engine, **more: Any) -> Worker:
+        """more: what else, or other than usual, the engine is told."""
         use = self.use if engine is LIGHTWORK else ()
-        told = {"model": str(self.model(engine)), "weights": self.weights, "use": use, **self.limits()}
+        told = {
+            "model": str(self.model(engine)),
+            "weights": self.weights,
+            "use": use,
+            **self.limits(),
+            **more,
+        }
         python = engine.python(self.options.peers)
         return Worker(engine, python, self.log(engine, "worker"), self.environment(engine), told)
 
@@ -109,6 +116,11 @@ class Bench:
             show(" against ".join(_listed(v) for v in versions.values()))
             for name in (c for c in OFFLINE if c in chosen):
                 yield from ((row, versions) for row in OFFLINE[name](ours, theirs, self.load))
+        if "documents" in chosen:
+            told = {"prefixes": True, "kv_tokens": cells.DOCUMENTS_KV_TOKENS}
+            grouped = (*self.use, "PrefixGroups()")
+            with self.worker(LIGHTWORK, **told, use=grouped) as ours, self.worker(peer, **told) as theirs:
+                yield from ((row, versions) for row in cells.documents(ours, theirs, self.load))
         if "http" in chosen and peer.server is not None:
             with self.server(LIGHTWORK) as our_server, self.server(peer) as their_server:
                 yield from ((row, versions) for row in cells.streams(our_server, their_server, self.load))

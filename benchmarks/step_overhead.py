@@ -69,7 +69,7 @@ class FreeModel:
         rng = np.random.default_rng(0)
         self._logits = [rng.normal(0, 3, (SEQS, VOCABULARY)).astype(np.float32) for _ in range(3)]
 
-    def new_kv(self, num_blocks: int, block_size: int) -> None: ...
+    def new_kv(self, num_blocks: int, block_size: int, shared: None = None) -> None: ...
 
     def logits(self, rows: Rows, kv: None) -> NDArray[np.float32]:
         if self._mark:

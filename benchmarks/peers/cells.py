@@ -18,6 +18,10 @@ from peers.process import Worker
 from peers.shapes import FIRST_WORD
 from peers.streams import Server, Streams
 
+DOCUMENTS, QUESTIONS = 24, 6
+DOCUMENTS_KV_TOKENS = DOCUMENTS * 384 // 4
+"""A cache holds a quarter of the documents."""
+
 T = TypeVar("T")
 Requests = tuple[list[list[int]], list[int]]
 
@@ -47,6 +51,18 @@ class Load:
         prompts = np.exp(rng.uniform(np.log(32), np.log(512), self.requests)).astype(int)
         outputs = np.exp(rng.uniform(np.log(16), np.log(96), self.requests)).astype(int)
         return [self.ids(rng, int(n)) for n in prompts], [int(n) for n in outputs]
+
+    def questions(self, repeat: int) -> Requests:
+        """Six questions of 16 to 32 tokens on each of 24 documents of 384, shuffled; 16 to 32 tokens of
+        answer.
+
+        New ones for each repeat: nothing is known of them.
+        """
+        rng = self.rng(4, repeat)
+        documents = [self.ids(rng, 384) for _ in range(DOCUMENTS)]
+        prompts = [d + self.ids(rng, int(rng.integers(16, 33))) for d in documents for _ in range(QUESTIONS)]
+        order = rng.permutation(len(prompts))
+        return [prompts[i] for i in order], [int(n) for n in rng.integers(16, 33, len(prompts))]
 
     def texts(self, repeat: int) -> tuple[list[str], list[int]]:
         """Texts of 64 to 256 letters, each letter a token, new ones for each repeat: no prefix is known."""
@@ -138,6 +154,23 @@ def batch(ours: Worker, theirs: Worker, load: Load) -> list[Row]:
         return sum(lengths) / seconds, tokens
 
     return [_compared("batch", "tokens/s", run, ours, theirs, load.pairs)]
+
+
+def documents(ours: Worker, theirs: Worker, load: Load) -> list[Row]:
+    """Requests per second of many questions on a few documents, known at once."""
+    row = Row(name="documents", unit="requests/s", higher=True)
+    for worker in (ours, theirs):
+        worker.generate(*load.questions(load.pairs))
+
+    def run(worker: Worker, i: int) -> tuple[float, list[list[int]]]:
+        prompts, lengths = load.questions(i)
+        seconds, tokens = worker.generate(prompts, lengths)
+        return len(prompts) / seconds, tokens
+
+    a, b = interleaved(lambda i: run(ours, i), lambda i: run(theirs, i), load.pairs)
+    row.ours, row.theirs = [rate for rate, _ in a], [rate for rate, _ in b]
+    row.agree = agreement(a[0][1], b[0][1])
+    return [row]
 
 
 def memory(ours: Worker, theirs: Worker, load: Load) -> list[Row]:

@@ -20,7 +20,7 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Lightwork:
-    """One engine, kept from command to command; its prefix cache is off."""
+    """One engine, kept from command to command."""
 
     def __init__(self, options: Options) -> None:
         model = f"hf:{options.model}"
@@ -31,7 +31,7 @@ class Lightwork:
             max_len=options.max_len,
             kv_bytes=options.kv_tokens * per_token,
             max_seqs=options.seqs,
-            prefix_cache=False,
+            prefix_cache=options.prefixes,
         )
         self._engine, loaded, _ = open_engine(plan, Kernel(WallClock()))
         loaded.warm_up()

@@ -29,7 +29,7 @@ class OpenVINO:
         scheduler.max_num_batched_tokens = 2048
         scheduler.max_num_seqs = options.seqs
         scheduler.dynamic_split_fuse = True
-        scheduler.enable_prefix_caching = False
+        scheduler.enable_prefix_caching = options.prefixes
         scheduler.num_kv_blocks = options.kv_tokens // BLOCK + options.seqs
         self._pipeline = genai.ContinuousBatchingPipeline(
             options.model, scheduler, "CPU", properties(options)

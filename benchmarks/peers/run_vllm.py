@@ -18,7 +18,7 @@ class VLLM:
             options.model,
             dtype=DTYPES.get(options.weights, "bfloat16"),
             enforce_eager=True,
-            enable_prefix_caching=False,
+            enable_prefix_caching=options.prefixes,
             max_model_len=options.max_len,
             max_num_seqs=options.seqs,
             max_num_batched_tokens=2048,

@@ -22,7 +22,8 @@ Tokens = list[int]
 class Options:
     """What every engine is told. weights: f32, bf16, 8bit, 4bit. seqs: requests that may run at once.
 
-    kv_tokens: tokens that the cache must hold in all. use: lightwork's techniques.
+    kv_tokens: tokens that the cache must hold in all. use: lightwork's techniques. prefixes: keep what is
+    known of prompts from request to request.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Options:
     kv_tokens: int
     max_len: int
     use: Sequence[str] = ()
+    prefixes: bool = False
 
 
 class Engine(Protocol):
@@ -68,7 +70,7 @@ def run(load: Callable[[Options], Engine]) -> None:
 
 def _load(load: Callable[[Options], Engine], command: dict[str, Any]) -> tuple[Engine, dict[str, Any]]:
     begin = time.perf_counter()
-    engine = load(Options(**{f.name: command[f.name] for f in fields(Options)}))
+    engine = load(Options(**{f.name: command[f.name] for f in fields(Options) if f.name in command}))
     return engine, {"seconds": time.perf_counter() - begin, "versions": engine.versions}
 
 

@@ -19,9 +19,12 @@ import numpy as np
 from lightwork.claims import Lab, Measured, claim
 from lightwork.claims._random_llama import random_llama
 from lightwork.claims._real import serve
+from lightwork.memory.kv import KVCache
 from lightwork.models import read_shape
 from lightwork.models.precisions.quant import Quant
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.trace import Span, Trace
+from lightwork.serve.engine import Engine
 from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.loads import Arrival, Load
 from lightwork.serve.loads.documents import Documents
@@ -30,7 +33,8 @@ from lightwork.serve.plan import BLOCK_SIZE, Plan
 from lightwork.serve.schedulers._shared_prefixes import shared_prefixes
 from lightwork.serve.schedulers.prefix_groups import PrefixGroups
 from lightwork.serve.schedulers.sarathi import Sarathi
-from lightwork.serve.simulate import SyntheticRequests, simulate
+from lightwork.serve.simulate import SyntheticRequests, run_load, simulate
+from lightwork.serve.simulated import open_simulated
 
 Techniques = PrefixGroups | Sarathi
 
@@ -165,6 +169,54 @@ class Mixed:
 def decode_heavy_first(lab: Lab) -> Measured:
     first, last = (served(Mixed(), PrefixGroups(decode_heavy_first=d), 0, lab.seed) for d in (True, False))
     return Measured(last.duration_s / first.duration_s, f"{last.steps / first.steps:.2f}x steps")
+
+
+@claim(
+    "batchllm",
+    title="mean tokens of a step of those, decode-heavy first over the reverse",
+    paper="raised; our bar 1",
+    expect=1.0,
+    within=0.0,
+    bound="at least",
+)
+def tokens_per_step(lab: Lab) -> float:
+    first, last = (served(Mixed(), PrefixGroups(decode_heavy_first=d), 0, lab.seed) for d in (True, False))
+    return last.steps / first.steps
+
+
+class _Pinned:
+    """Observes how much of the prefixes an engine keeps."""
+
+    def __init__(self) -> None:
+        self.kv: KVCache | None = None
+        self.most = 0
+
+    def on(self, span: Span) -> None:
+        if span.kind == "step" and self.kv is not None:
+            self.most = max(self.most, self.kv.pinned_tokens)
+
+
+@claim(
+    "batchllm",
+    title="most tokens of shared prefixes that are kept at once, over the two largest prefixes",
+    paper="- (our bar 1)",
+    expect=1.0,
+    within=0.0,
+    bound="at most",
+)
+def peak_of_prefixes(lab: Lab) -> Measured:
+    pinned = _Pinned()
+    kernel = Kernel(seed=lab.seed, trace=Trace("simulated", keep=0, observers=[pinned]))
+    plan = replace(LLAMA, use=(PrefixGroups(),), kv_bytes=KV_TOKENS[0] * KV_BYTES_PER_TOKEN)
+    engine, _ = open_simulated(plan, kernel)
+    assert isinstance(engine, Engine)
+    pinned.kv = engine.kv
+    arrivals = SNIPPETS.arrivals(kernel.rng("load"))
+    requests = SyntheticRequests(arrivals, engine.vocab_size, kernel.rng("prompts"))
+    largest = sum(sorted(g.length for g in shared_prefixes([r.prompt for r in requests], BLOCK_SIZE))[-2:])
+    run_load(engine, arrivals, requests)
+    running = KV_TOKENS[0] // (1490 // 8 + 450 + 32)
+    return Measured(pinned.most / largest, f"{pinned.most} tokens; about {running} of degree 8 run at once")
 
 
 # -- for real

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lightwork.errors import RangeError
+from lightwork.errors import RangeError, SpecError
+
+if TYPE_CHECKING:
+    from lightwork.serve.metrics import Slo
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -36,6 +39,12 @@ def on(default: str, words: str) -> Decorator:
     return click.option("--on", metavar="PLACE", help=f"{words}  [default: {default}]")
 
 
+def slo(*, required: bool) -> Decorator:
+    """What each request is promised, to be read by `parse_slo`."""
+    words = "Seconds to the first token and per further one: ttft=0.5,tpot=0.05."
+    return click.option("--slo", required=required, help=words)
+
+
 def size(text: str) -> int:
     """Bytes of a size with its unit: 512MB (10^6), 2GiB (2^30), or plain bytes."""
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([KMGT])(I)?)?B?", text.upper())
@@ -46,3 +55,23 @@ def size(text: str) -> int:
     number, prefix, binary = found.groups()
     power = "KMGT".index(prefix) + 1 if prefix else 0
     return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+def parse_slo(text: str) -> Slo:
+    """The promise of a text like ttft=0.5,tpot=0.05. Raises SpecError."""
+    from lightwork.serve.metrics import Slo
+
+    given: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            if name.strip() not in ("ttft", "tpot"):
+                raise ValueError
+            given[f"{name.strip()}_s"] = float(value)
+        except ValueError:
+            raise SpecError(
+                f"--slo has {part[:40]!r}",
+                expected="ttft and tpot in seconds",
+                fix="--slo ttft=0.5,tpot=0.05",
+            ) from None
+    return Slo(**given)

@@ -1,8 +1,10 @@
-"""A plan file: MODEL, --on and --use, written down once.
+"""A plan file: MODEL, --on and --use, written down once, and what `lightwork tune` found.
 
     model = "tiny:llama"
     on = "cpu"
     use = ["Sarathi(chunk=256)", "Ngram(k=4)"]
+    max_seqs = 32
+    threads = 2
 
 What the command line says replaces what the file says.
 """
@@ -11,21 +13,34 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightwork.errors import SpecError
 from lightwork.techniques import nearest, parse_all
 
+if TYPE_CHECKING:
+    from lightwork.serve.plan import Plan
+
 MAX_BYTES = 1 << 20
-KEYS = {"model": str, "on": str, "use": list}
+KEYS: dict[str, type] = {"model": str, "on": str, "use": list, "max_seqs": int, "threads": int}
+WANTED = {str: "a string", list: "a list of strings", int: "a whole number of at least 1"}
 
 
 class Chosen(NamedTuple):
-    """What to serve, where, and with which techniques, as texts."""
+    """What to serve, where, and with which techniques, as texts. None: derived."""
 
     model: str
     on: str
     use: tuple[str, ...]
+    max_seqs: int | None = None
+    threads: int | None = None
+
+    def plan(self, **settings: Any) -> Plan:
+        """What these come to, and further settings of a plan."""
+        from lightwork.serve.plan import Plan
+
+        numbers = {name: n for name in ("max_seqs", "threads") if (n := getattr(self, name)) is not None}
+        return Plan(model=self.model, on=self.on, use=self.use, **numbers, **settings)
 
 
 def choose(model: str, on: str | None, use: tuple[str, ...], default_on: str) -> Chosen:
@@ -34,7 +49,10 @@ def choose(model: str, on: str | None, use: tuple[str, ...], default_on: str) ->
     Raises SpecError for a file or a technique that cannot be understood, before anything is loaded.
     """
     plan: dict[str, Any] = _read(Path(model)) if model.endswith(".toml") else {"model": model}
-    chosen = Chosen(plan["model"], on or plan.get("on", default_on), use or tuple(plan.get("use", ())))
+    numbers = (plan.get("max_seqs"), plan.get("threads"))
+    chosen = Chosen(
+        plan["model"], on or plan.get("on", default_on), use or tuple(plan.get("use", ())), *numbers
+    )
     parse_all(chosen.use)
     return chosen
 
@@ -52,9 +70,16 @@ def _read(file: Path) -> dict[str, Any]:
         if key not in KEYS:
             near = nearest(key, KEYS)
             raise SpecError(f"{file.name} has an unknown key {key[:40]!r}", expected=near or ", ".join(KEYS))
-        if not isinstance(value, KEYS[key]) or (key == "use" and not all(isinstance(v, str) for v in value)):
-            wanted = "a list of strings" if key == "use" else "a string"
-            raise SpecError(f"{key} in {file.name} is {str(value)[:40]!r}", expected=wanted)
+        if not _fits(key, value):
+            raise SpecError(f"{key} in {file.name} is {str(value)[:40]!r}", expected=WANTED[KEYS[key]])
     if "model" not in plan:
         raise SpecError(f"{file.name} names no model", expected="model", fix='model = "tiny:llama"')
     return plan
+
+
+def _fits(key: str, value: Any) -> bool:
+    if KEYS[key] is int:
+        return type(value) is int and value >= 1
+    return isinstance(value, KEYS[key]) and (
+        not isinstance(value, list) or all(isinstance(v, str) for v in value)
+    )

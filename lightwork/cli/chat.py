@@ -37,7 +37,7 @@ def command(
 
     chosen = choose(model, on, use, "cpu")
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    with Server(chosen.model, use=chosen.use, on=chosen.on) as server:
+    with Server(model, use=chosen.use, on=chosen.on) as server:
         chat = Chat(server, system, {k: v for k, v in settings.items() if v is not None})
         if sys.stdin.isatty() and sys.stdout.isatty():
             from lightwork.cli._repl import repl

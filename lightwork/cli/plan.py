@@ -14,11 +14,9 @@ import click
 from lightwork.cli import _options
 from lightwork.cli._plan_file import choose
 from lightwork.cli._verbs import verb
-from lightwork.errors import SpecError
 
 if TYPE_CHECKING:
     from lightwork.plan.serving import Choice, Found
-    from lightwork.serve.metrics import Slo
 
 
 @verb(
@@ -34,9 +32,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How requests arrive, as an expression.",
 )
-@click.option(
-    "--slo", required=True, help="Seconds to the first token and per further one: ttft=0.5,tpot=0.05."
-)
+@_options.slo(required=True)
 @click.option("--share", type=float, default=0.9, show_default=True, help="Of requests that must be in time.")
 @_options.seed
 @_options.as_json
@@ -53,13 +49,12 @@ def command(
     from lightwork.cli._output import StatusLine, show_json, show_table
     from lightwork.plan.serving import Problem, Trial, search
     from lightwork.serve.loads import parse_load
-    from lightwork.serve.plan import Plan
 
     chosen = choose(model, on, use, "sim:a100x8")
     problem = Problem(
-        plan=Plan(model=chosen.model, on=chosen.on, use=chosen.use),
+        plan=chosen.plan(),
         load=parse_load(load),
-        slo=parse_slo(slo),
+        slo=_options.parse_slo(slo),
         share=share,
         seed=seed,
     )
@@ -99,23 +94,3 @@ def _figures(found: Found) -> dict[str, object]:
 
 def _plain(choice: Choice) -> dict[str, object]:
     return choice._asdict() | {"router": repr(choice.router), "scheduler": repr(choice.scheduler)}
-
-
-def parse_slo(text: str) -> Slo:
-    """The promise of a text like ttft=0.5,tpot=0.05. Raises SpecError."""
-    from lightwork.serve.metrics import Slo
-
-    given: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, value = part.partition("=")
-        try:
-            if name.strip() not in ("ttft", "tpot"):
-                raise ValueError
-            given[f"{name.strip()}_s"] = float(value)
-        except ValueError:
-            raise SpecError(
-                f"--slo has {part[:40]!r}",
-                expected="ttft and tpot in seconds",
-                fix="--slo ttft=0.5,tpot=0.05",
-            ) from None
-    return Slo(**given)

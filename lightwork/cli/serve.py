@@ -44,14 +44,11 @@ def command(
     from lightwork.serve.http.main import serve
 
     chosen = choose(model, on, use, "cpu")
+    plan = chosen.plan(max_len=max_len, kv_bytes=kv_memory)
     serve(
-        chosen.model,
-        use=chosen.use,
-        on=chosen.on,
+        plan,
         host=host,
         port=port,
         name=name,
-        max_len=max_len,
-        kv_bytes=kv_memory,
         trace=trace,
     )

@@ -32,12 +32,10 @@ def command(
     from lightwork.cli._output import show_json, show_table
     from lightwork.runtime.perfetto import write_chrome_trace
     from lightwork.serve.loads import parse_load
-    from lightwork.serve.plan import Plan
     from lightwork.serve.simulate import simulate
 
     chosen = choose(model, on, use, "sim:a100x8")
-    plan = Plan(model=chosen.model, on=chosen.on, use=chosen.use)
-    run = simulate(plan, parse_load(load), seed=seed, keep_spans=trace is not None)
+    run = simulate(chosen.plan(), parse_load(load), seed=seed, keep_spans=trace is not None)
     if trace:
         write_chrome_trace(trace, [run.trace])
     figures = run.summary.to_dict()

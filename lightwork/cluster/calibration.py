@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from lightwork.errors import LightworkError, SpecError
 
 Features = Mapping[str, float]
+Sample = tuple[Features, float]
+"""Features of a step, and its seconds."""
 KNEES = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
 MIN_PER_PIECE = 12
 
@@ -60,7 +62,7 @@ class Calibration:
             raise SpecError(f"this is not a calibration: {error!r}", expected="what to_dict gives") from error
 
 
-def fit(samples: Sequence[tuple[Features, float]], machine: str = "") -> Calibration:
+def fit(samples: Sequence[Sample], machine: str = "") -> Calibration:
     """Fit (features, seconds) samples.
 
     Every sample needs the feature "rows". Raises LightworkError if there are few.
@@ -72,7 +74,7 @@ def fit(samples: Sequence[tuple[Features, float]], machine: str = "") -> Calibra
             fix="run longer",
         )
     ordered = sorted(samples, key=lambda s: s[0]["rows"])
-    groups: list[list[tuple[Features, float]]] = [[]]
+    groups: list[list[Sample]] = [[]]
     for sample in ordered:
         knee = next(
             (k for k in KNEES if groups[-1] and groups[-1][-1][0]["rows"] <= k < sample[0]["rows"]), None
@@ -90,7 +92,7 @@ def fit(samples: Sequence[tuple[Features, float]], machine: str = "") -> Calibra
     )
 
 
-def _fit_piece(samples: Sequence[tuple[Features, float]]) -> dict[str, float]:
+def _fit_piece(samples: Sequence[Sample]) -> dict[str, float]:
     """Two rounds: the second without the samples whose error is far outside the others'."""
     names = sorted({name for features, _ in samples for name in features})
     a = np.array([[features.get(name, 0.0) for name in names] for features, _ in samples])

@@ -74,16 +74,17 @@ class HostBlocks:
 
     def stored(self, transfer: Transfer, *, arrived: bool) -> None:
         """The copies have ended. What arrived is found from now on."""
+        held = [*transfer.held]
         if arrived:
             size, parent = self.block_size, ROOT
-            for i, block in enumerate(transfer.held):
+            for i, block in enumerate(held):
                 edge = tuple(transfer.tokens[i * size : (i + 1) * size])
                 parent = self._tree.publish(parent, edge, block)
-                if (
-                    parent != block
-                ):  # somebody else stored the same text meanwhile: what follows is theirs, too
-                    break
-        self._drop(transfer.held)
+                if parent != block:  # somebody else has stored the same text meanwhile
+                    self._pool.hold(parent)
+                    self._pool.drop(block, cache=False)
+                    held[i] = parent
+        self._drop(held)
 
     def fetch(self, tokens: Sequence[int], blocks: Sequence[int], known: int) -> Transfer:
         """Begin to copy a text back into `blocks`, all but the first `known`."""

@@ -95,6 +95,11 @@ class KVCache:
         """Prefixes that are pinned."""
         return len(self._pins)
 
+    @property
+    def pinned_tokens(self) -> int:
+        """Tokens of the prefixes that are pinned, as they are held."""
+        return sum(map(len, self._pins.values())) * self.block_size
+
     def capacity(self) -> int:
         """Tokens that fit when one sequence has everything."""
         return self.total * self.block_size

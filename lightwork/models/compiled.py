@@ -158,6 +158,10 @@ class CompiledModel:
             raise InvariantError(f"KV blocks of {block_size} tokens", expected=str(formats.PAGE))
         return CompiledKV(self.spec, num_blocks, self.numbers.kv, shared)
 
+    def new_host_kv(self, num_blocks: int, block_size: int = formats.PAGE) -> CompiledKV:
+        """In host memory, as all of it is."""
+        return self.new_kv(num_blocks, block_size)
+
     def set_threads(self, num_threads: int) -> None:
         """Threads that compute a step."""
         self.close()

@@ -103,11 +103,13 @@ class Model:
         """Bytes of the weights."""
         return self.weights.nbytes
 
-    def new_kv(
-        self, num_blocks: int, block_size: int, *, device: str | None = None, shared: int | None = None
-    ) -> KVPool:
-        """device: other than the model's own. shared: memory of the host to use, see `arrays`."""
-        return KVPool(self.spec, num_blocks, block_size, self.dtype, device or self.device, shared)
+    def new_kv(self, num_blocks: int, block_size: int, *, shared: int | None = None) -> KVPool:
+        """shared: memory of the host to use, see `arrays`."""
+        return KVPool(self.spec, num_blocks, block_size, self.dtype, self.device, shared)
+
+    def new_host_kv(self, num_blocks: int, block_size: int) -> KVPool:
+        """In host memory, wherever the model is."""
+        return KVPool(self.spec, num_blocks, block_size, self.dtype, "cpu")
 
     def set_threads(self, num_threads: int) -> None:
         """Threads that torch computes with, in this whole process."""

@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +43,8 @@ _LONGEST_WAIT_S = (
     3600.0  # a lock's timeout has a limit that depends on the system; waiting again costs nothing
 )
 _MAX_FAILED = 1000
+BACKGROUND_NICE = 10
+"""A tenth of a core that another thread wants."""
 _log = logging.getLogger(__name__)
 
 
@@ -75,7 +80,7 @@ class Kernel:
         self._dropped: set[int] = set()
         self._sequence = 0
         self._inbox: SimpleQueue[Call] = SimpleQueue()
-        self._pool: ThreadPoolExecutor | None = None
+        self._pools: dict[bool, ThreadPoolExecutor] = {}
         self._rngs: dict[str, np.random.Generator] = {}
         self._tasks: dict[Task, None] = {}
         self._failed: dict[Future, None] = {}
@@ -203,8 +208,10 @@ class Kernel:
         elif not future.done:
             future.fail(CancelledError(future.name))
 
-    def offload(self, fn: Callable[..., Any], *args: Any, cost_s: float = 0.0) -> Future:
-        """Run fn(*args) beside the kernel's thread.
+    def offload(
+        self, fn: Callable[..., Any], *args: Any, cost_s: float = 0.0, background: bool = False
+    ) -> Future:
+        """Run fn(*args) beside the kernel's thread. background: giving way to all else that wants the core.
 
         On a virtual clock: now, and the result comes cost_s later.
         """
@@ -212,9 +219,11 @@ class Kernel:
         if self.clock.virtual:
             self.at(self.now() + cost_s, _settle, future, *_outcome(fn, args))
             return future
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="lightwork")
-        self._pool.submit(lambda: self._inbox.put((_settle, (future, *_outcome(fn, args)))))
+        if background not in self._pools:
+            self._pools[background] = ThreadPoolExecutor(
+                max_workers=4, thread_name_prefix="lightwork", initializer=_give_way if background else None
+            )
+        self._pools[background].submit(lambda: self._inbox.put((_settle, (future, *_outcome(fn, args)))))
         return future
 
     def attempt(self, fn: Callable[..., Any], *args: Any) -> Future:
@@ -246,9 +255,9 @@ class Kernel:
             else:
                 self._run_wall(task, inf if until_s is None else until_s)
         finally:
-            if self._pool is not None:
-                self._pool.shutdown(wait=False)
-                self._pool = None
+            for pool in self._pools.values():
+                pool.shutdown(wait=False)
+            self._pools.clear()
         if main is not None and task.done:
             self._raise_lost(but=task)
             return task.result()
@@ -419,6 +428,12 @@ def _outcome(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseEx
         return fn(*args), None
     except BaseException as error:
         return None, error
+
+
+def _give_way() -> None:
+    """On a thread: let others have the core, where threads have priorities of their own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICE)
 
 
 def _settle(future: Future, value: Any, error: BaseException | None) -> None:

@@ -26,6 +26,8 @@ def write_chrome_trace(path: str | Path, traces: Iterable[Trace]) -> None:
     arrows = 0
     for pid, trace in enumerate(traces, start=1):
         events.append(_name("process_name", pid, 0, trace.label))
+        if trace.about:
+            events.append({"ph": "M", "name": "about", "pid": pid, "args": trace.about})
         placed, threads = _placed(trace, pid)
         events.extend(threads)
         events.extend(event for span, tid in placed for event in _span_events(span, pid, tid))
@@ -126,10 +128,11 @@ def read_chrome_trace(path: str | Path) -> list[Trace]:
 
 
 def _traces(events: list[Event]) -> list[Trace]:
+    about = {e["pid"]: dict(e["args"]) for e in events if e.get("ph") == "M" and e["name"] == "about"}
     names = {
         (e["name"], e["pid"], e.get("tid", 0)): str(e["args"].get("rank", e["args"].get("name")))
         for e in events
-        if e.get("ph") == "M" and e.get("args")
+        if e.get("ph") == "M" and e.get("args") and e["name"] != "about"
     }
     traces: dict[Any, Trace] = {}
     for e in events:
@@ -138,6 +141,7 @@ def _traces(events: list[Event]) -> list[Trace]:
         pid, tid = e["pid"], e.get("tid", 0)
         if pid not in traces:
             traces[pid] = Trace(names.get(("process_name", pid, 0), str(pid)))
+            traces[pid].about = about.get(pid, {})
         args = dict(e.get("args") or {})
         counter = e["ph"] == "C"
         start_s = e["ts"] / 1e6

@@ -104,12 +104,11 @@ def rows_of(step: Step) -> list[tuple[int, int]]:
     return [(c.start, c.count + len(d)) for c, d in zip(step.chunks, step.drafts, strict=True)]
 
 
-def step_features(step: Step) -> dict[str, float]:
-    """What a calibration is fitted on.
+def step_features(chunks: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """What a calibration is fitted on. chunks: (start, rows) of each, drafts included.
 
     keys: rows times keys seen; read: keys read; groups: distinct chunk lengths.
     """
-    chunks = rows_of(step)
     return {
         "constant": 1.0,
         "rows": float(sum(count for _, count in chunks)),
@@ -127,4 +126,4 @@ class CalibratedCost:
         self.calibration = calibration
 
     def stages(self, step: Step) -> Sequence[float]:
-        return [self.calibration.predict(step_features(step))]
+        return [self.calibration.predict(step_features(rows_of(step)))]

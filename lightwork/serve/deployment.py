@@ -14,21 +14,19 @@ from dataclasses import dataclass, replace
 from itertools import count
 from multiprocessing import Pipe
 from subprocess import DEVNULL, Popen
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightwork.errors import LightworkError, SpecError
 from lightwork.models import read_shape, resolve
 from lightwork.models.spec import ModelSpec, read_json
+from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.opening import Progress, free_bytes, own_cores
-from lightwork.serve.plan import Plan, Setting
+from lightwork.serve.plan import Plan, Setting, about
 from lightwork.serve.remote import Order, Ready, RemoteEngine
 from lightwork.serve.routers import Seat
-
-if TYPE_CHECKING:
-    from lightwork.models.tokenizer import Tokenizer
 
 ALIKE = {"precision", "kv_dtype", "dtype", "max_len", "scheduler", "perplexity"}
 """Settings that are the same of all engines, shown once."""
@@ -68,6 +66,8 @@ def open_deployment(
             if len(started) == 1:  # it converts weights and compiles, if need be, for all of them
                 started[0].wait(progress)
         told = [each.wait(progress) for each in started]
+        tokenizer = Tokenizer(resolve(plan.model))
+        generation = read_json(resolve(plan.model), "generation_config.json", optional=True)
     except BaseException:
         for each in started:
             each.kill()
@@ -75,6 +75,8 @@ def open_deployment(
     finally:
         for file in files:
             os.close(file)
+    if kernel.trace is not None:
+        kernel.trace.about = about(plan)
     ids = count()
     engines = [
         RemoteEngine(kernel, each.process, each.pipe, ready, number=i, ids=ids)
@@ -88,7 +90,14 @@ def open_deployment(
         for setting in ready.settings
         if i == 0 or setting.name not in ALIKE
     ]
-    return Fleet(engines, router), _model(plan, told[0], engines), settings
+    model = Deployed(
+        spec=read_shape(plan.model),
+        tokenizer=tokenizer,
+        generation=generation,
+        nbytes=told[0].nbytes,
+        engines=engines,
+    )
+    return Fleet(engines, router), model, settings
 
 
 def _check(plan: Plan, seats: Sequence[Seat]) -> None:
@@ -111,10 +120,11 @@ def _orders(plan: Plan, kernel: Kernel, seats: Sequence[Seat], files: Sequence[i
     cores, each = own_cores(), max(1, len(own_cores()) // len(seats))
     memory_bytes = free_bytes(plan.on) // len(seats)
     use = [technique for kind, technique in plan.techniques().items() if kind != "router"]
+    threads = max(1, plan.threads // len(seats)) if plan.threads is not None else None
     assert isinstance(kernel.clock, WallClock)
     for i, seat in enumerate(seats):
         yield Order(
-            plan=replace(plan, use=tuple(use)),
+            plan=replace(plan, use=tuple(use), threads=threads),
             number=i,
             files=files,
             cores=[cores[k % len(cores)] for k in range(i * each, (i + 1) * each)],
@@ -122,19 +132,6 @@ def _orders(plan: Plan, kernel: Kernel, seats: Sequence[Seat], files: Sequence[i
             origin_s=kernel.clock.origin_s,
             hands_over=seat.hands_over,
         )
-
-
-def _model(plan: Plan, ready: Ready, engines: Sequence[RemoteEngine]) -> Deployed:
-    from lightwork.models.tokenizer import Tokenizer
-
-    folder = resolve(plan.model)
-    return Deployed(
-        spec=read_shape(plan.model),
-        tokenizer=Tokenizer(folder),
-        generation=read_json(folder, "generation_config.json", optional=True),
-        nbytes=ready.nbytes,
-        engines=engines,
-    )
 
 
 class _Starting:

@@ -116,6 +116,10 @@ class Engine:
         return Gauges(len(self.running), len(self.waiting), self.kv.usage)
 
     @property
+    def alive(self) -> bool:
+        return True
+
+    @property
     def kv_tokens(self) -> int:
         """Tokens whose keys and values fit."""
         return self.kv.capacity()
@@ -196,8 +200,8 @@ class Engine:
             for seq in step.admitted:
                 if seq.id not in starts:
                     self._begin_pull(seq)
-        step.copies = self._copies
-        self._copies = []
+        if step.chunks:
+            step.copies, self._copies = self._copies, []
         seen: set[int] = set()
         for chunk in step.chunks:
             seq, known = chunk.seq, len(chunk.seq.tokens)
@@ -274,7 +278,7 @@ class Engine:
 
     def _take_in(self, step: Step, i: int, chunk: Chunk, seq: Seq, scores: Scores) -> int:
         if seq.request.prompt_logprobs is not None and seq.sink is not None and chunk.start < seq.prompt_len:
-            seq.sink.prompt(seq, scores.prompt(i, seq.request.prompt_logprobs))
+            self._tell_prompt(seq, chunk, scores.prompt(i, seq.request.prompt_logprobs))
         seq.computed = end = chunk.end
         self.kv.commit(seq.id, seq.tokens, end)
         known = len(seq.tokens)
@@ -293,6 +297,13 @@ class Engine:
         if seq.finished is None:
             self._keep_accepted(seq, end, verdict)
         return len(seq.tokens) - known
+
+    def _tell_prompt(self, seq: Seq, chunk: Chunk, picks: Sequence[Pick]) -> None:
+        """Report what was not reported before the sequence was preempted or lost its engine."""
+        assert seq.sink is not None
+        new = picks[max(0, seq.prompt_told - chunk.start) :]
+        seq.prompt_told = max(seq.prompt_told, chunk.start + len(picks))
+        seq.sink.prompt(seq, new)
 
     def _append(self, seq: Seq, emitted: Sequence[Pick]) -> None:
         """Add chosen tokens to the text, up to the one that ends it."""
@@ -371,7 +382,7 @@ class Engine:
             raise InvariantError(f"{self.scheduler!r} preempted {seq} while its step was in flight")
         self.running.remove(seq)
         self.waiting.insert(0 if requeue == "front" else len(self.waiting), seq)
-        self._transfers.release(seq)
+        self._release(seq)
         seq.computed = 0
         seq.num_preempted += 1
         self._note("preempt", seq)
@@ -425,6 +436,10 @@ class Engine:
         self._tell_if_idle()
         self._ring()
 
+    def _release(self, seq: Seq) -> None:
+        """Give up its blocks. They are not stored while rows of accepted drafts are still to be moved."""
+        self._transfers.release(seq, store=not self._copies)
+
     def _finish(self, seq: Seq, reason: FinishReason, error: Exception | None = None) -> None:
         seq.finished = reason
         seq.finished_s = self.kernel.now()
@@ -439,7 +454,7 @@ class Engine:
         """A finished sequence that no step contains any more gives up its place and its blocks."""
         if seq in self.running:
             self.running.remove(seq)
-            self._transfers.release(seq)
+            self._release(seq)
         elif seq in self.waiting:
             self.waiting.remove(seq)
             if seq.source is not None:

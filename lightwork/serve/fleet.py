@@ -7,6 +7,7 @@ blocks. The engines are in this process, real or simulated, or each has its own 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +20,9 @@ from lightwork.serve.routers import Member, Router
 from lightwork.serve.sequence import Limits, Request, Sink
 from lightwork.serve.sequence import Sequence as Seq
 
+MOST_LOSSES = 1
+"""Engines that a sequence may lose before it ends with an error."""
+
 
 class Fleet:
     """engines: in the order of the router's seats, all of one sort."""
@@ -29,6 +33,7 @@ class Fleet:
         self.members = [Member() for _ in engines]
         self._state = router.init()
         self._at: dict[int, int] = {}
+        self._losses: Counter[int] = Counter()
         for i, (engine, seat) in enumerate(zip(self.engines, router.seats(), strict=True)):
             engine.watch(began=partial(self._began, i) if seat.hands_over else None, left=self._left)
             if isinstance(engine, RemoteEngine):
@@ -61,6 +66,11 @@ class Fleet:
         all_of_them = [engine.gauges for engine in self.engines]
         running, waiting = (sum(g[i] for g in all_of_them) for i in (0, 1))
         return Gauges(running, waiting, sum(g.kv_usage for g in all_of_them) / len(all_of_them))
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is anybody to serve."""
+        return any(member.alive for member in self.members)
 
     def submit(self, request: Request, sink: Sink | None = None) -> list[Seq]:
         """Queue a request at the engine that the router chooses. Raises what that engine's submit raises, and
@@ -117,22 +127,23 @@ class Fleet:
 
     def _left(self, seq: Seq) -> None:
         at = self._at.pop(seq.id, None)
+        self._losses.pop(seq.id, None)
         if at is not None:
             self._count(seq, at, -1)
 
     def _lost(self, at: int, seqs: Iterable[Seq], why: str) -> list[Seq]:
         """An engine's process has ended: its sequences are computed again elsewhere, to the same text.
 
-        Returns those for which nobody is left.
+        Returns those that are not: nobody is left, or they have lost two engines and may be the reason.
         """
         self.members[at].alive = False
         stranded = []
         for seq in seqs:
-            try:
-                chosen = self._place(seq)
-            except LightworkError:
+            self._losses[seq.id] += 1
+            if not self.alive or self._losses[seq.id] > MOST_LOSSES:
                 stranded.append(seq)
                 continue
+            chosen = self._place(seq)
             self._count(seq, at, -1)
             self._count(seq, chosen, 1)
             self._at[seq.id] = chosen
@@ -140,7 +151,7 @@ class Fleet:
         return stranded
 
     def _place(self, seq: Seq) -> int:
-        if not any(member.alive for member in self.members):
+        if not self.alive:
             raise LightworkError(
                 "no engine is left",
                 expected="a process that serves",

@@ -41,9 +41,7 @@ class GpuRunner:
         self.step = GpuStep(model)
         self.kv = kv
         self.pool = model.new_kv(kv.total, kv.block_size)
-        self.host: Any = (
-            model.new_kv(kv.host.total, kv.block_size, device="cpu") if kv.host is not None else None
-        )
+        self.host: Any = model.new_host_kv(kv.host.total, kv.block_size) if kv.host is not None else None
         self._mirror = Mirror(model.device)
         if self.step.device.type == "cuda":
             self.step.warm_up(self.pool)
@@ -56,15 +54,15 @@ class GpuRunner:
     def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Future:
         """Copied between devices if need be, neighbours as one; the last block may hold less."""
         num = -(-num_tokens // self.kv.block_size)
-        return self.kernel.offload(self.pool.pull, pool, runs(src[:num], dst[:num]))
+        return self.kernel.offload(self.pool.pull, pool, runs(src[:num], dst[:num]), background=True)
 
     def swap_out(self, runs: Sequence[Run]) -> Future:
-        """On a worker thread."""
-        return self.kernel.offload(self.host.pull, self.pool, runs)
+        """On a thread that gives way to steps."""
+        return self.kernel.offload(self.host.pull, self.pool, runs, background=True)
 
     def swap_in(self, runs: Sequence[Run]) -> Future:
-        """On a worker thread."""
-        return self.kernel.offload(self.pool.pull, self.host, runs)
+        """On a thread that gives way to steps."""
+        return self.kernel.offload(self.pool.pull, self.host, runs, background=True)
 
     def _forward(self, step: Step, rows: Rows, first: list[int]) -> PickedScores:
         for copy in step.copies:

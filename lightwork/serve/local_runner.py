@@ -42,7 +42,7 @@ class LocalRunner:
         self.model = model
         self.kv = kv
         self.pool: Any = model.new_kv(kv.total, kv.block_size, shared=shared)
-        self.host: Any = model.new_kv(kv.host.total, kv.block_size) if kv.host is not None else None
+        self.host: Any = model.new_host_kv(kv.host.total, kv.block_size) if kv.host is not None else None
         self._last_rows, self._last_s = 1, inf
         compiled()  # now, rather than in the first step
 
@@ -54,17 +54,17 @@ class LocalRunner:
         return start(self._forward, step, rows, first)
 
     def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Future:
-        """Copied on a worker thread, neighbours as one; the last block may hold less."""
+        """Copied on a thread that gives way to steps, neighbours as one; the last block may hold less."""
         num = -(-num_tokens // self.kv.block_size)
-        return self.kernel.offload(self.pool.pull, pool, runs(src[:num], dst[:num]))
+        return self.kernel.offload(self.pool.pull, pool, runs(src[:num], dst[:num]), background=True)
 
     def swap_out(self, runs: Sequence[Run]) -> Future:
-        """On a worker thread."""
-        return self.kernel.offload(self.host.pull, self.pool, runs)
+        """On a thread that gives way to steps."""
+        return self.kernel.offload(self.host.pull, self.pool, runs, background=True)
 
     def swap_in(self, runs: Sequence[Run]) -> Future:
-        """On a worker thread."""
-        return self.kernel.offload(self.pool.pull, self.host, runs)
+        """On a thread that gives way to steps."""
+        return self.kernel.offload(self.pool.pull, self.host, runs, background=True)
 
     def _forward(self, step: Step, rows: Rows, first: list[int]) -> LogitScores:
         begin_s = self.kernel.now()

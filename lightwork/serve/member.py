@@ -80,7 +80,10 @@ class Hosted:
     def serve(self) -> None:
         """Until told to stop, or until the other process is gone."""
         threading.Thread(target=self._read, name="lightwork-pipe", daemon=True).start()
-        self.kernel.run(self.engine.run())
+        try:
+            self.kernel.run(self.engine.run())
+        finally:  # also what an engine that broke a law says of its sequences
+            self._flush()
 
     def say(self, *message: Any) -> None:
         """Tell the other process; all of a turn's messages go together."""
@@ -132,7 +135,10 @@ class Hosted:
         self.engine.take_back(self._lent.pop(id))
 
     def _on_give_up(self, id: int) -> None:
-        self.engine.give_up(self._lent.pop(id))
+        seq = self._lent.pop(id)
+        self._seqs.pop(id, None)
+        seq.finished = "cancelled"  # here: whoever remembers it may forget it
+        self.engine.give_up(seq)
 
     def _on_meet(self, num_blocks: Sequence[int]) -> None:
         """Map the memory of the others, now: it is there as long as somebody does."""

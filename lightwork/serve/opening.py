@@ -15,7 +15,17 @@ from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
-from lightwork.serve.plan import BLOCK_SIZE, Plan, Setting, context, kv_blocks, make_engine, make_kv
+from lightwork.serve.plan import (
+    BLOCK_SIZE,
+    Plan,
+    Setting,
+    about,
+    context,
+    kv_blocks,
+    make_engine,
+    make_kv,
+    tier_blocks,
+)
 from lightwork.serve.runner import Runner
 
 if TYPE_CHECKING:
@@ -89,7 +99,8 @@ def open_one(
     longest = context(plan, model.spec)
     free = free_bytes(plan.on) if memory_bytes is None else memory_bytes
     blocks = kv_blocks(plan, model.spec, kv_dtype, int(longest.value), free, block_size)
-    kv = make_kv(plan, int(blocks.value), block_size, model.spec.kv_bytes_per_token(kv_dtype) * block_size)
+    behind = tier_blocks(plan, model.spec.kv_bytes_per_token(kv_dtype) * block_size)
+    kv = make_kv(plan, int(blocks.value), block_size, behind)
     make_runner: Callable[..., Runner] = runner_for(plan.on, model)
     if shared is not None:
         make_runner = partial(make_runner, shared=shared)
@@ -102,6 +113,14 @@ def open_one(
         model.spec.vocab_size,
         **parts,
     )
+    if kernel.trace is not None:
+        kernel.trace.about = about(
+            plan,
+            kv_blocks=kv.total,
+            block_size=block_size,
+            tier_blocks=behind,
+            max_len=int(longest.value),
+        )
     asked = "as asked" if "scheduler" in chosen else "the default"
     settings += [*_threads(plan, model), longest, blocks, Setting("scheduler", repr(engine.scheduler), asked)]
     return engine, model, settings
@@ -181,6 +200,9 @@ def _threads(plan: Plan, model: Served) -> list[Setting]:
     """Give a CPU model the threads it can use."""
     if plan.on != "cpu":
         return []
+    if plan.threads is not None:
+        model.set_threads(plan.threads)
+        return [Setting("threads", str(plan.threads), "as asked")]
     small = model.nbytes < SMALL_BYTES and not compiles(plan.on)
     threads = 1 if small else len(own_cores())
     model.set_threads(threads)

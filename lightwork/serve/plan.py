@@ -44,7 +44,7 @@ class Plan:
     model: `tiny:llama`, `hf:./folder`, or a folder. on: `cpu`, `cuda:0`, `sim:h100x8`. max_len: tokens of
     context.
     kv_bytes: memory for keys and values. tp, pp: tensor-parallel ranks and pipeline stages, when simulated.
-    None: derived.
+    threads: of a CPU. None: derived.
     """
 
     model: str = "tiny:llama"
@@ -57,6 +57,7 @@ class Plan:
     prefix_cache: bool = True
     tp: int | None = None
     pp: int | None = None
+    threads: int | None = None
 
     def techniques(self) -> dict[str, Any]:
         """The techniques by kind.
@@ -81,6 +82,15 @@ class Plan:
                 )
             chosen[kind] = technique
         return chosen
+
+
+def about(plan: Plan, **derived: int) -> dict[str, Any]:
+    """A plan in plain values, for its trace. derived: what was worked out for it, such as kv_blocks."""
+    given = {
+        name: getattr(plan, name)
+        for name in ("model", "on", "max_seqs", "prefix_cache", "tp", "pp", "kv_bytes", "threads")
+    }
+    return {**given, "use": [repr(technique) for technique in plan.techniques().values()], **derived}
 
 
 def make_engine(
@@ -111,18 +121,23 @@ def make_engine(
     )
 
 
-def make_kv(plan: Plan, num_blocks: int, block_size: int, block_bytes: int) -> KVCache:
+def make_kv(plan: Plan, num_blocks: int, block_size: int, tier_blocks: int) -> KVCache:
     """The KV blocks of one engine, and host memory behind them if the plan has any."""
     chosen = plan.techniques()
-    tier: Tier | None = chosen.get("tier")
     return KVCache(
         num_blocks,
         block_size,
         prefix_cache=plan.prefix_cache,
         layout=chosen.get("layout"),
-        tier=tier,
-        tier_blocks=tier.num_blocks(block_bytes) if tier is not None else 0,
+        tier=chosen.get("tier"),
+        tier_blocks=tier_blocks,
     )
+
+
+def tier_blocks(plan: Plan, block_bytes: int) -> int:
+    """Blocks of host memory that a plan has. Raises CapacityError for a tier that holds none."""
+    tier: Tier | None = plan.techniques().get("tier")
+    return tier.num_blocks(block_bytes) if tier is not None else 0
 
 
 def context(plan: Plan, spec: ModelSpec) -> Setting:

@@ -123,7 +123,8 @@ class RemoteEngine:
 
     def submit(self, request: Request, sink: Sink | None = None) -> list[Seq]:
         """As `Engine.submit`."""
-        check_request(request, self.limits, self.kv_tokens, self._told.waiting)
+        waiting = max(0, len(self._seqs) - self._told.running)
+        check_request(request, self.limits, self.kv_tokens, waiting)
         seqs = begin(request, sink, self._ids, self.kernel.now())
         self._seqs.update((seq.id, seq) for seq in seqs)
         self._send("submit", [seq.id for seq in seqs], request)
@@ -208,6 +209,7 @@ class RemoteEngine:
     def _on_prompt(self, id: int, picks: Sequence[Pick]) -> None:
         seq = self._seqs.get(id)
         if seq is not None and seq.sink is not None:
+            seq.prompt_told += len(picks)
             seq.sink.prompt(seq, picks)
 
     def _on_tokens(self, id: int, picks: Sequence[Pick]) -> None:
@@ -253,6 +255,9 @@ class RemoteEngine:
             source._give_up(id)
 
     def _on_span(self, span: Span) -> None:
+        seq = self._seqs.get(int(span.name)) if span.kind == "admit" else None
+        if seq is not None and seq.started_s is None:
+            seq.started_s = span.start_s
         if span.kind == "step" and span.args is not None:
             self._told = Gauges(span.args["running"], span.args["waiting"], span.args["kv_usage"])
         if self.kernel.trace is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from lightwork.cluster.calibration import Calibration, Sample, fit
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span, Trace
+from lightwork.serve.cost import step_features
 from lightwork.serve.engine import Engine
 from lightwork.serve.schedulers import Step
 from lightwork.serve.sequence import Request
@@ -41,6 +43,19 @@ class RecordedCost:
     def stages(self, step: Step) -> Sequence[float]:
         self._next += 1
         return [self._durations_s[self._next - 1] if self._next <= len(self._durations_s) else 0.0]
+
+
+def calibrate(spans: Iterable[Span]) -> Calibration:
+    """Step times fitted to those of a run. Raises LightworkError for a few."""
+    return fit(samples(spans))
+
+
+def samples(spans: Iterable[Span]) -> list[Sample]:
+    """Features and seconds of a run's steps, the pauses between them included."""
+    steps = sorted((s for s in spans if s.kind == "step"), key=lambda s: s.start_s)
+    durations_s, _ = _timeline(steps)
+    rows = [[(start, n + drafted) for _, start, n, drafted, _ in (s.args or {})["chunks"]] for s in steps]
+    return [(step_features(r), s) for r, s in zip(rows, durations_s, strict=True)]
 
 
 def replay(

@@ -86,6 +86,7 @@ class Sequence:
     contain it. started_s, first_token_s, finished_s: when first scheduled, when the first token came, when it
     ended; None until then.
     source: who holds the computed tokens' KV, if they are still to be pulled from another engine.
+    prompt_told: prompt tokens whose log-probabilities have been reported.
     cached: prompt tokens found in the prefix cache. drafted, accepted: draft rows run, and kept.
     siblings: continuations of the same prompt that wait until this one has put it into the prefix cache.
     """
@@ -109,6 +110,7 @@ class Sequence:
     accepted: int = 0
     siblings: list[Sequence] = field(default_factory=list)
     source: Lender | None = None
+    prompt_told: int = 0
 
     @property
     def known(self) -> int:

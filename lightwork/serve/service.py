@@ -162,7 +162,14 @@ class Service:
     @property
     def ready(self) -> bool:
         """True while new requests are taken."""
-        return self._thread.is_alive() and not self._draining
+        return self._thread.is_alive() and not self._draining and self.engine.alive
+
+    @property
+    def why_not_ready(self) -> str:
+        """What there is to say when no requests are taken."""
+        if self.failure is not None:
+            return f"the engine stopped: {self.failure!r}"
+        return "the server is shutting down" if self.engine.alive else "no engine's process is left"
 
     async def submit(self, request: Request, stop: Sequence[str] = ()) -> Stream:
         """Start a request; returns its stream once the engine has accepted it.
@@ -170,8 +177,7 @@ class Service:
         Raises what `Engine.submit` raises, and LightworkError when the service has stopped or is draining.
         """
         if not self.ready:
-            why = f"the engine stopped: {self.failure!r}" if self.failure else "the server is shutting down"
-            raise LightworkError(why, expected="a running engine", fix="restart the server")
+            raise LightworkError(self.why_not_ready, expected="a running engine", fix="restart the server")
         stream = Stream(self, asyncio.get_running_loop(), request, stop)
         self.kernel.post(stream.start)
         try:

@@ -21,7 +21,7 @@ from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.loads import Arrival, Load
 from lightwork.serve.metrics import Meter, Slo, Summary
-from lightwork.serve.plan import Plan, Setting
+from lightwork.serve.plan import Plan, Setting, about
 from lightwork.serve.sequence import FinishReason, Request, Sink
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulated import open_simulated
@@ -206,6 +206,7 @@ def simulate(
     trace = Trace(f"simulated: {plan.on}", keep=None if keep_spans else 0, observers=[meter])
     kernel = Kernel(seed=seed, trace=trace)
     engine, settings = open_simulated(plan, kernel)
+    trace.about = about(plan, max_len=engine.limits.max_len)
     arrivals = load.arrivals(kernel.rng("load"))
     requests = SyntheticRequests(arrivals, engine.vocab_size, kernel.rng("prompts"))
     _serve(engine, _Offer(engine, arrivals, requests, keep=False))

@@ -16,7 +16,16 @@ from lightwork.runtime.kernel import Kernel
 from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
-from lightwork.serve.plan import BLOCK_SIZE, Plan, Setting, context, kv_blocks, make_engine, make_kv
+from lightwork.serve.plan import (
+    BLOCK_SIZE,
+    Plan,
+    Setting,
+    context,
+    kv_blocks,
+    make_engine,
+    make_kv,
+    tier_blocks,
+)
 from lightwork.serve.routers import Router, Seat
 from lightwork.serve.simulated_runner import SimulatedRunner
 
@@ -53,7 +62,8 @@ def open_simulated(plan: Plan, kernel: Kernel) -> tuple[Engine | Fleet, list[Set
         host_s = _host_s(spec, cluster, block_bytes, seat)
         runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s)
         blocks = _blocks(plan, spec, cost, int(longest.value))
-        kv = make_kv(plan, min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, block_bytes)
+        behind = tier_blocks(plan, block_bytes)
+        kv = make_kv(plan, min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, behind)
         engine = make_engine(
             plan,
             kernel,

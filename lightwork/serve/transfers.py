@@ -74,9 +74,9 @@ class Transfers:
             pull = self._pull(seq, seq.source, after)
         self._kernel.spawn(pull, name=f"pull {seq.id}")
 
-    def release(self, seq: Seq) -> None:
-        """Give up a sequence's blocks; what host memory does not hold of them is copied there."""
-        transfer = self._kv.store(seq.id, seq.tokens)
+    def release(self, seq: Seq, *, store: bool) -> None:
+        """Give up a sequence's blocks. store: what host memory does not hold of them is copied there."""
+        transfer = self._kv.store(seq.id, seq.tokens) if store else None
         self._kv.release(seq.id)
         if transfer is not None:
             self.stores[transfer] = self._kernel.future("copies to host memory")

@@ -21,19 +21,30 @@ def plan(tmp_path: Path):
 
 
 def test_without_a_file_the_command_line_is_all():
-    assert choose("tiny:llama", None, (), "cpu") == ("tiny:llama", "cpu", ())
-    assert choose("tiny:llama", "cuda:0", ("Ngram(k=4)",), "cpu") == ("tiny:llama", "cuda:0", ("Ngram(k=4)",))
+    assert choose("tiny:llama", None, (), "cpu")[:3] == ("tiny:llama", "cpu", ())
+    assert choose("tiny:llama", "cuda:0", ("Ngram(k=4)",), "cpu")[:3] == (
+        "tiny:llama",
+        "cuda:0",
+        ("Ngram(k=4)",),
+    )
 
 
 def test_the_command_line_replaces_what_the_file_says(plan):
     file = plan('model = "tiny:llama"\non = "sim:h100"\nuse = ["Sarathi", "Ngram"]\n')
-    assert choose(file, None, (), "cpu") == ("tiny:llama", "sim:h100", ("Sarathi", "Ngram"))
-    assert choose(file, "cpu", ("Ngram",), "cpu") == ("tiny:llama", "cpu", ("Ngram",))
+    assert choose(file, None, (), "cpu")[:3] == ("tiny:llama", "sim:h100", ("Sarathi", "Ngram"))
+    assert choose(file, "cpu", ("Ngram",), "cpu")[:3] == ("tiny:llama", "cpu", ("Ngram",))
+
+
+def test_what_was_tuned_is_read(plan):
+    chosen = choose(plan('model = "tiny:llama"\nmax_seqs = 16\nthreads = 1\n'), None, (), "cpu")
+    assert (chosen.max_seqs, chosen.threads) == (16, 1)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ('model = "m"\nthreads = 0', "a whole number of at least 1"),
+        ('model = "m"\nmax_seqs = true', "a whole number of at least 1"),
         ("", "names no model"),
         ("model = 3", "model in plan.toml is '3'"),
         ('model = "m"\nuse = "Sarathi"', "a list of strings"),

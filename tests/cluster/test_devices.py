@@ -117,7 +117,7 @@ def test_the_nearest_place_is_named():
         parse_place("sim:mi250x8x")
     assert "mi250x" in error.value.fix
     with pytest.raises(SpecError) as error:
-        parse_place("sim:a10x4")
+        parse_place("sim:a1000x4")
     assert "a100" in error.value.fix
 
 

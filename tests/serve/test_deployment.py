@@ -6,12 +6,13 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lightwork.decode.sampling import Pick
 from lightwork.errors import LightworkError, SpecError
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
@@ -129,6 +130,36 @@ def test_a_process_that_is_killed_loses_no_request(
     assert not fleet.members[victim].alive
     assert [member.requests for member in fleet.members] == [0, 0]
     assert outputs(run_load(fleet, [0.0], LOAD[:1])) == expected[:1]
+
+
+def test_log_probabilities_of_a_prompt_are_told_once(opened: Callable[..., Fleet]) -> None:
+    """Although the process that told some of them is lost, and the prompt is computed again."""
+    fleet = opened("Replicas(copies=2)", "Sarathi(chunk=16)", prefix_cache=False)
+    kernel, told = fleet.kernel, Counter[int]()
+
+    class Told:
+        def prompt(self, seq: Seq, picks: Sequence[Pick]) -> None:
+            told[seq.id] += len(picks)
+            if told[seq.id] > 60 and fleet.members[1].alive and seq.id == seqs[1].id:
+                os.kill(fleet.engines[1].process.pid, signal.SIGKILL)
+
+        def tokens(self, seq: Seq, picks: Sequence[Pick]) -> None: ...
+
+        def finish(self, seq: Seq, reason: str, error: Exception | None) -> None: ...
+
+    load = [Request(prompt=tuple(range(200)), max_tokens=30, prompt_logprobs=0) for _ in range(2)]
+    seqs: list[Seq] = []
+
+    async def main() -> None:
+        for request in load:
+            seqs.extend(fleet.submit(request, Told()))
+        await fleet.drained()
+
+    serving = kernel.spawn(fleet.run())
+    kernel.run(main())
+    serving.cancel()
+    assert [seq.finished for seq in seqs] == ["length"] * 2
+    assert told == {seq.id: 199 for seq in seqs}
 
 
 def test_without_any_process_callers_are_told(opened: Callable[..., Fleet]) -> None:

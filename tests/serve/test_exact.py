@@ -24,7 +24,7 @@ from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.opening import open_engine
-from lightwork.serve.plan import Plan, kv_blocks, make_engine, make_kv
+from lightwork.serve.plan import Plan, kv_blocks, make_engine, make_kv, tier_blocks
 from lightwork.serve.replay import decisions, replay
 from lightwork.serve.routers.prefill_decode import PrefillDecode
 from lightwork.serve.schedulers.fast_switch import FastSwitch
@@ -48,7 +48,8 @@ def torch_engine_for(folder: Path, kernel: Kernel | None = None, **settings: obj
     model = models.load(str(folder))
     kernel = kernel or Kernel(WallClock(), trace=Trace("real: torch"))
     blocks = kv_blocks(plan, model.spec, "float32", 200, 1 << 30)
-    kv = make_kv(plan, int(blocks.value), 16, model.spec.kv_bytes_per_token("float32") * 16)
+    behind = tier_blocks(plan, model.spec.kv_bytes_per_token("float32") * 16)
+    kv = make_kv(plan, int(blocks.value), 16, behind)
     return make_engine(
         plan, kernel, kv, lambda kv: LocalRunner(kernel, model, kv), 200, model.spec.vocab_size
     )

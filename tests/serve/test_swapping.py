@@ -28,7 +28,10 @@ from lightwork.serve.engine import Engine
 from lightwork.serve.schedulers import Step
 from lightwork.serve.schedulers.fair import Fair
 from lightwork.serve.schedulers.fast_switch import FastSwitch
+from lightwork.serve.schedulers.prefill_first import PrefillFirst
+from lightwork.serve.schedulers.prefix_groups import PrefixGroups
 from lightwork.serve.schedulers.sarathi import Sarathi
+from lightwork.serve.schedulers.split_fuse import SplitFuse
 from lightwork.serve.sequence import Limits
 from lightwork.serve.simulate import run_load
 from lightwork.serve.simulated_runner import SimulatedRunner
@@ -219,14 +222,44 @@ def test_the_highest_priorities_that_fit_run() -> None:
     assert sum(seq.num_preempted for seq in seqs) >= 8
 
 
+EVERY = FastSwitch(inner=Sarathi(chunk=16), every=2, stay=0.3)
+
+
 @pytest.mark.parametrize(
-    "scheduler", [Fair(inner=SWITCHING), FastSwitch(inner=Fair(inner=Sarathi()))], ids=repr
+    "scheduler",
+    [
+        Fair(inner=EVERY),
+        PrefixGroups(inner=EVERY),
+        PrefixGroups(inner=Fair(inner=Sarathi(chunk=16))),
+        Fair(inner=PrefixGroups()),
+        *(
+            FastSwitch(inner=inner, every=2, stay=0.3)
+            for inner in (
+                Fair(),
+                PrefixGroups(),
+                PrefillFirst(),
+                SplitFuse(tokens=16),
+                Fair(inner=PrefixGroups()),
+            )
+        ),
+    ],
+    ids=repr,
 )
-def test_priorities_and_fairness_compose(scheduler: Any) -> None:
-    engine = make(scheduler)
-    load = [request(range(i, i + 12), max_tokens=12, tenant="ab"[i % 2]) for i in range(12)]
-    seqs = run_load(engine, [0.0] * 12, load)
-    assert [seq.tokens[12:] for seq in seqs] == [expected(r) for r in load]
+def test_schedulers_compose_with_host_memory(scheduler: Any) -> None:
+    engine = make(scheduler, host=400)
+    load = [request([7] * (4 * (i % 3)) + [*range(i, i + 12)], 12, tenant="ab"[i % 2]) for i in range(24)]
+    seqs = run_load(engine, [0.003 * i for i in range(24)], load)
+    assert [seq.tokens[seq.prompt_len :] for seq in seqs] == [expected(r) for r in load]
+    run_load(engine, [0.0] * 24, load)  # what host memory has is fetched now
+    assert_clean(engine)
+
+
+def test_sequences_that_begin_alike_and_are_stored_together_keep_their_own() -> None:
+    engine = make(Sarathi(), blocks=200, host=400, prefix_cache=False)
+    texts = [[*range(16), *(100 * i + k for k in range(16))] for i in range(1, 6)]
+    run_load(engine, [0.0] * 5, [request(text, max_tokens=1) for text in texts])
+    assert engine.kv.host is not None
+    assert [len(engine.kv.host.find(text, 32)) for text in texts] == [8] * 5
     assert_clean(engine)
 
 

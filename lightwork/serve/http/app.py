@@ -92,15 +92,9 @@ class Api:
         return {"x-lightwork-ignored": shown} if unknown else {}
 
     def _check_ready(self) -> None:
-        if self.service.failure is not None:
-            raise errors.NotReadyError(
-                f"the engine stopped: {self.service.failure!r}",
-                expected="a running engine",
-                fix="restart the server",
-            )
         if not self.service.ready:
             raise errors.NotReadyError(
-                "the server is shutting down", expected="a running server", fix="try another"
+                self.service.why_not_ready, expected="a running engine", fix="restart the server"
             )
 
     def _check_name(self, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
@@ -140,20 +140,15 @@ def _server(app: FastAPI, service: Service) -> _Server:
 
 
 def serve(
-    model: str,
+    plan: Plan,
     *,
-    use: Sequence[str] = (),
-    on: str = "cpu",
     host: str = "127.0.0.1",
     port: int = 8000,
     name: str | None = None,
-    max_len: int | None = None,
-    kv_bytes: int | None = None,
     api_key: str | None = None,
     trace: str | None = None,
 ) -> None:
     """Serve until Ctrl-C, then finish what was accepted. trace: write the run there as a Chrome trace."""
-    plan = Plan(model=model, on=on, use=tuple(use), max_len=max_len, kv_bytes=kv_bytes)
     plan.techniques()
     listener = listen(host, port)
     bar = _Bar()

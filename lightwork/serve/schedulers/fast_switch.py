@@ -26,12 +26,14 @@ from lightwork.serve.sequence import Sequence as Seq
 
 @dataclass(slots=True)
 class State:
-    """priorities: by sequence id, 0 to 1. changed: how often they have. steps: since they last did.
+    """priorities: by sequence id, 0 to 1, of `seqs`. changed: how often they have. steps: since they last
+    did.
 
     untold: who came, or was preempted here, since the inner scheduler was asked.
     """
 
     inner: Any
+    seqs: dict[int, Seq] = field(default_factory=dict)
     priorities: dict[int, float] = field(default_factory=dict)
     untold: list[Seq] = field(default_factory=list)
     changed: int = 0
@@ -64,16 +66,12 @@ class FastSwitch:
         return State(self.inner.init())
 
     def plan(self, state: State, view: View) -> Step:
-        for seq in view.arrived:
-            state.priorities[seq.id] = self._draw(seq.id, "priority", 0)
         state.untold += view.arrived
         waiting = self._ranked(state, view.waiting)
         if state.steps >= self.every:
             state.steps = 0
-            state.changed += 1
-            here = [*view.running, *waiting]
-            state.priorities = {seq.id: self._next(state, seq.id) for seq in here}
-            if preempted := outranked(view, self._ranked(state, here)):
+            self._change(state)
+            if preempted := outranked(view, self._ranked(state, (*view.running, *waiting))):
                 state.untold += preempted
                 return Step(preempted=preempted)
             waiting = self._ranked(state, waiting)
@@ -81,6 +79,11 @@ class FastSwitch:
         step = self.inner.plan(state.inner, replace(view, waiting=waiting, arrived=came))
         state.steps += bool(step.chunks)
         return step
+
+    def _change(self, state: State) -> None:
+        state.changed += 1
+        state.seqs = {id: seq for id, seq in state.seqs.items() if seq.finished is None}
+        state.priorities = {id: self._next(state, id) for id in state.seqs}
 
     def _next(self, state: State, id: int) -> float:
         """The priority of a sequence after a change."""
@@ -94,7 +97,12 @@ class FastSwitch:
         return int.from_bytes(blake2b(text, digest_size=8).digest()) / 2**64
 
     def _ranked(self, state: State, seqs: Iterable[Seq]) -> list[Seq]:
-        return sorted(seqs, key=lambda seq: -state.priorities[seq.id])
+        found = list(seqs)
+        for seq in found:
+            if seq.id not in state.priorities:
+                state.seqs[seq.id] = seq
+                state.priorities[seq.id] = self._draw(seq.id, "priority", 0)
+        return sorted(found, key=lambda seq: -state.priorities[seq.id])
 
 
 def outranked(view: View, ranked: Iterable[Seq]) -> list[Seq]:

@@ -37,6 +37,8 @@ class PrefillFirst:
 
     def plan(self, state: None, view: View) -> Step:
         step = StepPlan(view, self.max_tokens)
+        for seq in step.running(decoding=False):  # what was left to compute of a text that was fetched
+            step.extend(seq)
         for seq in view.waiting:
             first = step.room == self.max_tokens
             if (seq.left > step.room and not first) or not step.admit(seq, whole=True):

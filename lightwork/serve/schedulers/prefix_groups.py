@@ -60,13 +60,14 @@ class Group:
 class State:
     """queue: groups with members that wait, in order. begun: by name, groups of which a member has run.
 
-    of: the group of each sequence that has not ended.
+    of: the group of each sequence that has not ended. untold: who came since the inner scheduler was asked.
     """
 
     inner: Any
     queue: deque[Group] = field(default_factory=deque)
     begun: dict[int, Group] = field(default_factory=dict)
     of: dict[int, Group] = field(default_factory=dict)
+    untold: list[Seq] = field(default_factory=list)
     names: Iterator[int] = field(default_factory=count)
 
 
@@ -94,13 +95,15 @@ class PrefixGroups:
 
     def plan(self, state: State, view: View) -> Step:
         if view.arrived:
+            state.untold += view.arrived
             self._group(state, view)
         pins = _settle(state, view)
         if not pins.changes_nothing:
             return pins
         shares: dict[int, int] = {}
         waiting = self._in_order(state, view, shares)
-        step = self.inner.plan(state.inner, replace(view, waiting=waiting, shares=shares))
+        came, state.untold = state.untold, []
+        step = self.inner.plan(state.inner, replace(view, waiting=waiting, shares=shares, arrived=came))
         for seq in step.admitted:
             group = state.of[seq.id]
             group.waiting.remove(seq)
@@ -108,15 +111,17 @@ class PrefixGroups:
             if not group.pinned:
                 group.leader = seq
         for seq in step.preempted:
-            group = state.of[seq.id]
-            group.waiting.appendleft(seq)
-            if not group.queued:
-                group.queued = True
-                state.queue.appendleft(group)
+            _send_back(state, seq)
         return step
 
     def _group(self, state: State, view: View) -> None:
-        come = [seq for seq in view.arrived if seq.finished is None]
+        """Who came; a sequence that was preempted by another technique goes back to its group."""
+        come = []
+        for seq in view.arrived:
+            if seq.id in state.of:
+                _send_back(state, seq)
+            elif seq.finished is None:
+                come.append(seq)
         alone = dict.fromkeys(come)
         groups = []
         for prefix, numbers in shared_prefixes([seq.tokens for seq in come], view.blocks.block_size):
@@ -148,6 +153,14 @@ class PrefixGroups:
                 if group.prefix:
                     shares[seq.id] = shared
                 yield seq
+
+
+def _send_back(state: State, seq: Seq) -> None:
+    group = state.of[seq.id]
+    group.waiting.appendleft(seq)
+    if not group.queued:
+        group.queued = True
+        state.queue.appendleft(group)
 
 
 def _settle(state: State, view: View) -> Step:
