@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,11 @@ BRIEF_S = 0.01
 millisecond, and requests can wait so long."""
 
 
+PIECE_BYTES, PAUSES = 1 << 20, 4
+"""Keys and values are copied so much at a time; while a step runs on the same cores, pauses last so many
+times as long as a piece."""
+
+
 class LocalRunner:
     """Runs one step at a time, long ones on a worker thread: the kernel's stays free for requests.
 
@@ -44,6 +49,7 @@ class LocalRunner:
         self.pool: Any = model.new_kv(kv.total, kv.block_size, shared=shared)
         self.host: Any = model.new_host_kv(kv.host.total, kv.block_size) if kv.host is not None else None
         self._last_rows, self._last_s = 1, inf
+        self._computing = False
         compiled()  # now, rather than in the first step
 
     def run(self, step: Step) -> Future:
@@ -53,25 +59,57 @@ class LocalRunner:
         start = self.kernel.attempt if expected_s < BRIEF_S else self.kernel.offload
         return start(self._forward, step, rows, first)
 
-    def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Future:
-        """Copied on a thread that gives way to steps, neighbours as one; the last block may hold less."""
+    def pull(
+        self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int
+    ) -> Coroutine[Any, Any, None]:
+        """Neighbours are copied as one; the last block may hold less."""
         num = -(-num_tokens // self.kv.block_size)
-        return self.kernel.offload(self.pool.pull, pool, runs(src[:num], dst[:num]), background=True)
+        return self._copy(self.pool, pool, runs(src[:num], dst[:num]))
 
-    def swap_out(self, runs: Sequence[Run]) -> Future:
-        """On a thread that gives way to steps."""
-        return self.kernel.offload(self.host.pull, self.pool, runs, background=True)
+    def swap_out(self, runs: Sequence[Run]) -> Coroutine[Any, Any, None]:
+        return self._copy(self.host, self.pool, runs)
 
-    def swap_in(self, runs: Sequence[Run]) -> Future:
-        """On a thread that gives way to steps."""
-        return self.kernel.offload(self.pool.pull, self.host, runs, background=True)
+    def swap_in(self, runs: Sequence[Run]) -> Coroutine[Any, Any, None]:
+        return self._copy(self.pool, self.host, runs)
+
+    async def _copy(self, to: Any, source: Any, runs: Sequence[Run]) -> None:
+        """In pieces, on a thread that gives way to steps, with pauses while one runs beside."""
+        for piece in _pieces(runs, max(1, PIECE_BYTES * to.num_blocks // to.nbytes)):
+            took_s = await self.kernel.offload(self._timed, to.pull, source, piece, background=True)
+            if self._computing:
+                await self.kernel.sleep(PAUSES * took_s)
+
+    def _timed(self, fn: Callable[..., object], *args: object) -> float:
+        begin_s = self.kernel.now()
+        fn(*args)
+        return self.kernel.now() - begin_s
 
     def _forward(self, step: Step, rows: Rows, first: list[int]) -> LogitScores:
         begin_s = self.kernel.now()
-        for copy in step.copies:
-            self.pool.copy(
-                range(copy.src, copy.src + copy.num_slots), range(copy.dst, copy.dst + copy.num_slots)
-            )
-        scores = LogitScores(step, self.model.logits(rows, self.pool), first)
+        self._computing = True
+        try:
+            for copy in step.copies:
+                self.pool.copy(
+                    range(copy.src, copy.src + copy.num_slots), range(copy.dst, copy.dst + copy.num_slots)
+                )
+            scores = LogitScores(step, self.model.logits(rows, self.pool), first)
+        finally:
+            self._computing = False
         self._last_rows, self._last_s = len(rows.tokens), self.kernel.now() - begin_s
         return scores
+
+
+def _pieces(runs: Sequence[Run], blocks: int) -> Iterator[list[Run]]:
+    """Runs of so many blocks together, or fewer."""
+    piece, room = [], blocks
+    for src, dst, num in runs:
+        done = 0
+        while done < num:
+            some = min(room, num - done)
+            piece.append((src + done, dst + done, some))
+            done, room = done + some, room - some
+            if not room:
+                yield piece
+                piece, room = [], blocks
+    if piece:
+        yield piece

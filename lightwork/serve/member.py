@@ -170,8 +170,8 @@ class Hosted:
         self.say("finish", seq.id, reason, plain, Figures.of(seq))
 
     def on(self, span: Span) -> None:
-        """Its end is told by who knows why it ended."""
-        if span.kind != "finish":
+        """When a request came and why it ended is told by who knows."""
+        if span.kind not in ("arrive", "finish"):
             self.say("span", span)
 
 

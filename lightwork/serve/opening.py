@@ -61,8 +61,7 @@ def open_engine(
     plan: Plan, kernel: Kernel, progress: Progress | None = None
 ) -> tuple[Engine | Fleet, AnyModel, list[Setting]]:
     """Load the model and build the engine that serves it for real, or the engines behind the plan's router,
-    each
-    a process of this machine.
+    each a process of this machine.
 
     progress(phase, done_bytes, total_bytes) is called while loading. Close the model when done. Raises
     CheckpointError, SpecError.

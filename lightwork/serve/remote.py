@@ -1,9 +1,8 @@
 """An engine in a process of its own, as its fleet sees it: what `Engine` offers, by messages.
 
-The process (`member`) runs an ordinary `Engine`; here is a mirror of its sequences, so that callers,
-routers and the trace know no difference. Messages are lists of (name, arguments...): what happened in one
-turn of the other's kernel. When the process is lost the fleet is handed its sequences, which are then
-computed again
+The process (`member`) runs an ordinary `Engine`; here is a mirror of its sequences, so that callers, routers
+and the trace know no difference. Messages are lists of (name, arguments...): what happened in one turn of the
+other's kernel. When the process is lost the fleet is handed its sequences, which are then computed again
 elsewhere: sampling is a pure function of the text so far, so the text is the same.
 """
 
@@ -82,8 +81,7 @@ class Figures(NamedTuple):
 
 class RemoteEngine:
     """number: among the members. ids: of sequences, unique in the fleet. lost: told that the process has
-    ended, with
-    its sequences and why; returns those that nobody takes."""
+    ended, with its sequences and why; returns those that nobody takes."""
 
     def __init__(
         self,
@@ -127,6 +125,7 @@ class RemoteEngine:
         check_request(request, self.limits, self.kv_tokens, waiting)
         seqs = begin(request, sink, self._ids, self.kernel.now())
         self._seqs.update((seq.id, seq) for seq in seqs)
+        self._note("arrive", seqs[0], prompt=len(request.prompt), max_tokens=request.max_tokens, n=request.n)
         self._send("submit", [seq.id for seq in seqs], request)
         return seqs
 
@@ -287,14 +286,17 @@ class RemoteEngine:
     def _end(self, seq: Seq, reason: FinishReason, error: Exception | None = None) -> None:
         self._seqs.pop(seq.id, None)
         seq.finished = reason
-        seq.finished_s = now = self.kernel.now()
-        if self.kernel.trace is not None:
-            args = {"reason": reason, "output": seq.num_output}
-            self.kernel.trace.add(Span(f"engine {self.number}", "finish", str(seq.id), now, now, args=args))
+        seq.finished_s = self.kernel.now()
+        self._note("finish", seq, reason=reason, output=seq.num_output)
         if seq.sink is not None:
             seq.sink.finish(seq, reason, error)
         self._left(seq)
         self._tell_if_idle()
+
+    def _note(self, kind: str, seq: Seq, **args: Any) -> None:
+        if self.kernel.trace is not None:
+            now = self.kernel.now()
+            self.kernel.trace.add(Span(f"engine {self.number}", kind, str(seq.id), now, now, args=args))
 
     def _tell_if_idle(self) -> None:
         if not self._seqs:

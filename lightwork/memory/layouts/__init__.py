@@ -11,9 +11,8 @@ from typing import Protocol
 
 
 class Blanks(Protocol):
-    """The blocks that nobody holds and that hold nothing. `len` of it: how many. at_once: cached blocks
-    given up
-    together when there are none."""
+    """The blocks that nobody holds and that hold nothing. `len` of it: how many. at_once: cached blocks given
+    up together when there are none."""
 
     @property
     def at_once(self) -> int: ...

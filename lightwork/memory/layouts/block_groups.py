@@ -10,9 +10,8 @@ Shapes: blank extents -> one block
 Cost:   O(1) to go on, O(extents) to begin
 Claims: fastswitch
 Differs: where all blocks are held or cached, an eighth of them at most is given up at once, so that texts
-        find
-        extents. What is reserved for a sequence is only left for it, so nothing has to be taken away from a
-        victim
+        find extents. What is reserved for a sequence is only left for it, so nothing has to be taken away
+        from a victim
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ from lightwork.errors import InvariantError, RangeError
 
 class Extents:
     """Maximal runs of blank blocks. by_size[k]: the starts of those of 2^(k-1) to 2^k - 1 blocks. tips: the
-    last
-    blocks of texts, which may grow."""
+    last blocks of texts, which may grow."""
 
     __slots__ = ("_by_size", "_ends", "_lengths", "_num", "_size", "_tips", "at_once")
 

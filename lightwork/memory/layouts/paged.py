@@ -1,9 +1,8 @@
 """Paged: any blank block will do, the one given back last first.
 
 Paper:  "Efficient Memory Management for Large Language Model Serving with PagedAttention", 2023
-Idea:   a table of blocks for each sequence, so that no memory is reserved for what it may become; which
-        block is
-        of no importance, so the one that is still in caches
+Idea:   a table of blocks for each sequence, so that no memory is reserved for what it may become; which block
+        is of no importance, so the one that is still in caches
 Shapes: blank blocks -> one of them
 Cost:   O(1)
 Claims: fastswitch

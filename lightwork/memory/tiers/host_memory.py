@@ -3,17 +3,15 @@
 Paper:  "FastSwitch: Optimizing Context Switching Efficiency in Fairness-aware Large Language Model
         Serving", 2024
 Idea:   when a sequence gives up its blocks, those that host memory does not hold yet are copied there,
-        neighbours as
-        one, while steps go on; only a step that would write a block still being copied waits for it. Back
-        likewise: a sequence joins when its blocks are there. The copy stays valid, so the next switch or
-        turn adds what is new; where host memory is short the oldest goes, and what is left of a text still
-        saves its computation
+        neighbours as one, while steps go on; only a step that would write a block still being copied waits
+        for it. Back likewise: a sequence joins when its blocks are there. The copy stays valid, so the next
+        switch or turn adds what is new; where host memory is short the oldest goes, and what is left of a
+        text still saves its computation
 Shapes: blocks of a text -> blocks of host memory
 Cost:   one look-up per block of an admitted text; copies as long as the link takes
 Claims: fastswitch
 Differs: whole blocks only, found by their tokens; the tokens behind the last are computed again. Copies are
-        not kept
-        for an owner: the least recently used go first
+        not kept for an owner: the least recently used go first
 """
 
 from __future__ import annotations
@@ -26,8 +24,7 @@ from lightwork.errors import CapacityError, RangeError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostMemory:
     """gb: of host memory, 10^9 bytes. merge=False copies block by block; overlap=False lets steps wait for
-    copies;
-    reuse=False drops what was fetched: each part of the publication, to be left out."""
+    copies; reuse=False drops what was fetched: each part of the publication, to be left out."""
 
     gb: float = 4.0
     merge: bool = True

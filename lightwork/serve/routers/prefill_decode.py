@@ -9,8 +9,7 @@ Shapes: Sequence -> number of an engine, prefill engines first
 Cost:   O(engines) per request
 Claims: distserve
 Differs: a decode engine short of memory recomputes whom it preempts, unless it has HostMemory. Where no
-        engine of
-        one sort is left, those of the other do its work
+        engine of one sort is left, those of the other do its work
 """
 
 from __future__ import annotations

@@ -47,10 +47,9 @@ class Step:
 
     The chunk of an admitted sequence starts behind what it shares of the prefix cache; one whose KV comes
     from another engine or from host memory has none yet. requeue: where in the queue those preempted go.
-    pins,
-    unpins: of prefixes; a step without chunks is only applied, then the scheduler is asked again. budget:
-    rows this step may have; what chunks leave is offered to drafts. drafts: one per chunk, or none at all.
-    after: what has to end before it may run.
+    pins, unpins: of prefixes; a step without chunks is only applied, then the scheduler is asked again.
+    budget: rows this step may have; what chunks leave is offered to drafts. drafts: one per chunk, or none at
+    all. after: what has to end before it may run.
     """
 
     chunks: list[Chunk] = field(default_factory=list)

@@ -3,9 +3,8 @@
 Paper:  "FastSwitch: Optimizing Context Switching Efficiency in Fairness-aware Large Language Model
         Serving", 2024
 Idea:   every so many steps priorities are drawn anew; the sequences of highest priority that fit into the
-        blocks
-        run, the others give theirs up and go on when it is their turn. With HostMemory and BlockGroups a
-        turn costs a copy that overlaps with steps, without them the sequence is computed again
+        blocks run, the others give theirs up and go on when it is their turn. With HostMemory and BlockGroups
+        a turn costs a copy that overlaps with steps, without them the sequence is computed again
 Shapes: View -> the inner scheduler's Step, the queue by priority, or a Step that preempts
 Cost:   O(waiting log waiting) per step, O(sequences log sequences) per change
 Claims: fastswitch
