@@ -7,6 +7,7 @@ loads/         when requests come; lengths/ how long they are
 simulate.py    a load offered to an engine, on any clock; replay.py a recorded one again, in simulation
 runner.py      who carries a step out (`Runner.run(step) -> Scores`)
 scores.py      the choices made from a step's logits
+notes.py       what an engine tells the trace
 transfers.py   KV that comes from another engine, or goes to host memory and back, beside the steps
 fleet.py       several engines behind a router (routers/): to callers one engine
 remote.py      an engine in another process; member.py is that process, deployment.py starts them

@@ -19,7 +19,7 @@ from lightwork.errors import InvariantError
 from lightwork.memory.kv import Copy, KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
-from lightwork.runtime.trace import Span
+from lightwork.serve.notes import Notes
 from lightwork.serve.runner import Runner, Scores
 from lightwork.serve.schedulers import NO_DRAFT, Chunk, Scheduler, Step, View
 from lightwork.serve.sequence import FinishReason, Lender, Limits, Request, Sink, begin, check_request
@@ -79,7 +79,8 @@ class Engine:
         self._bell: Future = kernel.future("a request")
         self._idle: list[Future] = []
         self._copies: list[Copy] = []
-        self._transfers = Transfers(kernel, runner, kv, name, self._arrived_kv, self._copied)
+        self._notes = Notes(kernel, name)
+        self._transfers = Transfers(kernel, runner, kv, self._notes, self._arrived_kv, self._copied)
 
     # -- requests
 
@@ -94,7 +95,9 @@ class Engine:
         seqs[0].siblings = seqs[1:]
         self._held += request.n - 1
         self._queue([seqs[0]])
-        self._note("arrive", seqs[0], prompt=len(request.prompt), max_tokens=request.max_tokens, n=request.n)
+        self._notes.moment(
+            "arrive", seqs[0], prompt=len(request.prompt), max_tokens=request.max_tokens, n=request.n
+        )
         self._ring()
         return seqs
 
@@ -254,7 +257,8 @@ class Engine:
             self._fail(step, error)
         else:
             emitted = [self._commit(step, i, scores) for i in range(len(step.chunks))]
-            self._trace_step(step, number, start_s, emitted)
+            running, waiting, usage = self.gauges
+            self._notes.step(step, number, start_s, emitted, waiting=waiting, running=running, kv_usage=usage)
         self._in_flight -= 1
         self._tell_if_idle()
         self._ring()
@@ -368,7 +372,7 @@ class Engine:
         if seq.started_s is None:
             seq.started_s = self.kernel.now()
             seq.cached = seq.computed + fetched
-        self._note("admit", seq, known=seq.known, cached=seq.computed + fetched)
+        self._notes.moment("admit", seq, known=seq.known, cached=seq.computed + fetched)
 
     def _begin_pull(self, seq: Seq) -> None:
         """Give an admitted sequence the blocks for its KV, which is elsewhere."""
@@ -385,7 +389,7 @@ class Engine:
         self._release(seq)
         seq.computed = 0
         seq.num_preempted += 1
-        self._note("preempt", seq)
+        self._notes.moment("preempt", seq)
 
     # -- between engines
 
@@ -443,7 +447,7 @@ class Engine:
     def _finish(self, seq: Seq, reason: FinishReason, error: Exception | None = None) -> None:
         seq.finished = reason
         seq.finished_s = self.kernel.now()
-        self._note("finish", seq, reason=reason, output=seq.num_output)
+        self._notes.moment("finish", seq, reason=reason, output=seq.num_output)
         if seq.sink is not None:
             seq.sink.finish(seq, reason, error)
         self._release_siblings(seq)
@@ -481,28 +485,6 @@ class Engine:
     def _ring(self) -> None:
         if not self._bell.done:
             self._bell.set(None)
-
-    def _note(self, kind: str, seq: Seq, **args: Any) -> None:
-        trace = self.kernel.trace
-        if trace is not None:
-            now = self.kernel.now()
-            trace.add(Span(self.name, kind, str(seq.id), now, now, args=args))
-
-    def _trace_step(self, step: Step, number: int, start_s: float, emitted: list[int]) -> None:
-        trace = self.kernel.trace
-        if trace is None:
-            return
-        drafted = [len(draft) for draft in step.drafts] or [0] * len(emitted)
-        chunks = [
-            (c.seq.id, c.start, c.count, d, e) for c, d, e in zip(step.chunks, drafted, emitted, strict=True)
-        ]
-        args = {
-            "chunks": chunks,
-            "waiting": len(self.waiting),
-            "running": len(self.running),
-            "kv_usage": self.kv.usage,
-        }
-        trace.add(Span(self.name, "step", f"step {number}", start_s, self.kernel.now(), args=args))
 
 
 def _until_end(

@@ -23,6 +23,7 @@ from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span
 from lightwork.serve.engine import Gauges
+from lightwork.serve.notes import Notes
 from lightwork.serve.plan import Plan, Setting
 from lightwork.serve.sequence import FinishReason, Limits, Request, Sink, begin, check_request
 from lightwork.serve.sequence import Sequence as Seq
@@ -100,6 +101,7 @@ class RemoteEngine:
         self.number = number
         self.process = process
         self.lost: Callable[[Iterable[Seq], str], list[Seq]] = lambda seqs, why: [*seqs]
+        self._notes = Notes(kernel, f"engine {number}")
         self._pipe = pipe
         self._ids = ids
         self._began: Callable[[Seq], bool] | None = None
@@ -125,7 +127,9 @@ class RemoteEngine:
         check_request(request, self.limits, self.kv_tokens, waiting)
         seqs = begin(request, sink, self._ids, self.kernel.now())
         self._seqs.update((seq.id, seq) for seq in seqs)
-        self._note("arrive", seqs[0], prompt=len(request.prompt), max_tokens=request.max_tokens, n=request.n)
+        self._notes.moment(
+            "arrive", seqs[0], prompt=len(request.prompt), max_tokens=request.max_tokens, n=request.n
+        )
         self._send("submit", [seq.id for seq in seqs], request)
         return seqs
 
@@ -287,16 +291,11 @@ class RemoteEngine:
         self._seqs.pop(seq.id, None)
         seq.finished = reason
         seq.finished_s = self.kernel.now()
-        self._note("finish", seq, reason=reason, output=seq.num_output)
+        self._notes.moment("finish", seq, reason=reason, output=seq.num_output)
         if seq.sink is not None:
             seq.sink.finish(seq, reason, error)
         self._left(seq)
         self._tell_if_idle()
-
-    def _note(self, kind: str, seq: Seq, **args: Any) -> None:
-        if self.kernel.trace is not None:
-            now = self.kernel.now()
-            self.kernel.trace.add(Span(f"engine {self.number}", kind, str(seq.id), now, now, args=args))
 
     def _tell_if_idle(self) -> None:
         if not self._seqs:

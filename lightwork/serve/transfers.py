@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from lightwork.memory.host import Transfer
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
-from lightwork.runtime.trace import Span
+from lightwork.serve.notes import Notes
 from lightwork.serve.runner import Runner
 from lightwork.serve.sequence import Lender
 from lightwork.serve.sequence import Sequence as Seq
@@ -31,14 +30,14 @@ class Transfers:
         kernel: Kernel,
         runner: Runner,
         kv: KVCache,
-        name: str,
+        notes: Notes,
         arrived: Callable[[Seq, int, Exception | None], None],
         ended: Callable[[], None],
     ) -> None:
         self._kernel = kernel
         self._runner = runner
         self._kv = kv
-        self._name = name
+        self._notes = notes
         self._arrived = arrived
         self._ended = ended
         self.pulls: dict[int, Future] = {}
@@ -90,7 +89,7 @@ class Transfers:
             await self._runner.pull(source.pool, source.lent(seq), self._kv.table(seq.id), seq.computed)
         except Exception as error:
             failed = error
-        self._trace("pull", str(seq.id), begin_s, tokens=seq.computed)
+        self._notes.lasting("pull", str(seq.id), begin_s, tokens=seq.computed)
         source.give_up(seq)
         seq.source = None
         self.pulls.pop(seq.id).set(None)
@@ -107,7 +106,9 @@ class Transfers:
         except Exception as error:
             log.warning("%s is computed again, its KV could not be read from host memory: %s", seq, error)
         self._kv.fetched(transfer)
-        self._trace("fetch", str(seq.id), begin_s, blocks=len(transfer.src), copies=len(transfer.runs))
+        self._notes.lasting(
+            "fetch", str(seq.id), begin_s, blocks=len(transfer.src), copies=len(transfer.runs)
+        )
         self.pulls.pop(seq.id).set(None)
         self._arrived(seq, computed, None)
 
@@ -120,10 +121,6 @@ class Transfers:
         except Exception as error:
             log.warning("KV could not be copied to host memory: %s", error)
         self._kv.stored(transfer, arrived=arrived)
-        self._trace("store", name, begin_s, blocks=len(transfer.src), copies=len(transfer.runs))
+        self._notes.lasting("store", name, begin_s, blocks=len(transfer.src), copies=len(transfer.runs))
         self.stores.pop(transfer).set(None)
         self._ended()
-
-    def _trace(self, kind: str, name: str, begin_s: float, **args: Any) -> None:
-        if self._kernel.trace is not None:
-            self._kernel.trace.add(Span(self._name, kind, name, begin_s, self._kernel.now(), args=args))
