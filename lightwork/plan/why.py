@@ -40,6 +40,7 @@ SCHEDULERS: tuple[Scheduler[Any], ...] = (
     PrefillFirst(),
 )
 BLOCKERS = 3
+ROUNDING_S = 1e-12
 FULL = 0.97
 """From this share on, KV memory was in the way."""
 
@@ -97,7 +98,7 @@ class _Life:
         """(part, from, to, note), one after the other without gaps."""
         at_s, reached = self.arrived_s, 0
         for i, (step, (_, start, count, _, _)) in enumerate(self.steps):
-            if step.start_s > at_s:
+            if step.start_s > at_s + ROUNDING_S:
                 yield from self._wait(i, at_s, step.start_s)
             yield self._computes(start, reached), max(at_s, step.start_s), step.end_s, ""
             at_s, reached = max(at_s, step.end_s), max(reached, start + count)

@@ -201,6 +201,17 @@ def test_hanging_up_frees_blocks_in_every_process(opened: Callable[..., Fleet]) 
     assert_idle(fleet)
 
 
+@pytest.mark.slow
+def test_a_thousand_requests_leave_nothing_behind(opened: Callable[..., Fleet]) -> None:
+    """One transfer each, and afterwards every block of both engines is free."""
+    fleet = opened("PrefillDecode()", prefix_cache=False, kv_bytes=1 << 20)
+    load = [Request(prompt=tuple(range(i % 50, i % 50 + 20)), max_tokens=2 + i % 7) for i in range(1000)]
+    seqs = run_load(fleet, [0.0005 * i for i in range(1000)], load)
+    assert {seq.finished for seq in seqs} == {"length"}
+    assert Counter(span.name for span in spans(fleet, "pull")) == {str(seq.id): 1 for seq in seqs}
+    assert_idle(fleet)
+
+
 def test_a_model_that_is_not_there_is_told_by_the_process() -> None:
     with pytest.raises(LightworkError, match="engine 0 did not start: CheckpointError: there is no folder"):
         open_engine(Plan(model="hf:./nowhere", use=("Replicas(copies=2)",)), Kernel(WallClock()))

@@ -175,8 +175,9 @@ def _announce(loaded: Loaded, listener: socket.socket, host: str) -> None:
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listener.getsockname()[1]}"
     say = sys.stderr
+    width = max([10, *(len(setting.name) for setting in loaded.settings)])
     for setting in loaded.settings:
-        print(f"  {setting.name:<10} {setting.value:<24} {setting.reason}", file=say)
+        print(f"  {setting.name:<{width}} {setting.value:<24} {setting.reason}", file=say)
     print(f"  {url}/v1   docs {url}/docs   {loaded.started()}", file=say)
     message = '{"model": "' + loaded.name + '", "messages": [{"role": "user", "content": "Hello"}]}'
     print(
