@@ -19,7 +19,7 @@ import numpy as np
 from lightwork.cluster import parse_place
 from lightwork.errors import CapacityError, RangeError, SpecError
 from lightwork.models import read_shape
-from lightwork.serve.loads import Arrival, Load
+from lightwork.serve.loads import Arrival, Given, Load
 from lightwork.serve.metrics import Slo
 from lightwork.serve.plan import Plan
 from lightwork.serve.routers import Router
@@ -301,7 +301,7 @@ def _span_s(arrivals: Sequence[Arrival]) -> float:
 def _run(problem: Problem, arrivals: Sequence[Arrival], rate: float) -> Outcome:
     lasting = _at_rate(problem, arrivals, rate)
     plan = replace(problem.plan, max_waiting=len(lasting) + 1)
-    return simulate(plan, _Given(lasting), seed=problem.seed, keep_spans=False, slo=problem.slo)
+    return simulate(plan, Given(lasting), seed=problem.seed, keep_spans=False, slo=problem.slo)
 
 
 def _at_rate(problem: Problem, arrivals: Sequence[Arrival], rate: float) -> list[Arrival]:
@@ -328,16 +328,6 @@ def _at_rate(problem: Problem, arrivals: Sequence[Arrival], rate: float) -> list
         for i in range(times)
         for a in arrivals
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """A load that is there already."""
-
-    given: list[Arrival]
-
-    def arrivals(self, rng: np.random.Generator) -> list[Arrival]:
-        return self.given
 
 
 def _powers(most: int) -> list[int]:

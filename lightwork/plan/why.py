@@ -18,27 +18,20 @@ import numpy as np
 from lightwork.cluster.calibration import Calibration
 from lightwork.errors import SpecError
 from lightwork.models import read_shape
+from lightwork.plan.serving import SCHEDULERS
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.cost import CalibratedCost
-from lightwork.serve.loads import Arrival
+from lightwork.serve.loads import Arrival, Given
 from lightwork.serve.metrics import request_times
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan, make_engine, make_kv
 from lightwork.serve.replay import calibrate
-from lightwork.serve.schedulers import Scheduler
-from lightwork.serve.schedulers.prefill_first import PrefillFirst
 from lightwork.serve.schedulers.sarathi import Sarathi
-from lightwork.serve.schedulers.split_fuse import SplitFuse
 from lightwork.serve.simulate import SyntheticRequests, run_load, simulate
 from lightwork.serve.simulated_runner import SimulatedRunner
 
-SCHEDULERS: tuple[Scheduler[Any], ...] = (
-    *(Sarathi(chunk=n) for n in (64, 128, 256, 512, 1024, 2048)),
-    SplitFuse(),
-    PrefillFirst(),
-)
 BLOCKERS = 3
 ROUNDING_S = 1e-12
 FULL = 0.97
@@ -221,7 +214,7 @@ class Record:
         random."""
         plan = replace(plan, max_waiting=max(plan.max_waiting, len(self.arrivals) + 1))
         if self.calibration is None:
-            return _figures(simulate(plan, _Given(self.arrivals)).trace.spans)
+            return _figures(simulate(plan, Given(self.arrivals)).trace.spans)
         spec = read_shape(plan.model)
         kernel = Kernel(trace=Trace("predicted"))
         sizes = (int(self.about[name]) for name in ("kv_blocks", "block_size", "tier_blocks"))
@@ -270,16 +263,6 @@ class Record:
         ):  # a record knows no larger batch
             if max_seqs:
                 yield f"max_seqs={max_seqs}", replace(self.plan, max_seqs=max_seqs)
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """A load that has come already."""
-
-    given: Sequence[Arrival]
-
-    def arrivals(self, rng: np.random.Generator) -> list[Arrival]:
-        return [*self.given]
 
 
 def _arrivals(spans: Iterable[Span]) -> list[Arrival]:

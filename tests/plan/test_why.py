@@ -106,7 +106,7 @@ def test_a_real_run_is_predicted_by_its_own_step_times(tmp_path: Path) -> None:
     record = Record.of(read_chrome_trace(tmp_path / "run.json")[0])
     assert record.calibration is not None
     changes = {change.name: change for change in record.changes()}
-    assert {"as recorded", "max_seqs=64", "Sarathi(chunk=64)"} <= changes.keys()
+    assert {"as recorded", "max_seqs=64", "Sarathi(chunk=256)"} <= changes.keys()
     assert "max_seqs=256" not in changes
     assert all(change.figures.latency_mean_s > 0 for change in changes.values())
     assert record.measure(changes["max_seqs=64"].plan).latency_mean_s > 0

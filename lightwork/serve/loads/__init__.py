@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -31,6 +33,16 @@ class Load(Protocol):
     """Arrivals, those without `after` in order of time, the same for the same random stream."""
 
     def arrivals(self, rng: np.random.Generator) -> list[Arrival]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A load that is known already, whatever the random stream."""
+
+    given: Sequence[Arrival]
+
+    def arrivals(self, rng: np.random.Generator) -> list[Arrival]:
+        return [*self.given]
 
 
 def parse_load(text: str) -> Load:
