@@ -45,6 +45,7 @@ POWERS = range(-4, 3)
 SPREAD, PROMISING, ROUNDS = 3, 4, 2
 """Settings measured far from others; promising ones in each round, whose figures correct the next one's."""
 FINALISTS, TURNS = 3, 3
+"""Those ahead then, each measured so many times in turn with the default."""
 
 
 class Setting(NamedTuple):
@@ -148,11 +149,10 @@ def variants(scheduler: Scheduler[Any]) -> list[Scheduler[Any]]:
                     continue
                 if other not in found:
                     found.append(other)
-    return sorted(found, key=repr_key)
+    return sorted(found, key=_by_name_and_numbers)
 
 
-def repr_key(scheduler: Scheduler[Any]) -> tuple[str, list[float]]:
-    """By name, then by numbers."""
+def _by_name_and_numbers(scheduler: Scheduler[Any]) -> tuple[str, list[float]]:
     numbers = [v for f in fields(scheduler) if isinstance(v := getattr(scheduler, f.name), int | float)]  # type: ignore[arg-type]
     return type(scheduler).__name__, numbers
 

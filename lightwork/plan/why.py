@@ -257,12 +257,11 @@ class Record:
         for scheduler in SCHEDULERS:
             if scheduler != chosen.get("scheduler", Sarathi()):
                 yield repr(scheduler), replace(self.plan, use=(*others, scheduler))
-        fewer, more = self.plan.max_seqs // 2, self.plan.max_seqs * 2
-        for max_seqs in (
-            (fewer, more) if self.calibration is None else (fewer,)
-        ):  # a record knows no larger batch
-            if max_seqs:
-                yield f"max_seqs={max_seqs}", replace(self.plan, max_seqs=max_seqs)
+        sizes = [self.plan.max_seqs // 2]
+        if self.calibration is None:  # a real record knows no larger batch than its own
+            sizes.append(self.plan.max_seqs * 2)
+        for max_seqs in filter(None, sizes):
+            yield f"max_seqs={max_seqs}", replace(self.plan, max_seqs=max_seqs)
 
 
 def _arrivals(spans: Iterable[Span]) -> list[Arrival]:

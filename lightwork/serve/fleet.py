@@ -131,7 +131,7 @@ class Fleet:
         if at is not None:
             self._count(seq, at, -1)
 
-    def _lost(self, at: int, seqs: Iterable[Seq], why: str) -> list[Seq]:
+    def _lost(self, at: int, seqs: Iterable[Seq]) -> list[Seq]:
         """An engine's process has ended: its sequences are computed again elsewhere, to the same text.
 
         Returns those that are not: nobody is left, or they have lost two engines and may be the reason.

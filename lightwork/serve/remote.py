@@ -82,7 +82,7 @@ class Figures(NamedTuple):
 
 class RemoteEngine:
     """number: among the members. ids: of sequences, unique in the fleet. lost: told that the process has
-    ended, with its sequences and why; returns those that nobody takes."""
+    ended, with its sequences; returns those that nobody takes."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class RemoteEngine:
         self.kv_tokens = ready.kv_tokens
         self.number = number
         self.process = process
-        self.lost: Callable[[Iterable[Seq], str], list[Seq]] = lambda seqs, why: [*seqs]
+        self.lost: Callable[[Iterable[Seq]], list[Seq]] = list
         self._notes = Notes(kernel, f"engine {number}")
         self._pipe = pipe
         self._ids = ids
@@ -280,7 +280,7 @@ class RemoteEngine:
             source._give_up(id)
         self._pulling.clear()
         seqs, self._seqs = self._seqs, {}
-        for seq in self.lost(seqs.values(), why):
+        for seq in self.lost(seqs.values()):
             self._end(
                 seq, "error", LightworkError(why, expected="a process that serves", fix="restart the server")
             )
