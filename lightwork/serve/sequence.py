@@ -32,7 +32,8 @@ class Request:
     max_tokens: output tokens per continuation. stop_ids: tokens that end it (they count, their text is not
     shown).
     prompt_logprobs: report log-probabilities of the prompt's tokens, with this many alternatives; None
-    reports none. tenant: on whose behalf, for schedulers that are fair.
+    reports none. tenant: on whose behalf, for schedulers that are fair. model: which of those that the engine
+    serves; "" is the one it was opened with.
     """
 
     prompt: tuple[int, ...]
@@ -42,6 +43,7 @@ class Request:
     n: int = 1
     prompt_logprobs: int | None = None
     tenant: str = ""
+    model: str = ""
     id: str = ""
 
 
