@@ -121,8 +121,8 @@ class CompiledKV:
 class CompiledModel:
     """Weights in packed bytes, buffers, and the threads that run steps.
 
-    generation: the checkpoint's generation_config.json. numbers: what it is stored and computed in. One
-    step runs at a time.
+    generation: the checkpoint's generation_config.json. numbers: what it is stored and computed in. packed:
+    where weights lie, and their bytes. One step runs at a time.
     """
 
     device = "cpu"
@@ -141,6 +141,7 @@ class CompiledModel:
         self.generation = generation
         self.numbers = numbers
         self.nbytes = layout.nbytes
+        self.packed = layout, weights
         self.variants: Mapping[str, str] = {}
         self._state = State()
         self._state.set(**_constants(layout, weights, numbers.kv))

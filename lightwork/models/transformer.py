@@ -20,6 +20,9 @@ from lightwork.models.weights import Layer, Weights
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [R, H, D], k [R, G, D], v [R, G, D]) -> output [R, H, D]."""
+Added = Callable[[int, str, Tensor], Tensor | None]
+"""(layer, weight: "qkv", "out", "up" or "down", x [R, K]) -> what an adapter adds to that product, [R, N]."""
+CosSin = tuple[Tensor, Tensor]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -41,43 +44,63 @@ def forward(
     else:
         cos_sin = rotary(spec.rope, spec.head_size, positions_R, x_Rd.dtype)
     for i, layer in enumerate(weights.layers):
-        h_Rd = _norm(x_Rd, layer.norm1, layer.norm1_bias, spec)
-        x_Rd = x_Rd + _attention(i, h_Rd, layer, spec, cos_sin, attend)
-        h_Rd = _norm(x_Rd, layer.norm2, layer.norm2_bias, spec)
-        x_Rd = x_Rd + (_moe(h_Rd, layer, spec) if layer.router is not None else _mlp(h_Rd, layer, spec))
-    return _norm(x_Rd, weights.norm, weights.norm_bias, spec)
+        x_Rd = block(i, x_Rd, layer, spec, cos_sin, attend)
+    return norm(x_Rd, weights.norm, weights.norm_bias, spec)
+
+
+def block(
+    i: int,
+    x_Rd: Tensor,
+    layer: Layer,
+    spec: ModelSpec,
+    cos_sin: CosSin | None,
+    attend: Attend,
+    added: Added | None = None,
+) -> Tensor:
+    """Layer i, from its input to the next one's. cos_sin: of the rows, see `rotary`."""
+    h_Rd = norm(x_Rd, layer.norm1, layer.norm1_bias, spec)
+    x_Rd = x_Rd + _attention(i, h_Rd, layer, spec, cos_sin, attend, added)
+    h_Rd = norm(x_Rd, layer.norm2, layer.norm2_bias, spec)
+    return x_Rd + (_moe(h_Rd, layer, spec) if layer.router is not None else _mlp(i, h_Rd, layer, spec, added))
 
 
 def logits(weights: Weights, hidden_Nd: Tensor) -> Tensor:
-    """Scores over the vocabulary, float32 [N, V]."""
-    return F.linear(hidden_Nd, weights.head).float()
+    """Scores over the vocabulary [N, V], float32 at least."""
+    scores_NV = F.linear(hidden_Nd, weights.head)
+    return scores_NV if scores_NV.dtype == torch.float64 else scores_NV.float()
 
 
-def rotary(rope: Rope, head_size: int, positions_R: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary(rope: Rope, head_size: int, positions_R: Tensor, dtype: torch.dtype) -> CosSin:
     """Cosines and sines of each row's rotation angles, [R, 1, D/2] each."""
     frequencies = torch.from_numpy(rope.frequencies(head_size)).to(positions_R.device)
     angles = positions_R.float()[:, None, None] * frequencies
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def _norm(x_Rd: Tensor, weight: Tensor, bias: Tensor | None, spec: ModelSpec) -> Tensor:
+def norm(x_Rd: Tensor, weight: Tensor, bias: Tensor | None, spec: ModelSpec) -> Tensor:
     if spec.norm == "layer":
         return F.layer_norm(x_Rd, weight.shape, weight, bias, spec.norm_eps)
     return _rms(x_Rd, weight, spec.norm_eps)
 
 
 def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm in float32, whatever the type of x (Zhang and Sennrich, 2019)."""
-    if x.dtype == torch.float32:
+    """RMSNorm in float32 at least, whatever the type of x (Zhang and Sennrich, 2019)."""
+    if x.dtype in (torch.float32, torch.float64):
         return F.rms_norm(x, weight.shape, weight, eps)
     return weight * F.rms_norm(x.float(), weight.shape, None, eps).to(x.dtype)
 
 
 def _attention(
-    i: int, h_Rd: Tensor, layer: Layer, spec: ModelSpec, cos_sin: tuple[Tensor, Tensor] | None, attend: Attend
+    i: int,
+    h_Rd: Tensor,
+    layer: Layer,
+    spec: ModelSpec,
+    cos_sin: CosSin | None,
+    attend: Attend,
+    added: Added | None,
 ) -> Tensor:
     heads, groups = spec.num_heads, spec.num_kv_heads
-    qkv = F.linear(h_Rd, layer.qkv, layer.qkv_bias).view(len(h_Rd), heads + 2 * groups, spec.head_size)
+    qkv = _product(i, "qkv", h_Rd, layer, added).view(len(h_Rd), heads + 2 * groups, spec.head_size)
     qk, v_RGD = qkv[:, : heads + groups], qkv[:, heads + groups :]
     if layer.q_norm is not None and layer.k_norm is not None:
         q, k = qk[:, :heads], qk[:, heads:]
@@ -85,7 +108,13 @@ def _attention(
     if cos_sin is not None:
         qk = _rotate(qk, *cos_sin)
     out_RHD = attend(i, qk[:, :heads], qk[:, heads:], v_RGD)
-    return F.linear(out_RHD.reshape(len(h_Rd), heads * spec.head_size), layer.out, layer.out_bias)
+    return _product(i, "out", out_RHD.reshape(len(h_Rd), heads * spec.head_size), layer, added)
+
+
+def _product(i: int, name: str, x_RK: Tensor, layer: Layer, added: Added | None) -> Tensor:
+    out_RN = F.linear(x_RK, getattr(layer, name), getattr(layer, f"{name}_bias"))
+    more_RN = added(i, name, x_RK) if added is not None else None
+    return out_RN if more_RN is None else out_RN + more_RN
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -94,9 +123,8 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
-def _mlp(h_Rd: Tensor, layer: Layer, spec: ModelSpec) -> Tensor:
-    up = F.linear(h_Rd, layer.up, layer.up_bias)
-    return F.linear(_activate(up, spec), layer.down, layer.down_bias)
+def _mlp(i: int, h_Rd: Tensor, layer: Layer, spec: ModelSpec, added: Added | None) -> Tensor:
+    return _product(i, "down", _activate(_product(i, "up", h_Rd, layer, added), spec), layer, added)
 
 
 def _activate(up: Tensor, spec: ModelSpec) -> Tensor:
