@@ -92,9 +92,9 @@ def unpack(packed: Tensor, form: MatrixFormat, inputs: int) -> Tensor:
     """Blocks as `kernels.cpu.pack` lays them out, uint8 [B, block bytes], to a matrix [64 B, padded K]."""
     if form.code in CENTRE:
         return _decoded(packed, form, inputs)
-    pairs = 2 if form.code == BF16_DOT else 1
-    blocks_BKNp = packed.view(KINDS[form.code]).view(len(packed), -1, BLOCK, pairs)
-    return blocks_BKNp.permute(0, 2, 1, 3).reshape(len(packed) * BLOCK, -1)
+    # As whole words, pairs of bfloat16 too: moving halves takes twice as long.
+    words = packed.view(torch.int16 if form.code in (BF16, F16) else torch.int32).view(len(packed), -1, BLOCK)
+    return words.transpose(1, 2).contiguous().view(KINDS[form.code]).view(len(packed) * BLOCK, -1)
 
 
 def _decoded(packed: Tensor, form: MatrixFormat, inputs: int) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 
 from lightwork.models.spec import ModelSpec
 from lightwork.runtime.effects import DTYPE_BYTES, Work
 
+KINDS = ("matmul", "attention", "vector")
 FEW_ROWS = 32
 """Chunks of fewer rows read more KV bytes per operation than any machine balances; they are counted apart."""
 
@@ -47,6 +49,28 @@ def forward_work(
         *attention,
         _elementwise(spec, rows, dtype, tp),
         _head(spec, num_scored, dtype, tp),
+    )
+
+
+def layer_work(
+    spec: ModelSpec, start: int, count: int, *, back: bool, dtype: str, tp: int = 1
+) -> tuple[Work, ...]:
+    """Work of one of tp ranks for `count` tokens through one frozen layer, or back to its inputs alone.
+
+    Back, the layer is computed again, and its products once more the other way; attention has five products
+    where forward has two. What an adapter adds is not counted.
+    """
+    times = {"matmul": 2.0, "attention": 3.5, "vector": 3.0} if back else dict.fromkeys(KINDS, 1.0)
+    layer = replace(spec, num_layers=1, moe=frozenset(), windowed=frozenset())
+    return tuple(
+        replace(
+            w,
+            ops=w.ops * times[w.kind],
+            bytes=w.bytes * times[w.kind],
+            launches=(3 if back else 1) * w.launches,
+        )
+        for w in forward_work(layer, [(start, count)], 0, dtype=dtype, tp=tp)
+        if w.ops
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lightwork.cluster.calibration import Calibration
 from lightwork.cluster.pricing import CostModel
 from lightwork.errors import CapacityError
 from lightwork.models.spec import ModelSpec
-from lightwork.models.work import forward_work
+from lightwork.models.work import forward_work, layer_work
 from lightwork.runtime.effects import DTYPE_BYTES
 from lightwork.serve.schedulers import Step
+from lightwork.serve.simulated_runner import StepCost
 
 KV_SHARE = 0.9
 """Share of a device's memory that weights and KV may fill; the rest is for activations and the runtime."""
@@ -50,13 +52,21 @@ class ClusterCost:
         """Seconds in each of the pp stages; layers are split evenly and so is the time."""
         chunks = rows_of(step)
         scored = sum(c.start + c.count == len(c.seq.tokens) for c in step.chunks) + sum(map(len, step.drafts))
+        scored += 2 * sum(s.count for s in step.slices if s.layer == self.spec.num_layers)  # and back
         work = forward_work(self.spec, chunks, scored, dtype=self.dtype, tp=self.tp)
-        hidden_bytes = sum(count for _, count in chunks) * self.spec.hidden_size * DTYPE_BYTES[self.dtype]
+        layers = [s for s in step.slices if s.layer < self.spec.num_layers]
+        for _, start, count, back in layers:
+            work += layer_work(self.spec, start, count, back=back, dtype=self.dtype, tp=self.tp)
+        row_bytes = self.spec.hidden_size * DTYPE_BYTES[self.dtype]
+        hidden_bytes = sum(count for _, count in chunks) * row_bytes
         seconds = self.costs.seconds(work)
         exchange_s = 0.0
         if self.tp > 1:
             one_s = self.costs.collective_seconds("all_reduce", range(self.tp), hidden_bytes)
             exchange_s = 2 * self.spec.num_layers * one_s
+            for _, _, count, back in layers:
+                one_s = self.costs.collective_seconds("all_reduce", range(self.tp), count * row_bytes)
+                exchange_s += (4 if back else 2) * one_s
             seconds += exchange_s
         if self._steps % SAMPLED == 0:
             bounds = self.costs.bounds(work) | {"network": exchange_s, "host": self.step_s * self.pp}
@@ -95,6 +105,30 @@ class EagerCost:
     def stages(self, step: Step) -> Sequence[float]:
         host_s = self.layer_s * self.device.spec.num_layers / self.device.pp
         return [max(device_s, host_s) for device_s in self.device.stages(step)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingCost:
+    """Steps of which slices of training are computed after the rows.
+
+    rows: seconds of these. forward, back, head: (seconds of a slice, however small, more per token) through
+    a layer, back through one, and through the head.
+    """
+
+    rows: StepCost
+    num_layers: int
+    forward: tuple[float, float]
+    back: tuple[float, float]
+    head: tuple[float, float]
+
+    def stages(self, step: Step) -> Sequence[float]:
+        trained_s = 0.0
+        for piece in step.slices:
+            of_head = piece.layer == self.num_layers
+            slice_s, token_s = self.head if of_head else self.back if piece.back else self.forward
+            trained_s += slice_s + token_s * piece.count
+        first, *rest = self.rows.stages(step) if step.chunks else (0.0,)
+        return [first + trained_s, *rest]
 
 
 def rows_of(step: Step) -> list[tuple[int, int]]:

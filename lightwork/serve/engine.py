@@ -25,6 +25,7 @@ from lightwork.serve.runner import Runner, Scores
 from lightwork.serve.schedulers import NO_DRAFT, Chunk, Scheduler, Step, View
 from lightwork.serve.sequence import FinishReason, Lender, Limits, Request, Sink, begin, check_request
 from lightwork.serve.sequence import Sequence as Seq
+from lightwork.serve.training import Training
 from lightwork.serve.transfers import Transfers
 
 
@@ -40,7 +41,8 @@ class Engine:
     """Serves requests on one runner.
 
     waiting, running: sequences, in order of queue and admission. steps: how many were started. name: in the
-    trace. ids: of its sequences, where several engines share a kernel. began, left: see `watch`.
+    trace. ids: of its sequences, where several engines share a kernel. began, left: see `watch`. training:
+    what is trained beside; the runner computes it. predict: see `View`.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Engine:
         vocab_size: int = 1 << 31,
         name: str = "engine",
         ids: Iterator[int] | None = None,
+        training: Training | None = None,
+        predict: Callable[[Step], float] | None = None,
     ) -> None:
         self.kernel = kernel
         self.runner = runner
@@ -72,6 +76,8 @@ class Engine:
         self.name = name
         self.began: Callable[[Seq], object] | None = None
         self.left: Callable[[Seq], None] | None = None
+        self.training = training
+        self._predict = predict
         self.steps = 0
         self._in_flight = 0
         self._held = 0
@@ -160,7 +166,7 @@ class Engine:
     async def _serve(self) -> None:
         while True:
             planned_s = self.kernel.now()
-            step = self._plan() if self._in_flight < self.runner.depth else None
+            step = self._plan(self.training) if self._in_flight < self.runner.depth else None
             if step is None:
                 self._bell = self.kernel.future("a request")
                 await self._bell
@@ -169,13 +175,23 @@ class Engine:
             self.steps += 1
             self.kernel.spawn(self._run_step(step, self.steps, planned_s), name=f"step {self.steps}")
 
-    def _plan(self) -> Step | None:
-        if not self.waiting and not self.running and not self.kv.num_pins:
+    def _plan(self, training: Training | None) -> Step | None:
+        idle = not self.waiting and not self.running and not self.kv.num_pins
+        if idle and (training is None or training.finished):
             return None
         if self._transfers.come_first(len(self.running)):
             return None
         arrived, self._arrived = self._arrived, []
-        view = View(self.kernel.now(), self.waiting, self.running, arrived, self.kv, self.limits)
+        view = View(
+            self.kernel.now(),
+            self.waiting,
+            self.running,
+            arrived,
+            self.kv,
+            self.limits,
+            training=training,
+            predict=self._predict,
+        )
         step = self.scheduler.plan(self._state, view)
         if step.changes_nothing:
             busy = self._in_flight or self._lent or self._transfers.busy
@@ -187,7 +203,7 @@ class Engine:
                 )
             return None
         self._apply(step)
-        return step if step.chunks else self._plan()
+        return step if step.chunks or step.slices else self._plan(training)
 
     def _apply(self, step: Step) -> None:
         """Carry out what the scheduler decided, holding it to the laws of a step."""
@@ -221,6 +237,8 @@ class Engine:
         if self.proposer is not None:
             offer(step, self.proposer, self.kv, self.vocab_size, may_leave=self.began is not None)
         step.after += self._transfers.conflicts()
+        if self.training is not None:
+            self.training.move(step.slices)
 
     async def _run_step(self, step: Step, number: int, start_s: float) -> None:
         try:
@@ -455,7 +473,7 @@ class Engine:
 
     def _tell_if_idle(self) -> None:
         if not self.num_unfinished and not self._in_flight and not self._transfers.stores:
-            self._plan()  # the scheduler lets go of what it has pinned
+            self._plan(None)  # the scheduler lets go of what it has pinned
             idle, self._idle = self._idle, []
             for future in idle:
                 future.set(None)

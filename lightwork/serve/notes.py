@@ -21,7 +21,11 @@ class Notes:
     def moment(self, kind: str, seq: Seq, **args: Any) -> None:
         """Something happened to a sequence, now."""
         if self._kernel.trace is not None:
-            self.lasting(kind, str(seq.id), self._kernel.now(), **args)
+            self.event(kind, str(seq.id), **args)
+
+    def event(self, kind: str, name: str, **args: Any) -> None:
+        """Something happened, now."""
+        self.lasting(kind, name, self._kernel.now(), **args)
 
     def lasting(self, kind: str, name: str, begin_s: float, **args: Any) -> None:
         """Something ends now that began earlier."""
@@ -29,11 +33,16 @@ class Notes:
             self._kernel.trace.add(Span(self._name, kind, name, begin_s, self._kernel.now(), args=args))
 
     def step(self, step: Step, number: int, start_s: float, emitted: Sequence[int], **gauges: float) -> None:
-        """A step ends now. chunks: (sequence, start, count, drafted, tokens emitted)."""
+        """A step ends now.
+
+        chunks: (sequence, start, count, drafted, tokens emitted). slices: of training, (layer, start, count,
+        back); only where there are any.
+        """
         if self._kernel.trace is None:
             return
         drafted = [len(draft) for draft in step.drafts] or [0] * len(emitted)
         chunks = [
             (c.seq.id, c.start, c.count, d, e) for c, d, e in zip(step.chunks, drafted, emitted, strict=True)
         ]
-        self.lasting("step", f"step {number}", start_s, chunks=chunks, **gauges)
+        trained = {"slices": [*map(tuple, step.slices)]} if step.slices else {}
+        self.lasting("step", f"step {number}", start_s, chunks=chunks, **trained, **gauges)

@@ -109,11 +109,16 @@ def open_one(
     make_runner: Callable[..., Runner] = runner_for(plan.on, model)
     if shared is not None:
         make_runner = partial(make_runner, shared=shared)
+    runner = make_runner(kernel, model, kv)
+    if "tuning" in chosen:
+        runner, beside, more = _train_beside(chosen["tuning"], runner, kernel, model, kv)
+        parts |= beside
+        settings += more
     engine = make_engine(
         plan,
         kernel,
         kv,
-        lambda kv: make_runner(kernel, model, kv),
+        lambda kv: runner,
         int(longest.value),
         model.spec.vocab_size,
         model.variants.values(),
@@ -130,6 +135,31 @@ def open_one(
     asked = "as asked" if "scheduler" in chosen else "the default"
     settings += [*_threads(plan, model), longest, blocks, Setting("scheduler", repr(engine.scheduler), asked)]
     return engine, model, settings
+
+
+def _train_beside(
+    tuning: Any, runner: Runner, kernel: Kernel, model: Served, kv: KVCache
+) -> tuple[Runner, dict[str, Any], list[Setting]]:
+    """The runner that trains too, what its engine takes, and what was derived."""
+    from lightwork.serve.beside import measured
+    from lightwork.serve.training import Training
+    from lightwork.serve.training_runner import TrainingRunner
+
+    trainer = tuning.begin(model, model.spec.max_len)
+    training = Training(trainer.lengths, trainer.num_layers)
+    cost = measured(trainer, type(runner), model, kv.block_size)
+    settings = [
+        Setting(
+            "training", f"{len(trainer.lengths)} sequences", f"{sum(trainer.lengths)} tokens of {tuning.data}"
+        ),
+        Setting(
+            "training_s",
+            f"{(cost.forward[1] + cost.back[1]) * trainer.num_layers + cost.head[1]:.2g} a token",
+            "measured",
+        ),
+    ]
+    beside = {"training": training, "predict": lambda step: sum(cost.stages(step))}
+    return TrainingRunner(kernel, runner, trainer, training), beside, settings
 
 
 def _load(

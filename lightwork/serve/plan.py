@@ -18,6 +18,7 @@ from lightwork.runtime.kernel import Kernel
 from lightwork.serve.engine import Engine
 from lightwork.serve.runner import Runner
 from lightwork.serve.schedulers import Scheduler
+from lightwork.serve.schedulers.co_serve import CoServe
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Limits
 from lightwork.techniques import kind_of, parse_all
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from lightwork.models.spec import ModelSpec
 
 BLOCK_SIZE = 16
-SERVED_KINDS = ("scheduler", "proposer", "verifier", "precision", "router", "layout", "tier")
+SERVED_KINDS = ("scheduler", "proposer", "verifier", "precision", "router", "layout", "tier", "tuning")
 
 
 class Setting(NamedTuple):
@@ -108,7 +109,14 @@ def make_engine(
     models: see `Limits`. parts: what else `Engine` takes.
     """
     chosen = plan.techniques()
-    scheduler: Scheduler[Any] = chosen.get("scheduler") or Sarathi()
+    usual = CoServe() if "tuning" in chosen else Sarathi()
+    scheduler: Scheduler[Any] = chosen.get("scheduler") or usual
+    if "tuning" in chosen and not isinstance(scheduler, CoServe):
+        raise SpecError(
+            f"{scheduler!r} leaves no time for training",
+            expected="CoServe around it",
+            fix=f"--use 'CoServe(inner={scheduler!r})'",
+        )
     proposer: Proposer | None = chosen.get("proposer")
     verifier: Verifier | None = chosen.get("verifier")
     limits = Limits(max_len=max_len, max_seqs=plan.max_seqs, max_waiting=plan.max_waiting, models=models)

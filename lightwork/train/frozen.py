@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightwork.kernels.cpu.formats import BF16_DOT
+from lightwork.kernels.cpu.formats import BF16, BF16_DOT
+from lightwork.kernels.cpu.isa import host
 from lightwork.models.compiled import CompiledModel
 from lightwork.models.model import Model
 from lightwork.models.spec import ModelSpec
@@ -42,14 +43,16 @@ class Tensors:
 
 
 class Packed:
-    """Weights that are packed for the compiled step: of one layer there is a copy, while it is worked on."""
+    """Weights that are packed for the compiled step: of one layer there is a copy, while it is worked on.
+
+    bfloat16 is computed in bfloat16 where the processor does, as is usual; all else in float32.
+    """
 
     def __init__(self, model: CompiledModel) -> None:
         layout, weights = model.packed
         self.spec = model.spec
-        self.dtype = (
-            torch.bfloat16 if layout.form.code == BF16_DOT and layout.form.parts == 1 else torch.float32
-        )
+        halves = layout.form.code in (BF16, BF16_DOT) and host().dot16
+        self.dtype = torch.bfloat16 if halves else torch.float32
         self._weights = Unpacked(layout, weights, self.dtype)
 
     def embed(self, tokens_R: Tensor, positions_R: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """One sequence forward and back through frozen layers and their adapter, in windows of any size.
 
-Forward is a prefill in chunks that keeps what each layer was given, and its keys and values. Backward takes
-the layers last to first and a layer's windows last to first: a window is computed again from what was kept,
-with the keys and values before it as inputs. Its own keys and values are outputs like any other, since all
-later windows have sent their gradients back to them: these lie in two accumulators, of one layer at a time.
-So no window knows how large the others are, and what is held at once is one window of one layer.
+Forward keeps what each layer was given, and its keys and values. Backward takes the layers last to first and
+a layer's windows last to first: a window is computed again from what was kept, with the keys and values
+before it as inputs. Its own keys and values are outputs like any other, since all later windows have sent
+their gradients back to them: these lie in two accumulators, of one layer at a time. So no window knows how
+large the others are, and what is held at once is one window of one layer.
 
 T tokens of the sequence  R of a window  d hidden  H query heads  G key-value heads  D head size  V vocabulary
 """
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from lightwork.errors import InvariantError
 from lightwork.models.spec import ModelSpec
-from lightwork.models.transformer import block, rotary
+from lightwork.models.transformer import Attend, block, rotary
 from lightwork.models.weights import Layer
+from lightwork.serve.training import Slice, Training
 from lightwork.train.lora import Lora
 
 
@@ -68,8 +69,7 @@ class Windows:
         self._dx_Td = make((length, spec.hidden_size))
         self._dk_TGD = make(heads)
         self._dv_TGD = make(heads)
-        self._forward_to = 0
-        self._back = (spec.num_layers - 1, length)
+        self._way = Training([length], spec.num_layers)
 
     @property
     def nbytes(self) -> int:
@@ -77,44 +77,51 @@ class Windows:
         kept = (self._inputs_LTd, self._keys_LTGD, self._values_LTGD, self._dx_Td, self._dk_TGD, self._dv_TGD)
         return sum(t.nbytes for t in kept)
 
+    def compute(self, piece: Slice) -> float:
+        """The next slice; returns what it adds to the loss. Raises InvariantError for any other."""
+        if self._way.ahead(piece.count) != [piece]:
+            raise InvariantError(f"{piece} is computed", expected=f"{self._way.ahead(1)}")
+        self._way.move([piece])
+        layer, start, count, back = piece
+        if layer == len(self._inputs_LTd):
+            return self._lose(start, count)
+        (self._backward if back else self._forward)(layer, start, count)
+        return 0.0
+
     @torch.no_grad()
-    def forward(self, start: int, count: int) -> float:
-        """The next `count` tokens through all layers; returns what they add to the loss."""
-        if start != self._forward_to:
-            raise InvariantError(f"forward from {start}", expected=f"from {self._forward_to}")
+    def _forward(self, layer: int, start: int, count: int) -> None:
+        """The next window through a layer."""
         end = start + count
+        keys_TGD, values_TGD = self._keys_LTGD[layer], self._values_LTGD[layer]
+
+        def attend(i: int, q_RHD: Tensor, k_RGD: Tensor, v_RGD: Tensor) -> Tensor:
+            keys_TGD[start:end], values_TGD[start:end] = k_RGD, v_RGD
+            return self._attend(i, q_RHD, keys_TGD[:end], values_TGD[:end])
+
+        x_Rd = self._inputs_LTd[layer, start:end] if layer else self._embedded(start, end)
+        y_Rd = self._block(layer, x_Rd, start, attend)
+        into_Td = self._inputs_LTd[layer + 1] if layer + 1 < len(self._inputs_LTd) else self._dx_Td
+        into_Td[start:end] = y_Rd
+
+    def _embedded(self, start: int, end: int) -> Tensor:
         positions_R = torch.arange(start, end, device=self._tokens_T.device)
-        x_Rd = self._frozen.embed(self._tokens_T[start:end], positions_R)
-        cos_sin = self._cos_sin(positions_R)
-        for i in range(self._frozen.spec.num_layers):
-            self._inputs_LTd[i, start:end] = x_Rd
+        self._inputs_LTd[0, start:end] = self._frozen.embed(self._tokens_T[start:end], positions_R)
+        return self._inputs_LTd[0, start:end]
 
-            def attend(i: int, q_RHD: Tensor, k_RGD: Tensor, v_RGD: Tensor) -> Tensor:
-                keys_TGD, values_TGD = self._keys_LTGD[i], self._values_LTGD[i]
-                keys_TGD[start:end], values_TGD[start:end] = k_RGD, v_RGD
-                return self._attend(i, q_RHD, keys_TGD[:end], values_TGD[:end])
-
-            layer = self._frozen.layer(i)
-            x_Rd = block(i, x_Rd, layer, self._frozen.spec, cos_sin, attend, self._lora.added)
-        self._forward_to = end
-        return self._lose(x_Rd, slice(start, end))
-
-    def _lose(self, x_Rd: Tensor, window: slice) -> float:
-        """The loss of a window's predictions, and its gradient to the last layer's output."""
+    def _lose(self, start: int, count: int) -> float:
+        """What the next window's predictions add to the loss; its gradient to the last layer's output is
+        kept."""
+        window = slice(start, start + count)
         with torch.enable_grad():
-            x_Rd = x_Rd.detach().requires_grad_()
-            logits_RV = self._frozen.score(x_Rd)
-            losses_R = F.cross_entropy(logits_RV, self._gold_T[window], reduction="none")
+            x_Rd = self._dx_Td[window].detach().clone().requires_grad_()
+            losses_R = F.cross_entropy(self._frozen.score(x_Rd), self._gold_T[window], reduction="none")
             loss = losses_R @ self._weights_T[window].to(losses_R.dtype)
             (self._dx_Td[window],) = torch.autograd.grad(loss, x_Rd)
-        return float(loss)
+        return float(loss.detach())
 
-    def backward(self, layer: int, start: int, count: int) -> None:
-        """The next window back, of tokens [start, start + count); adds to the adapter's gradients."""
-        if (layer, start + count) != self._back or self._forward_to < len(self._tokens_T):
-            raise InvariantError(f"backward of layer {layer} from {start + count}", expected=f"{self._back}")
+    def _backward(self, layer: int, start: int, count: int) -> None:
+        """The next window back through a layer; adds to the adapter's gradients."""
         window = slice(start, start + count)
-        positions_R = torch.arange(start, start + count, device=self._tokens_T.device)
         x_Rd = self._inputs_LTd[layer, window].detach().requires_grad_()
         keys_SGD = self._keys_LTGD[layer, :start].detach().requires_grad_()
         values_SGD = self._values_LTGD[layer, :start].detach().requires_grad_()
@@ -124,11 +131,9 @@ class Windows:
             own.extend((k_RGD, v_RGD))
             return self._attend(i, q_RHD, torch.cat((keys_SGD, k_RGD)), torch.cat((values_SGD, v_RGD)))
 
-        spec, parameters = self._frozen.spec, self._lora.of_layer(layer)
+        parameters = self._lora.of_layer(layer)
         with torch.enable_grad():
-            cos_sin = self._cos_sin(positions_R)
-            weights = self._frozen.layer(layer)
-            y_Rd = block(layer, x_Rd, weights, spec, cos_sin, attend, self._lora.added)
+            y_Rd = self._block(layer, x_Rd, start, attend)
             dx, dk, dv, *gradients = torch.autograd.grad(
                 [y_Rd, *own],
                 [x_Rd, keys_SGD, values_SGD, *parameters],
@@ -139,17 +144,16 @@ class Windows:
         self._dv_TGD[:start] += dv
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        self._back = (layer, start)
         if start == 0:
-            self._back = (layer - 1, len(self._tokens_T))
             self._dk_TGD.zero_()
             self._dv_TGD.zero_()
 
-    def _cos_sin(self, positions_R: Tensor) -> tuple[Tensor, Tensor] | None:
-        spec = self._frozen.spec
-        if spec.position == "learned":
-            return None
-        return rotary(spec.rope, spec.head_size, positions_R, self._frozen.dtype)
+    def _block(self, layer: int, x_Rd: Tensor, start: int, attend: Attend) -> Tensor:
+        spec, cos_sin = self._frozen.spec, None
+        if spec.position == "rotary":
+            positions_R = torch.arange(start, start + len(x_Rd), device=x_Rd.device)
+            cos_sin = rotary(spec.rope, spec.head_size, positions_R, x_Rd.dtype)
+        return block(layer, x_Rd, self._frozen.layer(layer), spec, cos_sin, attend, self._lora.added)
 
     def _attend(self, i: int, q_RHD: Tensor, keys_SGD: Tensor, values_SGD: Tensor) -> Tensor:
         """Attention of the last R of S tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from lightwork.models.precisions.quant import Quant
 from lightwork.models.precisions.stored import Stored
 from lightwork.models.transformer import block, norm, rotary
 from lightwork.models.unpacked import Unpacked
+from lightwork.serve.training import Slice, Training
 from lightwork.train.frozen import Tensors, frozen
 from lightwork.train.lora import MODULES, Lora
 from lightwork.train.windows import Frozen, Windows
@@ -69,24 +70,18 @@ def whole(source: Frozen, lora: Lora, tokens_T: Tensor, weights_T: Tensor) -> fl
     return float(loss.detach())
 
 
-def cut(length: int, sizes: Iterator[int]) -> Iterator[tuple[int, int]]:
-    """(start, count) of windows, first to last."""
-    start = 0
-    while start < length:
-        count = min(next(sizes), length - start)
-        yield start, count
-        start += count
-
-
 def windowed(
     source: Frozen, lora: Lora, tokens_T: Tensor, weights_T: Tensor, size: Callable[[], int]
 ) -> tuple[float, Windows]:
-    windows = Windows(source, lora, tokens_T, weights_T)
-    sizes = iter(size, None)
-    loss = sum(windows.forward(start, count) for start, count in cut(len(tokens_T), sizes))
-    for layer in reversed(range(source.spec.num_layers)):
-        for start, count in reversed([*cut(len(tokens_T), sizes)]):
-            windows.backward(layer, start, count)
+    windows, way = (
+        Windows(source, lora, tokens_T, weights_T),
+        Training([len(tokens_T)], source.spec.num_layers),
+    )
+    loss = 0.0
+    while not way.finished:
+        piece = way.ahead(size())[0]
+        loss += windows.compute(piece)
+        way.move([piece])
     return loss, windows
 
 
@@ -204,22 +199,25 @@ def test_what_is_kept_is_a_quarter_of_what_autograd_keeps(model: Model) -> None:
         whole(source, lora, tokens_T, weights_T)
         eager = sum(saved.values())
         saved.clear()
-        windows = Windows(source, lora, tokens_T, weights_T)
-        for start in range(0, 512, 16):
-            windows.forward(start, 16)
+        windows, way = Windows(source, lora, tokens_T, weights_T), Training([512], source.spec.num_layers)
+        while not way.finished:
+            piece = way.ahead(16)[0]
+            windows.compute(piece)
+            way.move([piece])
             peak, _ = max(peak, sum(saved.values())), saved.clear()
-        for layer in reversed(range(source.spec.num_layers)):
-            for start in reversed(range(0, 512, 16)):
-                windows.backward(layer, start, 16)
-                peak, _ = max(peak, sum(saved.values())), saved.clear()
     assert windows.nbytes + peak <= eager / 4
 
 
 def test_windows_out_of_order_are_refused(model: Model) -> None:
     source = Tensors(model.spec, model.weights)
     windows = Windows(source, lora_for(source), tokens_of(model), some_weights())
+    for wrong in (
+        Slice(source.spec.num_layers - 1, LENGTH - 5, 5, back=True),
+        Slice(0, 1, 5),
+        Slice(1, 0, 5),
+    ):
+        with pytest.raises(InvariantError):
+            windows.compute(wrong)
+    windows.compute(Slice(0, 0, 10))
     with pytest.raises(InvariantError):
-        windows.backward(source.spec.num_layers - 1, LENGTH - 5, 5)
-    windows.forward(0, 10)
-    with pytest.raises(InvariantError):
-        windows.forward(5, 10)
+        windows.compute(Slice(0, 5, 10))

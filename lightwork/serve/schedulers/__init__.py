@@ -7,7 +7,7 @@ so a policy is the few lines its paper is about.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from lightwork.memory.prefix import Hit
 from lightwork.runtime.futures import Future
 from lightwork.serve.sequence import Limits
 from lightwork.serve.sequence import Sequence as Seq
+from lightwork.serve.training import Slice, Training
 
 
 class Chunk(NamedTuple):
@@ -51,7 +52,7 @@ class Step:
     from another engine or from host memory has none yet. requeue: where in the queue those preempted go.
     pins, unpins: of prefixes; a step without chunks is only applied, then the scheduler is asked again.
     budget: rows this step may have; what chunks leave is offered to drafts. drafts: one per chunk, or none at
-    all. after: what has to end before it may run.
+    all. after: what has to end before it may run. slices: of training, computed with it.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -64,10 +65,11 @@ class Step:
     drafts: list[Draft] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
     after: list[Future] = field(default_factory=list)
+    slices: Sequence[Slice] = ()
 
     @property
     def changes_nothing(self) -> bool:
-        return not (self.chunks or self.admitted or self.preempted or self.pins or self.unpins)
+        return not (self.chunks or self.admitted or self.preempted or self.pins or self.unpins or self.slices)
 
     @property
     def num_rows(self) -> int:
@@ -104,7 +106,8 @@ class View:
 
     waiting: in order of the queue. running: in order of admission. arrived: who came since the last plan,
     or was preempted by a technique around this one, finished since then or not. shares: the most prefix
-    tokens to share, by sequence id, where a technique limits them.
+    tokens to share, by sequence id, where a technique limits them. training: that goes on beside, if any.
+    predict: seconds that a step will take, by a model of it and never by measuring; None where there is none.
     """
 
     now_s: float
@@ -114,6 +117,8 @@ class View:
     blocks: Blocks
     limits: Limits
     shares: Mapping[int, int] = field(default_factory=dict)
+    training: Training | None = None
+    predict: Callable[[Step], float] | None = None
 
 
 S = TypeVar("S")

@@ -1,0 +1,66 @@
+"""CoServe: inference steps are filled up with slices of a fine-tuning job, as far as latency allows.
+
+Paper:  "FlexLLM: A System for Co-Serving Large Language Model Inference and Parameter-Efficient
+        Finetuning", 2024
+Idea:   what the inner scheduler plans comes first; then as many tokens of training, forward or back through a
+        layer, as keep the step's predicted time within the objective
+Shapes: View(training, predict) -> the inner scheduler's Step with slices
+Cost:   O(log(tokens x layers)) predictions per step
+Claims: flexllm
+Differs: on the real engine slices are computed after the step's rows rather than in the same products: a CPU
+        is bound by its arithmetic, where sharing a read of the weights saves little
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lightwork.errors import RangeError
+from lightwork.serve.schedulers import Scheduler, Step, View
+from lightwork.serve.schedulers.sarathi import Sarathi
+
+MOST = 1 << 20
+"""Tokens times layers in one step, however short they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoServe:
+    """slo_s: what a step may take, and so the time between two tokens; inf: whole sequences at once.
+
+    fill: share of it that is planned, since steps take longer than predicted now and then.
+    """
+
+    inner: Scheduler[Any] = field(default_factory=Sarathi)
+    slo_s: float = 0.05
+    fill: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not self.slo_s > 0 or not 0 < self.fill <= 1:
+            raise RangeError(
+                f"CoServe cannot fill fill={self.fill} of steps of slo_s={self.slo_s}",
+                expected="more than 0 seconds, and a share of them",
+                fix="CoServe(slo_s=0.05)",
+            )
+
+    def init(self) -> Any:
+        return self.inner.init()
+
+    def plan(self, state: Any, view: View) -> Step:
+        step = self.inner.plan(state, view)
+        if view.training is None or view.training.finished or view.predict is None:
+            return step
+        if self._within(step, view, MOST):
+            step.slices = view.training.ahead(MOST)
+        elif self._within(step, view, 0):
+            fits, over = 0, MOST
+            while over - fits > max(1, fits // 32):
+                middle = (fits + over) // 2
+                fits, over = (middle, over) if self._within(step, view, middle) else (fits, middle)
+            step.slices = view.training.ahead(fits)
+        return step
+
+    def _within(self, step: Step, view: View, limit: int) -> bool:
+        assert view.training is not None
+        assert view.predict is not None
+        return view.predict(replace(step, slices=view.training.ahead(limit))) <= self.fill * self.slo_s

@@ -1,0 +1,71 @@
+"""Steps of a runner on this machine, and slices of training after them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from lightwork.memory.host import Run
+from lightwork.runtime.kernel import Kernel
+from lightwork.serve.notes import Notes
+from lightwork.serve.runner import Runner, Scores
+from lightwork.serve.schedulers import Step
+from lightwork.serve.simulated_runner import ScriptedScores, dummy_token
+from lightwork.serve.training import Trainer, Training
+
+log = logging.getLogger(__name__)
+
+
+class TrainingRunner:
+    """inner: runs the rows of steps. trainer: computes the slices, training knows which. After an error
+    of the trainer there are no more; serving goes on."""
+
+    def __init__(self, kernel: Kernel, inner: Runner, trainer: Trainer, training: Training) -> None:
+        self.kernel = kernel
+        self.inner = inner
+        self.trainer = trainer
+        self.training = training
+        self.depth = inner.depth
+        self._busy = False
+        self._notes = Notes(kernel, "training")
+
+    @property
+    def pool(self) -> Any:
+        return self.inner.pool
+
+    async def run(self, step: Step) -> Scores:
+        scores = await self.inner.run(step) if step.chunks else ScriptedScores(step, dummy_token)
+        if step.slices:
+            await self._train(step)
+        return scores
+
+    async def _train(self, step: Step) -> None:
+        self._busy = True
+        try:
+            updates = await self.kernel.offload(self.trainer.run, step.slices)
+        except Exception as error:
+            log.error("training has stopped: %s", error)
+            self._notes.event("training failed", type(error).__name__, why=str(error))
+            self.training.stop()
+        else:
+            for update in updates:
+                self._notes.event("update", str(update.number), loss=update.loss, tokens=update.tokens)
+        self._busy = False
+        if self.training.finished:
+            self.trainer.close()
+
+    def stop(self) -> None:
+        """End the training, wherever it is, and free what it holds."""
+        self.training.stop()
+        if not self._busy:
+            self.trainer.close()
+
+    def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
+        return self.inner.pull(pool, src, dst, num_tokens)
+
+    def swap_out(self, runs: Sequence[Run]) -> Awaitable[object]:
+        return self.inner.swap_out(runs)
+
+    def swap_in(self, runs: Sequence[Run]) -> Awaitable[object]:
+        return self.inner.swap_in(runs)

@@ -1,0 +1,23 @@
+"""Tunings: what is trained of a model while it serves.
+
+Interface: `Tuning.begin(model, max_len)`. To add one: a file with a frozen dataclass named after it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from lightwork.models import Model
+    from lightwork.models.compiled import CompiledModel
+    from lightwork.serve.training import Trainer
+
+__all__ = ["Tuning"]
+
+
+class Tuning(Protocol):
+    """A training job beside an engine."""
+
+    def begin(self, model: Model | CompiledModel, max_len: int) -> Trainer:
+        """Who computes it. max_len: tokens of a sequence at most. Raises SpecError, CheckpointError."""
+        ...

@@ -1,0 +1,176 @@
+"""Training beside serving: every slice once and in order, steps as short as asked, texts as without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from engines import UnitCost, expected, next_token, request
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightwork.errors import RangeError
+from lightwork.memory.kv import KVCache
+from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.trace import Span, Trace
+from lightwork.serve.cost import TrainingCost
+from lightwork.serve.engine import Engine
+from lightwork.serve.schedulers import Step
+from lightwork.serve.schedulers.co_serve import CoServe
+from lightwork.serve.schedulers.fast_switch import FastSwitch
+from lightwork.serve.schedulers.prefix_groups import PrefixGroups
+from lightwork.serve.schedulers.sarathi import Sarathi
+from lightwork.serve.sequence import Limits
+from lightwork.serve.simulate import run_load
+from lightwork.serve.simulated_runner import SimulatedRunner
+from lightwork.serve.training import Slice, Training, Update
+from lightwork.serve.training_runner import TrainingRunner
+
+LAYERS = 4
+COST = TrainingCost(
+    rows=UnitCost(), num_layers=LAYERS, forward=(0.001, 0.001), back=(0.001, 0.003), head=(0.001, 0.002)
+)
+
+
+def stages(piece: Slice) -> int:
+    return 2 * LAYERS - piece.layer if piece.back else piece.layer
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=4), limits=st.data())
+def test_every_token_passes_every_layer_once_each_way(lengths: list[int], limits: st.DataObject) -> None:
+    training, seen = Training(lengths, LAYERS), []
+    while not training.finished:
+        limit = limits.draw(st.integers(1, 100))
+        slices = training.ahead(limit)
+        assert 0 < sum(piece.count for piece in slices) <= limit
+        training.move(slices)
+        seen += slices
+    for length in lengths:
+        for stage in range(2 * LAYERS + 1):
+            tokens: list[int] = []
+            while len(tokens) < length:
+                piece = seen.pop(0)
+                assert stages(piece) == stage
+                window = range(piece.start, piece.start + piece.count)
+                tokens += reversed(window) if piece.back else window
+            assert tokens == [*reversed(range(length))] if stage > LAYERS else [*range(length)]
+    assert not seen
+
+
+class Counting:
+    """A trainer that notes what it is told. fail_at: raises then."""
+
+    num_layers = LAYERS
+
+    def __init__(self, lengths: Sequence[int], fail_at: int = 1 << 30) -> None:
+        self.lengths, self.fail_at = lengths, fail_at
+        self.seen: list[Slice] = []
+        self.closed = False
+
+    def run(self, slices: Sequence[Slice]) -> list[Update]:
+        self.seen += slices
+        if len(self.seen) > self.fail_at:
+            raise ArithmeticError("the loss is nan")
+        return [Update(1, 0.5, 9) for piece in slices if piece.back and piece.layer == piece.start == 0]
+
+    def rehearsal(self, length: int) -> Callable[[Slice], object]:
+        return lambda piece: None
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def make(scheduler: CoServe, trainer: Counting) -> Engine:
+    kernel = Kernel(trace=Trace("test"))
+    kv, training = KVCache(64, 4), Training(trainer.lengths, LAYERS)
+    inner = SimulatedRunner(COST, script=next_token)
+    return Engine(
+        kernel,
+        TrainingRunner(kernel, inner, trainer, training),
+        kv,
+        scheduler,
+        limits=Limits(max_len=1000),
+        vocab_size=50,
+        training=training,
+        predict=lambda step: sum(COST.stages(step)),
+    )
+
+
+def spans(engine: Engine, kind: str) -> list[Span]:
+    assert engine.kernel.trace is not None
+    return [span for span in engine.kernel.trace.spans if span.kind == kind]
+
+
+LOAD = [request(range(i, i + 10 + i % 5), max_tokens=20) for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    "inner", [Sarathi(chunk=16), PrefixGroups(inner=Sarathi(chunk=16)), FastSwitch(inner=Sarathi(chunk=16))]
+)
+def test_texts_are_the_same_and_steps_as_short_as_asked(inner: object) -> None:
+    trainer = Counting([40] * 200)
+    engine = make(CoServe(inner=inner, slo_s=0.2, fill=1.0), trainer)  # type: ignore[arg-type]
+    seqs = run_load(engine, [0.3 * i for i in range(8)], LOAD)
+    assert [seq.tokens[seq.prompt_len :] for seq in seqs] == [expected(r) for r in LOAD]
+    steps = spans(engine, "step")
+    with_rows = [s for s in steps if s.args and s.args["chunks"]]
+    trained = [s for s in with_rows if s.args and "slices" in s.args]
+    assert len(trained) > len(with_rows) / 2
+    assert all(s.end_s - s.start_s <= 0.2 + 1e-9 for s in trained)
+    assert max(s.end_s - s.start_s for s in trained) > 0.15
+    assert engine.kv.free == engine.kv.total
+
+
+def test_an_idle_engine_trains_to_the_end_and_lets_go() -> None:
+    trainer = Counting([7, 9, 5])
+    engine = make(CoServe(slo_s=0.05), trainer)
+    engine.kernel.spawn(engine.run(), name="engine")
+    engine.kernel.run()
+    assert sum(piece.count for piece in trainer.seen) == 21 * (2 * LAYERS + 1)
+    assert trainer.closed
+    assert len(spans(engine, "update")) == 3
+
+
+def test_what_goes_wrong_in_training_ends_training_only(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = Counting([40] * 200, fail_at=30)
+    engine = make(CoServe(slo_s=0.2), trainer)
+    seqs = run_load(engine, [0.3 * i for i in range(8)], LOAD)
+    assert [seq.tokens[seq.prompt_len :] for seq in seqs] == [expected(r) for r in LOAD]
+    assert trainer.closed
+    assert "training has stopped: the loss is nan" in caplog.text
+    (failed,) = spans(engine, "training failed")
+    later = [s for s in spans(engine, "step") if s.start_s >= failed.end_s]
+    assert later
+    assert not any("slices" in (s.args or {}) for s in later)
+
+
+def test_training_is_stopped_in_the_middle_of_a_sequence() -> None:
+    trainer = Counting([40] * 200)
+    engine = make(CoServe(slo_s=0.2), trainer)
+    serving = engine.kernel.spawn(engine.run(), name="engine")
+    engine.kernel.run(until_s=3.0)
+    assert isinstance(engine.runner, TrainingRunner)
+    engine.runner.stop()
+    engine.kernel.run(until_s=6.0)
+    assert trainer.closed
+    assert spans(engine, "step")[-1].end_s < 3.5
+    serving.cancel()
+
+
+def test_steps_that_are_too_long_already_train_nothing() -> None:
+    trainer = Counting([40] * 20)
+    engine = make(CoServe(slo_s=1e-6), trainer)
+    seqs = run_load(engine, [0.0] * 8, LOAD)
+    assert all(seq.finished == "length" for seq in seqs)
+    assert not trainer.seen
+
+
+@pytest.mark.parametrize("wrong", [{"slo_s": 0.0}, {"slo_s": float("nan")}, {"fill": 0.0}, {"fill": 1.5}])
+def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(RangeError):
+        CoServe(**wrong)
+
+
+def test_a_step_of_slices_alone_changes_something() -> None:
+    assert Step().changes_nothing
+    assert not Step(slices=[Slice(0, 0, 1)]).changes_nothing
