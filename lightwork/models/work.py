@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 
 from lightwork.models.spec import ModelSpec
 from lightwork.runtime.effects import DTYPE_BYTES, Work
@@ -52,6 +52,7 @@ def forward_work(
     )
 
 
+@lru_cache(maxsize=1 << 14)
 def layer_work(
     spec: ModelSpec, start: int, count: int, *, back: bool, dtype: str, tp: int = 1
 ) -> tuple[Work, ...]:

@@ -20,6 +20,7 @@ from lightwork.serve.runner import Runner
 from lightwork.serve.schedulers import Scheduler
 from lightwork.serve.schedulers.co_serve import CoServe
 from lightwork.serve.schedulers.sarathi import Sarathi
+from lightwork.serve.schedulers.time_sharing import TimeSharing
 from lightwork.serve.sequence import Limits
 from lightwork.techniques import kind_of, parse_all
 
@@ -111,7 +112,7 @@ def make_engine(
     chosen = plan.techniques()
     usual = CoServe() if "tuning" in chosen else Sarathi()
     scheduler: Scheduler[Any] = chosen.get("scheduler") or usual
-    if "tuning" in chosen and not isinstance(scheduler, CoServe):
+    if "tuning" in chosen and not isinstance(scheduler, CoServe | TimeSharing):
         raise SpecError(
             f"{scheduler!r} leaves no time for training",
             expected="CoServe around it",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightwork.cluster import Cluster, CostModel, parse_place
 from lightwork.errors import CapacityError, SpecError
@@ -40,10 +40,11 @@ class _Placed(NamedTuple):
     pp: int
 
 
-def open_simulated(plan: Plan, kernel: Kernel) -> tuple[Engine | Fleet, list[Setting]]:
+def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | Fleet, list[Setting]]:
     """The engine that a plan describes, or the engines behind its router.
 
-    Raises SpecError for an unknown place or model, CapacityError if the model does not fit there.
+    parts: what else `Engine` takes. Raises SpecError for an unknown place or model, CapacityError if the
+    model does not fit there.
     """
     spec, cluster = read_shape(plan.model), parse_place(plan.on)
     router: Router[object] | None = plan.techniques().get("router")
@@ -73,6 +74,7 @@ def open_simulated(plan: Plan, kernel: Kernel) -> tuple[Engine | Fleet, list[Set
             spec.vocab_size,
             name=f"engine {i}" if router is not None else "engine",
             ids=ids,
+            **parts,
         )
         engines.append(engine)
         settings += _told(plan, seats[i], seat, blocks, f"engine {i} " if router is not None else "")

@@ -20,8 +20,8 @@ from lightwork.errors import RangeError
 from lightwork.serve.schedulers import Scheduler, Step, View
 from lightwork.serve.schedulers.sarathi import Sarathi
 
-MOST = 1 << 20
-"""Tokens times layers in one step, however short they are."""
+FIRST, MOST = 32, 1 << 20
+"""Tokens times layers in one step: tried first, and never reached however short they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +50,13 @@ class CoServe:
         step = self.inner.plan(state, view)
         if view.training is None or view.training.finished or view.predict is None:
             return step
-        if self._within(step, view, MOST):
-            step.slices = view.training.ahead(MOST)
-        elif self._within(step, view, 0):
-            fits, over = 0, MOST
-            while over - fits > max(1, fits // 32):
-                middle = (fits + over) // 2
-                fits, over = (middle, over) if self._within(step, view, middle) else (fits, middle)
-            step.slices = view.training.ahead(fits)
+        fits, over = 0, FIRST
+        while over < MOST and self._within(step, view, over):
+            fits, over = over, 2 * over
+        while over - fits > max(1, fits // 32):
+            middle = (fits + over) // 2
+            fits, over = (middle, over) if self._within(step, view, middle) else (fits, middle)
+        step.slices = view.training.ahead(fits)
         return step
 
     def _within(self, step: Step, view: View, limit: int) -> bool:
