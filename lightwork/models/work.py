@@ -42,7 +42,7 @@ def forward_work(
             kind="matmul",
             dtype=dtype,
             ops=2.0 * rows * linear / tp,
-            bytes=moved * size / tp,
+            bytes=moved * size / tp if rows else 0.0,
             rows=rows,
             launches=4 * spec.num_layers,
         ),

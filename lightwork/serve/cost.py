@@ -53,7 +53,9 @@ class ClusterCost:
         chunks = rows_of(step)
         scored = sum(c.start + c.count == len(c.seq.tokens) for c in step.chunks) + sum(map(len, step.drafts))
         scored += 2 * sum(s.count for s in step.slices if s.layer == self.spec.num_layers)  # and back
-        work = forward_work(self.spec, chunks, scored, dtype=self.dtype, tp=self.tp)
+        work = (
+            forward_work(self.spec, chunks, scored, dtype=self.dtype, tp=self.tp) if chunks or scored else ()
+        )
         layers = [s for s in step.slices if s.layer < self.spec.num_layers]
         for _, start, count, back in layers:
             work += layer_work(self.spec, start, count, back=back, dtype=self.dtype, tp=self.tp)
