@@ -107,3 +107,31 @@ def _gpt2_layer(spec: ModelSpec, at: str) -> dict[str, Iterable[Named]]:
         "down": [(at + "mlp.c_proj.weight", (f, d))],
         "down_bias": [(at + "mlp.c_proj.bias", (d,))],
     }
+
+
+class Module(NamedTuple):
+    """A matrix of a layer that every row is multiplied with.
+
+    path: its name in a checkpoint, without ".weight". product: the weight that it is a part of, one of
+    MATRICES, from output `first` on.
+    """
+
+    layer: int
+    path: str
+    product: str
+    first: int
+    outputs: int
+    inputs: int
+
+
+def each_module(spec: ModelSpec) -> Iterator[Module]:
+    """Every such matrix, in the order of the forward pass: those of experts are none."""
+    for part in each_part(spec):
+        of_experts = part.layer in spec.moe and part.name in ("up", "down")
+        if part.layer < 0 or part.name not in MATRICES or of_experts:
+            continue
+        first = 0
+        for name, shape in part.tensors:
+            outputs, inputs = reversed(shape) if part.transposed else shape
+            yield Module(part.layer, name.removesuffix(".weight"), part.name, first, outputs, inputs)
+            first += outputs

@@ -21,6 +21,9 @@ from lightwork.models.weights import Layer, Weights
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [R, H, D], k [R, G, D], v [R, G, D]) -> output [R, H, D]."""
 
+Adapt = Callable[[int, str, Tensor, Tensor], Tensor]
+"""(layer, product of MATRICES, its input [R, ...], its output [R, ...]) -> the output to go on with."""
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -31,9 +34,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def forward(
-    weights: Weights, spec: ModelSpec, tokens_R: Tensor, positions_R: Tensor, attend: Attend
+    weights: Weights,
+    spec: ModelSpec,
+    tokens_R: Tensor,
+    positions_R: Tensor,
+    attend: Attend,
+    adapt: Adapt | None = None,
 ) -> Tensor:
-    """The normalised hidden states [R, d] of R rows."""
+    """The normalised hidden states [R, d] of R rows. adapt: changes products, but for those of experts."""
+    adapt = adapt or _as_it_is
     x_Rd = F.embedding(tokens_R, weights.embed)
     cos_sin = None
     if weights.positions is not None:
@@ -42,10 +51,15 @@ def forward(
         cos_sin = rotary(spec.rope, spec.head_size, positions_R, x_Rd.dtype)
     for i, layer in enumerate(weights.layers):
         h_Rd = _norm(x_Rd, layer.norm1, layer.norm1_bias, spec)
-        x_Rd = x_Rd + _attention(i, h_Rd, layer, spec, cos_sin, attend)
+        x_Rd = x_Rd + _attention(i, h_Rd, layer, spec, cos_sin, attend, adapt)
         h_Rd = _norm(x_Rd, layer.norm2, layer.norm2_bias, spec)
-        x_Rd = x_Rd + (_moe(h_Rd, layer, spec) if layer.router is not None else _mlp(h_Rd, layer, spec))
+        dense = layer.router is None
+        x_Rd = x_Rd + (_mlp(i, h_Rd, layer, spec, adapt) if dense else _moe(h_Rd, layer, spec))
     return _norm(x_Rd, weights.norm, weights.norm_bias, spec)
+
+
+def _as_it_is(layer: int, product: str, x: Tensor, y: Tensor) -> Tensor:
+    return y
 
 
 def logits(weights: Weights, hidden_Nd: Tensor) -> Tensor:
@@ -74,10 +88,17 @@ def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _attention(
-    i: int, h_Rd: Tensor, layer: Layer, spec: ModelSpec, cos_sin: tuple[Tensor, Tensor] | None, attend: Attend
+    i: int,
+    h_Rd: Tensor,
+    layer: Layer,
+    spec: ModelSpec,
+    cos_sin: tuple[Tensor, Tensor] | None,
+    attend: Attend,
+    adapt: Adapt,
 ) -> Tensor:
     heads, groups = spec.num_heads, spec.num_kv_heads
-    qkv = F.linear(h_Rd, layer.qkv, layer.qkv_bias).view(len(h_Rd), heads + 2 * groups, spec.head_size)
+    qkv = adapt(i, "qkv", h_Rd, F.linear(h_Rd, layer.qkv, layer.qkv_bias))
+    qkv = qkv.view(len(h_Rd), heads + 2 * groups, spec.head_size)
     qk, v_RGD = qkv[:, : heads + groups], qkv[:, heads + groups :]
     if layer.q_norm is not None and layer.k_norm is not None:
         q, k = qk[:, :heads], qk[:, heads:]
@@ -85,7 +106,8 @@ def _attention(
     if cos_sin is not None:
         qk = _rotate(qk, *cos_sin)
     out_RHD = attend(i, qk[:, :heads], qk[:, heads:], v_RGD)
-    return F.linear(out_RHD.reshape(len(h_Rd), heads * spec.head_size), layer.out, layer.out_bias)
+    out = out_RHD.reshape(len(h_Rd), heads * spec.head_size)
+    return adapt(i, "out", out, F.linear(out, layer.out, layer.out_bias))
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -94,9 +116,10 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
-def _mlp(h_Rd: Tensor, layer: Layer, spec: ModelSpec) -> Tensor:
-    up = F.linear(h_Rd, layer.up, layer.up_bias)
-    return F.linear(_activate(up, spec), layer.down, layer.down_bias)
+def _mlp(i: int, h_Rd: Tensor, layer: Layer, spec: ModelSpec, adapt: Adapt) -> Tensor:
+    up = adapt(i, "up", h_Rd, F.linear(h_Rd, layer.up, layer.up_bias))
+    wide = _activate(up, spec)
+    return adapt(i, "down", wide, F.linear(wide, layer.down, layer.down_bias))
 
 
 def _activate(up: Tensor, spec: ModelSpec) -> Tensor:
