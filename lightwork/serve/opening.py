@@ -30,6 +30,7 @@ from lightwork.serve.runner import Runner
 
 if TYPE_CHECKING:
     from lightwork.models import Model
+    from lightwork.models.adapters import Adapters
     from lightwork.models.compiled import CompiledModel
     from lightwork.models.precisions import Precision
     from lightwork.models.spec import ModelSpec
@@ -101,6 +102,7 @@ def open_one(
     """
     chosen = plan.techniques()
     model, kv_dtype, block_size, settings = _load(plan, chosen.get("precision"), progress)
+    settings += _adapters(chosen.get("adapters"), model)
     longest = context(plan, model.spec)
     free = free_bytes(plan.on) if memory_bytes is None else memory_bytes
     blocks = kv_blocks(plan, model.spec, kv_dtype, int(longest.value), free, block_size)
@@ -116,7 +118,7 @@ def open_one(
         lambda kv: make_runner(kernel, model, kv),
         int(longest.value),
         model.spec.vocab_size,
-        model.variants.values(),
+        model.adapters,
         **parts,
     )
     if kernel.trace is not None:
@@ -172,6 +174,17 @@ def _quality(uri: str, precision: Precision | None, model: CompiledModel) -> lis
     num_tokens = sum(int(text.scored[1:].sum()) for text in texts)
     value = f"{before:.4f} -> {after:.4f} ({after / before - 1:+.2%})"
     return [Setting("perplexity", value, f"of {num_tokens} held-out tokens, as stored and as served")]
+
+
+def _adapters(source: Adapters | None, model: Served) -> list[Setting]:
+    """Let the model compute with the adapters that are there, and what each of them takes."""
+    if source is None:
+        return []
+    found = source.read(model.spec)
+    for adapter in found:
+        model.adapters.put(adapter, ())
+    told = ", ".join(f"{adapter.name} ({adapter.nbytes / 1e6:.2f} MB)" for adapter in found)
+    return [Setting("adapters", told, f"float32, rank up to {max(adapter.rank for adapter in found)}")]
 
 
 def compiles(place: str) -> bool:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lightwork.models.spec import ModelSpec
 
 BLOCK_SIZE = 16
-SERVED_KINDS = ("scheduler", "proposer", "verifier", "precision", "router", "layout", "tier")
+SERVED_KINDS = ("scheduler", "proposer", "verifier", "precision", "adapters", "router", "layout", "tier")
 
 
 class Setting(NamedTuple):
