@@ -39,6 +39,7 @@ from lightwork.kernels.cpu.state import (
     BLOCK_BYTES,
     BLOCKS,
     BLOCKS_TOGETHER,
+    DELTAS_PER_PRODUCT,
     INPUTS,
     MATRIX_COLUMNS,
     OFFSET,
@@ -261,7 +262,7 @@ def _blocks(
     if then <= ADDED and bias < 0 and outputs % 64 == 0 and t.parts == 1:
         _multiply(t, thread, matrix, block, count, buffer, first, rows, place, out_width, then == PLAIN)
         if product >= 0:
-            add_deltas(t, product, first, rows, left, width, place, out_width)
+            add_deltas(t, product, (0, DELTAS_PER_PRODUCT), first, rows, block, count, place, out_width)
         return
     tile = t.tiles + thread * 2 * TILE_BYTES
     second = tile + TILE_BYTES
@@ -273,9 +274,10 @@ def _blocks(
         if then == GATED:
             _add_parts(second, rows, t.parts, 64 * count)
     if product >= 0:
-        add_deltas(t, product, first, rows, left, width, tile, TILE_WIDTH)
+        last = 1 if then == GATED else DELTAS_PER_PRODUCT
+        add_deltas(t, product, (0, last), first, rows, block, count, tile, TILE_WIDTH)
         if then == GATED:
-            add_deltas(t, product, first, rows, outputs + left, width, second, TILE_WIDTH)
+            add_deltas(t, product, (1, 2), first, rows, block, count, second, TILE_WIDTH)
     near = t.vectors + 4 * (bias + left) if bias >= 0 else 0
     far = near + 4 * outputs if bias >= 0 else 0
     for i in range(rows):

@@ -146,7 +146,7 @@ def _multiply(
     The rest as `product_phase` has it.
     """
     phase = reduce_phase(t, thread, phase, product, buffer, size)
-    adapted = product if t.adapted else -1
+    adapted = product if t.runs else -1
     product_phase(
         t, thread, phase, then, matrix, 1, t.all_rows, buffer, bias, outputs, out, out_width, adapted
     )
