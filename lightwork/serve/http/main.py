@@ -78,6 +78,7 @@ def load(
     model.warm_up()
     warm_s = clock.now() - imported_s - read_s
     if served_name in model.variants:
+        model.close()
         raise SpecError(
             f"the model and one of its adapters are both called {served_name!r}",
             expected="names of their own",
