@@ -23,8 +23,8 @@ P = TypeVar("P")
 class AdapterSet(Collection[str], Generic[P]):
     """place: make of an adapter what the model computes with. variants: the newest version of each name.
 
-    As a collection, all versions that are there, as `Request.model` has them. Change it on the thread that
-    submits requests; steps may run meanwhile.
+    As a collection, all versions that are there, as `Request.model` has them. It is changed on the thread
+    that submits requests; steps may run meanwhile.
     """
 
     def __init__(self, spec: ModelSpec, place: Callable[[Adapter], P]) -> None:
@@ -42,23 +42,30 @@ class AdapterSet(Collection[str], Generic[P]):
     def __len__(self) -> int:
         return len(self._placed)
 
-    def put(self, adapter: Adapter, in_use: Container[str]) -> str:
-        """Serve an adapter under its name from the next request on; returns its version.
+    def prepare(self, adapter: Adapter) -> P:
+        """The slow part of a change, on any thread. Raises CheckpointError if it does not fit the model."""
+        check_adapter(adapter, self._spec)
+        return self._place(adapter)
+
+    def publish(self, name: str, prepared: P, in_use: Container[str]) -> str:
+        """Let the name stand for what was prepared; returns its version.
 
         Versions that are replaced go, but for those in use, and for the last: a request may be on its way
-        with it. Raises CheckpointError for one that does not fit the model, which changes nothing.
+        with it.
         """
-        check_adapter(adapter, self._spec)
-        placed = self._place(adapter)
-        before = self.variants.get(adapter.name)
+        before = self.variants.get(name)
         number = int(before.rpartition("@")[2]) + 1 if before is not None else 1
-        version = f"{adapter.name}@{number}"
-        self._placed[version] = placed
-        self.variants[adapter.name] = version
+        version = f"{name}@{number}"
+        self._placed[version] = prepared
+        self.variants[name] = version
         kept = {*self.variants.values(), before}
         for old in [v for v in self._placed if v not in kept and v not in in_use]:
             del self._placed[old]
         return version
+
+    def put(self, adapter: Adapter, in_use: Container[str] = ()) -> str:
+        """Both. Raises CheckpointError, and then nothing changes."""
+        return self.publish(adapter.name, self.prepare(adapter), in_use)
 
     def of(self, versions: Sequence[str]) -> list[P | None]:
         """What `place` made of each; None for "". Raises InvariantError for one that is not there."""

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from lightwork.models.compiled import CompiledModel
 
 
-def put_adapter(engine: Engine, model: Model | CompiledModel, adapter: Adapter) -> str:
+async def put_adapter(engine: Engine, model: Model | CompiledModel, adapter: Adapter) -> str:
     """Serve an adapter under its name from the next request on; returns what `Request.model` says of it.
 
-    Sequences go on with the version they came with, which is dropped when none is left. On the kernel's
-    thread, also while a step runs. Raises CheckpointError if it does not fit the model: then nothing changes.
+    Sequences go on with the version they came with, which is dropped when none is left. On the kernel, while
+    steps run: what takes long is done beside it. Raises CheckpointError if it does not fit the model, and
+    then nothing changes.
     """
+    prepared = await engine.kernel.offload(model.adapters.prepare, adapter, background=True)
     in_use = {seq.request.model for seq in (*engine.waiting, *engine.running)}
-    return model.adapters.put(adapter, in_use)
+    return model.adapters.publish(adapter.name, prepared, in_use)

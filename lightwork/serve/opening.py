@@ -182,7 +182,7 @@ def _adapters(source: Adapters | None, model: Served) -> list[Setting]:
         return []
     found = source.read(model.spec)
     for adapter in found:
-        model.adapters.put(adapter, ())
+        model.adapters.put(adapter)
     told = ", ".join(f"{adapter.name} ({adapter.nbytes / 1e6:.2f} MB)" for adapter in found)
     return [Setting("adapters", told, f"float32, rank up to {max(adapter.rank for adapter in found)}")]
 

@@ -55,7 +55,7 @@ def adapters_of(spec: ModelSpec) -> list[Adapter]:
 
 def with_adapters(model: Any) -> Any:
     for adapter in adapters_of(model.spec):
-        model.adapters.put(adapter, ())
+        model.adapters.put(adapter)
     return model
 
 
@@ -172,7 +172,7 @@ def test_what_does_not_fit_changes_nothing(checkpoint: Make) -> None:
     spec = models.read_shape(str(checkpoint("llama")))
     held: AdapterSet[int] = AdapterSet(spec, lambda adapter: adapter.rank)
     good = random_adapter(spec, "a")
-    held.put(good, ())
+    held.put(good)
     path, delta = next(iter(good.deltas.items()))
     bad = {
         "shapes": {path: replace(delta, a=delta.a[:, 1:])},
@@ -184,7 +184,7 @@ def test_what_does_not_fit_changes_nothing(checkpoint: Make) -> None:
     }
     for wrong, deltas in bad.items():
         with pytest.raises(CheckpointError, match=wrong):
-            held.put(Adapter(name="a", deltas=deltas), ())
+            held.put(Adapter(name="a", deltas=deltas))
     assert held.variants == {"a": "a@1"}
 
 
@@ -257,7 +257,7 @@ def test_logits_are_those_of_peft(checkpoint: Make, tmp_path: Path, family: str,
         model.eval().save_pretrained(tmp_path / "a")
         expected = peft_logits(model, text)
     for served in (models.load(str(folder)), models.load_compiled(str(folder), precision=Stored())):
-        served.adapters.put(read_adapter(tmp_path / "a", served.spec), ())
+        served.adapters.put(read_adapter(tmp_path / "a", served.spec))
         rows = replace(Rows.of_text(np.array(text), 64), models=["a@1"])
         np.testing.assert_allclose(served.logits(rows, served.new_kv(1, 64)), expected, atol=2e-4, rtol=0)
         served.close()
@@ -273,7 +273,7 @@ def test_peft_reads_what_is_written(checkpoint: Make, tmp_path: Path, family: st
         path, delta = next(iter(mixed.items()))
         mixed[path] = Delta(a=delta.a[:1], b=delta.b[:, :1], scale=3 * delta.scale)
         adapter = Adapter(name=adapter.name, deltas=mixed)
-        version = served.adapters.put(adapter, ())
+        version = served.adapters.put(adapter)
         write_adapter(tmp_path / adapter.name, adapter, served.spec, str(folder))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

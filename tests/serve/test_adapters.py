@@ -65,7 +65,7 @@ def opened_on_torch(checkpoint: Make, folder: Path, *use: Any, **settings: Any) 
     plan = Plan(model=str(checkpoint("llama")), max_len=200, use=use, **settings)
     model = models.load(str(checkpoint("llama")))
     for adapter in Lora(folder=str(folder)).read(model.spec):
-        model.adapters.put(adapter, ())
+        model.adapters.put(adapter)
     kernel = Kernel(WallClock(), trace=Trace("real: torch"))
     blocks = kv_blocks(plan, model.spec, "float32", 200, 1 << 30)
     kv = make_kv(plan, int(blocks.value), 16, 0)
@@ -179,48 +179,66 @@ def test_prefixes_are_shared_within_an_adapter_and_never_between_two(checkpoint:
 # -- replaced while it is served
 
 
-class Replacing:
-    """A sink that puts a new version at its third token."""
+class AtThird:
+    """A sink that does something when its third token comes, in the midst of its sequence."""
 
-    def __init__(self, engine: Engine, model: Any, adapter: Adapter) -> None:
-        self._put = lambda: put_adapter(engine, model, adapter)
-        self.version = ""
-        self._seen = 0
+    def __init__(self, do: Callable[[], object]) -> None:
+        self._do = do
+        self._num_tokens = 0
 
     def prompt(self, seq: Seq, picks: Sequence[Pick]) -> None: ...
     def finish(self, seq: Seq, reason: str, error: Exception | None) -> None: ...
 
     def tokens(self, seq: Seq, picks: Sequence[Pick]) -> None:
-        self._seen += len(picks)
-        if self._seen >= 3 and not self.version:
-            self.version = self._put()
+        self._num_tokens += len(picks)
+        if self._num_tokens == 3:
+            self._do()
 
 
-@pytest.mark.parametrize("open_one", [opened, opened_on_torch], ids=["compiled", "torch"])
+OPEN = pytest.mark.parametrize("open_one", [opened, opened_on_torch], ids=["compiled", "torch"])
+
+
+@OPEN
 def test_sequences_go_on_with_the_version_that_they_began_with(
     checkpoint: Make, folder: Path, alone: list[list[int]], open_one: Callable[..., tuple[Engine, Any]]
 ) -> None:
     engine, model = open_one(checkpoint, folder)
     newer = random_adapter(model.spec, "one", 99)
-    sink = Replacing(engine, model, newer)
-    old, new = requests(8)[1], replace(requests(8)[1], model="one@2")
-    seq = run_load(engine, [0.0], [old], sinks=[sink])[0]
+    old = requests(8)[1]
+    sink = AtThird(lambda: model.adapters.put(newer, {"one@1"}))
+    (seq,) = run_load(engine, [0.0], [old], sinks=[sink])
     assert seq.tokens[seq.prompt_len :] == alone[1]
-    assert sink.version == model.variants["one"] == "one@2"
+    assert model.variants["one"] == "one@2"
+    (after,) = texts(engine, [replace(old, model="one@2")])
+    assert after != alone[1]
+    # The prompt is in the cache as the old version computed it, and none of that was found.
     other_engine, other = open_one(checkpoint, folder)
-    put_adapter(other_engine, other, newer)
-    (expected,) = texts(other_engine, [new])
-    # The prompt is in the cache, as the old version computed it: nothing of that is found.
-    assert texts(engine, [new]) == [expected]
-    assert expected != alone[1]
-    for number in range(3, 12):
-        assert put_adapter(engine, model, newer) == f"one@{number}"
-    assert [version for version in model.adapters if version.startswith("one")] == ["one@10", "one@11"]
-    with pytest.raises(CheckpointError, match="finite"):
-        put_adapter(engine, model, _damaged(newer))
-    assert model.variants["one"] == "one@11"
+    other.adapters.put(newer)
+    assert texts(other_engine, [replace(old, model="one@2")]) == [after]
     for one in (model, other):
         one.close()
+
+
+@OPEN
+def test_versions_stay_while_a_request_waits_for_them(
+    checkpoint: Make, folder: Path, alone: list[list[int]], open_one: Callable[..., tuple[Engine, Any]]
+) -> None:
+    engine, model = open_one(checkpoint, folder)
+    newer = random_adapter(model.spec, "one", 99)
+    (waiting,) = engine.submit(requests(8)[1])
+    for number in range(2, 12):
+        assert engine.kernel.run(put_adapter(engine, model, newer)) == f"one@{number}"
+    assert [v for v in model.adapters if v.startswith("one@")] == ["one@1", "one@10", "one@11"]
+    texts(engine, [])
+    assert waiting.tokens[waiting.prompt_len :] == alone[1]
+    engine.kernel.run(put_adapter(engine, model, newer))
+    assert [v for v in model.adapters if v.startswith("one@")] == ["one@11", "one@12"]
+    with pytest.raises(LightworkError, match="one@1'"):
+        engine.submit(requests(8)[1])
+    with pytest.raises(CheckpointError, match="finite"):
+        engine.kernel.run(put_adapter(engine, model, _damaged(newer)))
+    assert model.variants["one"] == "one@12"
+    model.close()
 
 
 def _damaged(adapter: Adapter) -> Adapter:
