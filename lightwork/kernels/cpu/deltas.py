@@ -77,6 +77,7 @@ def add_deltas(
 
     numbers: which deltas of the product, from and to.
     """
+    stride = 4 * t.reduced_width
     i = 0
     while i < rows:
         adapter, some = int_at(t.row_adapters, first + i), 1
@@ -85,10 +86,7 @@ def add_deltas(
         for number in range(numbers[0], numbers[1] if adapter else 0):
             delta = _delta(adapter, product, number)
             rank, begin = delta[DELTA_RANK], delta[DELTA_FIRST_BLOCK]
-            x, stride = (
-                t.reduced + 4 * ((first + i) * t.reduced_width + delta[DELTA_REDUCED]),
-                4 * t.reduced_width,
-            )
+            x = t.reduced + 4 * ((first + i) * t.reduced_width + delta[DELTA_REDUCED])
             for one in range(max(block, begin), min(block + count, begin + delta[DELTA_BLOCKS])):
                 b = delta[DELTA_B] + 4 * BLOCK * rank * (one - begin)
                 to = out + 4 * (i * out_width + BLOCK * (one - block))

@@ -188,12 +188,12 @@ def product_phase(
     outputs: int,
     out: int,
     out_width: int,
-    product: int,
+    adapt: int,
 ) -> None:
     """out[r] = then(row r of a buffer times a matrix), for rows starts[e] .. starts[e + 1] of each expert e.
 
     matrix: of the first expert; each has one, or two if GATED. bias: offset in vectors, or -1.
-    out: float32 rows of out_width, of which `outputs` numbers are written. product: its number among all
+    out: float32 rows of out_width, of which `outputs` numbers are written. adapt: its number among all
     layers' products, if rows of the step have adapters; else -1.
     """
     blocks = int_at(t.matrices, MATRIX_COLUMNS * matrix + BLOCKS)
@@ -215,23 +215,11 @@ def product_phase(
             block = group * together
             count = min(together, blocks - block)
             mine = matrix + (2 if then == GATED else 1) * expert
-            if rows > 0:
-                _blocks(
-                    t,
-                    thread,
-                    then,
-                    mine,
-                    block,
-                    count,
-                    buffer,
-                    first,
-                    rows,
-                    bias,
-                    outputs,
-                    out,
-                    out_width,
-                    product,
-                )
+            if rows <= 0:
+                continue
+            _blocks(
+                t, thread, then, mine, block, count, buffer, first, rows, bias, outputs, out, out_width, adapt
+            )
 
 
 @compiled
@@ -249,7 +237,7 @@ def _blocks(
     outputs: int,
     out: int,
     out_width: int,
-    product: int,
+    adapt: int,
 ) -> None:
     """Some rows times some blocks: straight to their place if nothing is left to do there, else to tiles.
 
@@ -261,8 +249,8 @@ def _blocks(
     place = out + 4 * (first * out_width + left)
     if then <= ADDED and bias < 0 and outputs % 64 == 0 and t.parts == 1:
         _multiply(t, thread, matrix, block, count, buffer, first, rows, place, out_width, then == PLAIN)
-        if product >= 0:
-            add_deltas(t, product, (0, DELTAS_PER_PRODUCT), first, rows, block, count, place, out_width)
+        if adapt >= 0:
+            add_deltas(t, adapt, (0, DELTAS_PER_PRODUCT), first, rows, block, count, place, out_width)
         return
     tile = t.tiles + thread * 2 * TILE_BYTES
     second = tile + TILE_BYTES
@@ -273,11 +261,11 @@ def _blocks(
         _add_parts(tile, rows, t.parts, 64 * count)
         if then == GATED:
             _add_parts(second, rows, t.parts, 64 * count)
-    if product >= 0:
+    if adapt >= 0:
         last = 1 if then == GATED else DELTAS_PER_PRODUCT
-        add_deltas(t, product, (0, last), first, rows, block, count, tile, TILE_WIDTH)
+        add_deltas(t, adapt, (0, last), first, rows, block, count, tile, TILE_WIDTH)
         if then == GATED:
-            add_deltas(t, product, (1, 2), first, rows, block, count, second, TILE_WIDTH)
+            add_deltas(t, adapt, (1, 2), first, rows, block, count, second, TILE_WIDTH)
     near = t.vectors + 4 * (bias + left) if bias >= 0 else 0
     far = near + 4 * outputs if bias >= 0 else 0
     for i in range(rows):

@@ -344,24 +344,12 @@ def _experts(t: Any, thread: int, phase: int, layer: Any) -> int:
             copy(row_of(t, t.mixed, r, t.hidden), row_of(t, t.gathered, place, t.hidden))
             encode(t, t.gathered, place, t.hidden)
     phase = barrier(t, phase)
-    then = GATED if t.gated else ACTIVATED
+    then, ffn = GATED if t.gated else ACTIVATED, layer[FFN]
     product_phase(
-        t,
-        thread,
-        phase,
-        then,
-        layer[UP],
-        t.experts,
-        t.starts,
-        t.gathered,
-        -1,
-        layer[FFN],
-        t.wide,
-        t.width,
-        -1,
+        t, thread, phase, then, layer[UP], t.experts, t.starts, t.gathered, -1, ffn, t.wide, t.width, -1
     )
     phase = barrier(t, phase)
-    encode_phase(t, thread, phase, t.wide, assigned, layer[FFN])
+    encode_phase(t, thread, phase, t.wide, assigned, ffn)
     phase = barrier(t, phase)
     product_phase(
         t,
