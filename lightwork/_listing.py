@@ -65,8 +65,9 @@ def kinds(package: str = "lightwork") -> dict[str, str]:
         for init in sorted(Path(place).glob("*/*/__init__.py")):
             folder = init.parent
             for protocol in _PROTOCOL.findall(init.read_text(encoding="utf-8")):
-                if folder.name in (snake(protocol) + "s", snake(protocol).removesuffix("y") + "ies"):
-                    found[snake(protocol)] = f"{package}.{folder.parent.name}.{folder.name}"
+                kind = snake(protocol)
+                if folder.name in (kind, kind + "s", kind.removesuffix("y") + "ies"):
+                    found[kind] = f"{package}.{folder.parent.name}.{folder.name}"
     return found
 
 

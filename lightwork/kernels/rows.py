@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,8 @@ class Rows:
     seqs: int32[R], 0..S-1. index: int64[R], the row's own key index. ancestors: uint64[R], 0 for rows of
     known tokens.
     known: int64[S], keys below it are causal, the rest draft nodes. tables: int32[S, blocks], padded with -1.
-    scored: int64[N], rows whose logits are wanted, ascending.
+    scored: int64[N], rows whose logits are wanted, ascending. models: what each sequence's rows are computed
+    with, as `Request.model`; () if that is "" for all.
     """
 
     tokens: NDArray[np.int64]
@@ -34,6 +35,7 @@ class Rows:
     known: NDArray[np.int64]
     tables: NDArray[np.int32]
     scored: NDArray[np.int64]
+    models: Sequence[str] = ()
 
     @classmethod
     def of_text(cls, tokens: NDArray[np.int64], block_size: int) -> Rows:

@@ -4,8 +4,12 @@ spec.py         `ModelSpec`: the shape of a model, from config.json or a preset
 transformer.py  `forward(weights, spec, tokens, positions, attend)`: all families, training and serving
 compiled.py     the same in one compiled call on a CPU, from packed.py's bytes
 precisions/     in which numbers that is stored and computed
+adapters/       small changes to a model's matrices, which each request chooses (LoRA)
+adapter_set.py  those of a model by name and version; peft.py: on disk; adapted.py, adapted_step.py: in
+                torch's forward and in the compiled step
 gpu_step.py     the same for dense Llama-like models on Triton's kernels, with CUDA graphs
-weights.py      fused weights, and their names in checkpoints
+parts.py        which tensors of a checkpoint each weight is made of
+weights.py      fused weights
 checkpoint.py   tensors by name: of Hugging Face folders (sharded safetensors), memory-mapped
 gguf/           tensors, shape and tokenizer of GGUF files
 convert.py      matrices of checkpoints as the numbers or codes of a format
@@ -15,7 +19,7 @@ arena.py        memory for keys and values, a process's own or shared
 work.py         counted work of a forward, for the cost model
 tokenizer.py    text to tokens and back, chat templates, streaming
 
-To add a family: its architecture in spec.py, its tensor names in weights.py, and a line in the parity test.
+To add a family: its architecture in spec.py, its tensor names in parts.py, and a line in the parity test.
 """
 
 from __future__ import annotations

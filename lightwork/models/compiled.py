@@ -38,6 +38,8 @@ from lightwork.kernels.cpu.state import (
 )
 from lightwork.kernels.cpu.team import Team
 from lightwork.kernels.rows import Rows
+from lightwork.models.adapted_step import AdaptedRows, Placed, place
+from lightwork.models.adapter_set import AdapterSet
 from lightwork.models.arena import arrays
 from lightwork.models.checkpoint import Progress, Source, open_checkpoint
 from lightwork.models.packed import Layout, packed_bytes
@@ -142,9 +144,11 @@ class CompiledModel:
         self.numbers = numbers
         self.nbytes = layout.nbytes
         self.packed = layout, weights
-        self.variants: Mapping[str, str] = {}
+        self.adapters: AdapterSet[Placed] = AdapterSet(self.spec, lambda adapter: place(adapter, self.spec))
+        self.variants: Mapping[str, str] = self.adapters.variants
         self._state = State()
         self._state.set(**_constants(layout, weights, numbers.kv))
+        self._adapted = AdaptedRows(self.adapters, self._state)
         self._buffers = Buffers(self.spec, layout.form, self._state)
         self._kv: CompiledKV | None = None
         self._team: Team | None = None
@@ -228,6 +232,7 @@ class CompiledModel:
 
     def _fill(self, rows: Rows, kv: CompiledKV, logits: NDArray[np.float32]) -> None:
         self._buffers.fill(rows, logits)
+        self._adapted.fill(rows)
         if not entries.all_there(self._state.address):
             self._refuse(rows, kv)
 

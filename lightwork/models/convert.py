@@ -18,10 +18,10 @@ from lightwork.kernels.cpu.pack import Coded, narrow, pack, quantise
 from lightwork.models import import_models
 from lightwork.models.checkpoint import Progress, Source
 from lightwork.models.codes import Codes
+from lightwork.models.parts import MATRICES, Named, Part, each_part
 
 if TYPE_CHECKING:
     from lightwork.models.packed import Layout
-    from lightwork.models.weights import Named, Part
 
 LARGEST = 65504.0
 """The largest float16, the type of scales."""
@@ -41,8 +41,6 @@ class Writer:
 
     def write(self) -> None:
         import_models()
-        from lightwork.models.weights import MATRICES, each_part
-
         layout = self._layout
         for part in each_part(layout.spec):
             place = layout.place(part.layer, part.name)

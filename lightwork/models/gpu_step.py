@@ -5,7 +5,8 @@ for each power of two of rows and replayed from then on, since launching its ker
 longer than running them. On a CPU, with Triton's interpreter, every step is computed directly.
 
 Attention gives a row the same bits in any batch. The matrix products are the vendor's, which sum in another
-order for another number of rows, so logits may differ in their last bits with who shares the step.
+order for another number of rows, so logits may differ in their last bits with who shares the step. Steps
+with adapters are computed by `Model.forward`.
 
 R rows  N scored rows  d hidden  H query heads  D head size  V vocabulary
 """
@@ -112,6 +113,8 @@ class GpuStep:
         would read or write outside the pool.
         """
         check_blocks(rows, kv.keys_LTGD.shape[1] // kv.block_size, kv.block_size)
+        if rows.models:
+            return self.model.forward(rows, kv)
         if self.device.type == "cpu":
             return self._run(self._place(rows, len(rows.tokens), len(rows.scored)), kv)
         with torch.cuda.device(self.device):

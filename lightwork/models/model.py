@@ -14,6 +14,8 @@ from torch import Tensor
 from lightwork.errors import RangeError
 from lightwork.kernels.attention import paged_attention, plan_groups
 from lightwork.kernels.rows import Rows
+from lightwork.models.adapted import Placed, adapt_rows, place
+from lightwork.models.adapter_set import AdapterSet
 from lightwork.models.arena import arrays
 from lightwork.models.checkpoint import Progress, open_checkpoint
 from lightwork.models.spec import ModelSpec, read_json, read_spec
@@ -97,7 +99,10 @@ class Model:
         self.generation = generation
         self.device = device
         self.dtype = weights.embed.dtype
-        self.variants: Mapping[str, str] = {}
+        self.adapters: AdapterSet[Placed] = AdapterSet(
+            spec, lambda adapter: place(adapter, spec, self.dtype, device)
+        )
+        self.variants: Mapping[str, str] = self.adapters.variants
 
     @property
     def nbytes(self) -> int:
@@ -135,6 +140,7 @@ class Model:
         positions_R = torch.from_numpy(rows.positions).to(device)
         slots_R = torch.from_numpy(rows.slots).to(device)
         scored_N = torch.from_numpy(rows.scored).to(device)
+        adapt = adapt_rows(self.adapters.of(rows.models), torch.from_numpy(rows.seqs).to(device))
         groups = plan_groups(rows, kv.block_size, device, windows=bool(spec.windowed))
 
         def attend(layer: int, q_RHD: Tensor, k_RGD: Tensor, v_RGD: Tensor) -> Tensor:
@@ -143,7 +149,7 @@ class Model:
             values_TGD.index_copy_(0, slots_R, v_RGD)
             return paged_attention(q_RHD, keys_TGD, values_TGD, groups, spec.window(layer))
 
-        hidden_Rd = forward(self.weights, spec, tokens_R, positions_R, attend)
+        hidden_Rd = forward(self.weights, spec, tokens_R, positions_R, attend, adapt)
         return logits(self.weights, hidden_Rd[scored_N])
 
 

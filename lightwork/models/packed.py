@@ -74,7 +74,7 @@ class Layout:
         self.head = self._matrices(1, spec.vocab_size, d)
 
     def place(self, layer: int, name: str) -> int:
-        """Of a weight, named as in weights.Part: the number of a matrix, else an offset."""
+        """Of a weight, named as in parts.Part: the number of a matrix, else an offset."""
         if layer < 0:
             return int(getattr(self, name))
         return int(self.layers[layer][getattr(state, name.upper())])

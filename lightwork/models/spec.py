@@ -262,7 +262,7 @@ def read_json(folder: Path, name: str, *, optional: bool = False) -> dict[str, A
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not JSON: {error}", expected="a JSON object", fix="copy it again"
         ) from error

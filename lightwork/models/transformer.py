@@ -20,9 +20,10 @@ from lightwork.models.weights import Layer, Weights
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [R, H, D], k [R, G, D], v [R, G, D]) -> output [R, H, D]."""
-Added = Callable[[int, str, Tensor], Tensor | None]
-"""(layer, weight: "qkv", "out", "up" or "down", x [R, K]) -> what an adapter adds to that product, [R, N]."""
 CosSin = tuple[Tensor, Tensor]
+
+Adapt = Callable[[int, str, Tensor, Tensor], Tensor]
+"""(layer, product of MATRICES, its input [R, ...], its output [R, ...]) -> the output to go on with."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -34,9 +35,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def forward(
-    weights: Weights, spec: ModelSpec, tokens_R: Tensor, positions_R: Tensor, attend: Attend
+    weights: Weights,
+    spec: ModelSpec,
+    tokens_R: Tensor,
+    positions_R: Tensor,
+    attend: Attend,
+    adapt: Adapt | None = None,
 ) -> Tensor:
-    """The normalised hidden states [R, d] of R rows."""
+    """The normalised hidden states [R, d] of R rows. adapt: changes products, but for those of experts."""
+    adapt = adapt or _as_it_is
     x_Rd = F.embedding(tokens_R, weights.embed)
     cos_sin = None
     if weights.positions is not None:
@@ -44,7 +51,7 @@ def forward(
     else:
         cos_sin = rotary(spec.rope, spec.head_size, positions_R, x_Rd.dtype)
     for i, layer in enumerate(weights.layers):
-        x_Rd = block(i, x_Rd, layer, spec, cos_sin, attend)
+        x_Rd = block(i, x_Rd, layer, spec, cos_sin, attend, adapt)
     return norm(x_Rd, weights.norm, weights.norm_bias, spec)
 
 
@@ -55,13 +62,18 @@ def block(
     spec: ModelSpec,
     cos_sin: CosSin | None,
     attend: Attend,
-    added: Added | None = None,
+    adapt: Adapt,
 ) -> Tensor:
     """Layer i, from its input to the next one's. cos_sin: of the rows, see `rotary`."""
     h_Rd = norm(x_Rd, layer.norm1, layer.norm1_bias, spec)
-    x_Rd = x_Rd + _attention(i, h_Rd, layer, spec, cos_sin, attend, added)
+    x_Rd = x_Rd + _attention(i, h_Rd, layer, spec, cos_sin, attend, adapt)
     h_Rd = norm(x_Rd, layer.norm2, layer.norm2_bias, spec)
-    return x_Rd + (_moe(h_Rd, layer, spec) if layer.router is not None else _mlp(i, h_Rd, layer, spec, added))
+    dense = layer.router is None
+    return x_Rd + (_mlp(i, h_Rd, layer, spec, adapt) if dense else _moe(h_Rd, layer, spec))
+
+
+def _as_it_is(layer: int, product: str, x: Tensor, y: Tensor) -> Tensor:
+    return y
 
 
 def logits(weights: Weights, hidden_Nd: Tensor) -> Tensor:
@@ -97,10 +109,11 @@ def _attention(
     spec: ModelSpec,
     cos_sin: CosSin | None,
     attend: Attend,
-    added: Added | None,
+    adapt: Adapt,
 ) -> Tensor:
     heads, groups = spec.num_heads, spec.num_kv_heads
-    qkv = _product(i, "qkv", h_Rd, layer, added).view(len(h_Rd), heads + 2 * groups, spec.head_size)
+    qkv = adapt(i, "qkv", h_Rd, F.linear(h_Rd, layer.qkv, layer.qkv_bias))
+    qkv = qkv.view(len(h_Rd), heads + 2 * groups, spec.head_size)
     qk, v_RGD = qkv[:, : heads + groups], qkv[:, heads + groups :]
     if layer.q_norm is not None and layer.k_norm is not None:
         q, k = qk[:, :heads], qk[:, heads:]
@@ -108,13 +121,8 @@ def _attention(
     if cos_sin is not None:
         qk = _rotate(qk, *cos_sin)
     out_RHD = attend(i, qk[:, :heads], qk[:, heads:], v_RGD)
-    return _product(i, "out", out_RHD.reshape(len(h_Rd), heads * spec.head_size), layer, added)
-
-
-def _product(i: int, name: str, x_RK: Tensor, layer: Layer, added: Added | None) -> Tensor:
-    out_RN = F.linear(x_RK, getattr(layer, name), getattr(layer, f"{name}_bias"))
-    more_RN = added(i, name, x_RK) if added is not None else None
-    return out_RN if more_RN is None else out_RN + more_RN
+    out = out_RHD.reshape(len(h_Rd), heads * spec.head_size)
+    return adapt(i, "out", out, F.linear(out, layer.out, layer.out_bias))
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -123,8 +131,10 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
-def _mlp(i: int, h_Rd: Tensor, layer: Layer, spec: ModelSpec, added: Added | None) -> Tensor:
-    return _product(i, "down", _activate(_product(i, "up", h_Rd, layer, added), spec), layer, added)
+def _mlp(i: int, h_Rd: Tensor, layer: Layer, spec: ModelSpec, adapt: Adapt) -> Tensor:
+    up = adapt(i, "up", h_Rd, F.linear(h_Rd, layer.up, layer.up_bias))
+    wide = _activate(up, spec)
+    return adapt(i, "down", wide, F.linear(wide, layer.down, layer.down_bias))
 
 
 def _activate(up: Tensor, spec: ModelSpec) -> Tensor:

@@ -1,29 +1,25 @@
 """Weights as the forward pass wants them, and their names in Hugging Face checkpoints.
 
-Projections that read the same input are fused: queries, keys and values; gate and up. `each_part` names the
-tensors that a weight is made of, `from_checkpoint` puts them together; `to_checkpoint` takes them apart.
+Projections that read the same input are fused: queries, keys and values; gate and up. `parts.each_part` names
+the tensors that a weight is made of, `from_checkpoint` puts them together; `to_checkpoint` takes them apart.
 
 d: hidden size. H query heads, G key-value heads, D head size. F: MLP width. E experts. V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightwork.errors import CheckpointError
+from lightwork.models.parts import Part, each_part
 from lightwork.models.spec import ModelSpec
 
-Named = tuple[str, tuple[int, ...]]
-"""A tensor's name in a checkpoint and its expected shape."""
 Get = Callable[[str, tuple[int, ...]], Tensor]
 """(name, expected shape) -> the tensor; raises CheckpointError."""
-MATRICES = ("qkv", "out", "up", "down")
-"""The products of a layer."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,19 +72,6 @@ class Weights:
         return sum(t.nbytes for t in self.tensors())
 
 
-class Part(NamedTuple):
-    """A weight, and the tensors of a checkpoint that it is made of.
-
-    layer: -1 outside of layers. name: its field in Layer or Weights. tensors: one below the other along the
-    outputs, of one expert after the other. transposed: they are stored input-major.
-    """
-
-    layer: int
-    name: str
-    tensors: Iterable[Named]
-    transposed: bool = False
-
-
 def from_checkpoint(spec: ModelSpec, get: Get) -> Weights:
     """Put a model's weights together from its checkpoint's tensors."""
     layers: list[dict[str, Tensor]] = [{} for _ in range(spec.num_layers)]
@@ -107,86 +90,6 @@ def _joined(spec: ModelSpec, part: Part, get: Get) -> Tensor:
     whole = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
     of_experts = part.layer in spec.moe and part.name in ("up", "down")
     return whole.view(spec.num_experts, -1, whole.shape[1]) if of_experts else whole
-
-
-def each_part(spec: ModelSpec) -> Iterator[Part]:
-    """Every weight of a model, in the order of the forward pass."""
-    d, v = spec.hidden_size, spec.vocab_size
-    gpt2 = spec.family == "gpt2"
-    embed = ("transformer.wte.weight" if gpt2 else "model.embed_tokens.weight", (v, d))
-    yield Part(-1, "embed", [embed])
-    if spec.position == "learned":
-        yield Part(-1, "positions", [("transformer.wpe.weight", (spec.max_len, d))])
-    for i in range(spec.num_layers):
-        layer = _gpt2_layer(spec, f"transformer.h.{i}.") if gpt2 else _layer(spec, i, f"model.layers.{i}.")
-        for name, tensors in layer.items():
-            if tensors:
-                yield Part(i, name, tensors, transposed=gpt2 and name in MATRICES)
-    yield Part(-1, "norm", [("transformer.ln_f.weight" if gpt2 else "model.norm.weight", (d,))])
-    if spec.norm == "layer":
-        yield Part(-1, "norm_bias", [("transformer.ln_f.bias", (d,))])
-    yield Part(-1, "head", [embed if spec.tied else ("lm_head.weight", (v, d))])
-
-
-def _layer(spec: ModelSpec, i: int, at: str) -> dict[str, Iterable[Named]]:
-    """The tensors of each weight; none of one that the model lacks."""
-    d, size, attn = spec.hidden_size, spec.head_size, at + "self_attn."
-    q, kv = spec.num_heads * size, spec.num_kv_heads * size
-    widths = {"q": q, "k": kv, "v": kv}
-    return {
-        "norm1": [(at + "input_layernorm.weight", (d,))],
-        "qkv": [(f"{attn}{p}_proj.weight", (n, d)) for p, n in widths.items()],
-        "qkv_bias": [(f"{attn}{p}_proj.bias", (n,)) for p, n in widths.items() if spec.qkv_bias],
-        "q_norm": [(attn + "q_norm.weight", (size,))] * spec.qk_norm,
-        "k_norm": [(attn + "k_norm.weight", (size,))] * spec.qk_norm,
-        "out": [(attn + "o_proj.weight", (d, q))],
-        "out_bias": [(attn + "o_proj.bias", (d,))] * spec.out_bias,
-        "norm2": [(at + "post_attention_layernorm.weight", (d,))],
-        **(_experts(spec, at) if i in spec.moe else _mlp(spec, at)),
-        "up_bias": [(f"{at}mlp.{p}_proj.bias", (spec.ffn_size,)) for p in ("gate", "up") if spec.mlp_bias],
-        "down_bias": [(at + "mlp.down_proj.bias", (d,))] * spec.mlp_bias,
-    }
-
-
-def _mlp(spec: ModelSpec, at: str) -> dict[str, Iterable[Named]]:
-    d, f = spec.hidden_size, spec.dense_ffn_size or spec.ffn_size
-    return {
-        "up": [(f"{at}mlp.{p}_proj.weight", (f, d)) for p in ("gate", "up")],
-        "down": [(at + "mlp.down_proj.weight", (d, f))],
-    }
-
-
-def _experts(spec: ModelSpec, at: str) -> dict[str, Iterable[Named]]:
-    d, f = spec.hidden_size, spec.ffn_size
-    mixtral = spec.family == "mixtral"
-    moe = at + ("block_sparse_moe." if mixtral else "mlp.")
-    gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
-    experts = f"{moe}experts."
-    # Lazily: a damaged file may speak of billions of experts, and has not even one.
-    return {
-        "up": ((f"{experts}{e}.{p}.weight", (f, d)) for e in range(spec.num_experts) for p in (gate, up)),
-        "down": ((f"{experts}{e}.{down}.weight", (d, f)) for e in range(spec.num_experts)),
-        "router": [(moe + "gate.weight", (spec.num_experts, d))],
-    }
-
-
-def _gpt2_layer(spec: ModelSpec, at: str) -> dict[str, Iterable[Named]]:
-    """GPT-2 stores its projections input-major (Conv1D)."""
-    d, f = spec.hidden_size, spec.ffn_size
-    return {
-        "norm1": [(at + "ln_1.weight", (d,))],
-        "norm1_bias": [(at + "ln_1.bias", (d,))],
-        "qkv": [(at + "attn.c_attn.weight", (d, 3 * d))],
-        "qkv_bias": [(at + "attn.c_attn.bias", (3 * d,))],
-        "out": [(at + "attn.c_proj.weight", (d, d))],
-        "out_bias": [(at + "attn.c_proj.bias", (d,))],
-        "norm2": [(at + "ln_2.weight", (d,))],
-        "norm2_bias": [(at + "ln_2.bias", (d,))],
-        "up": [(at + "mlp.c_fc.weight", (d, f))],
-        "up_bias": [(at + "mlp.c_fc.bias", (f,))],
-        "down": [(at + "mlp.c_proj.weight", (f, d))],
-        "down_bias": [(at + "mlp.c_proj.bias", (d,))],
-    }
 
 
 def to_checkpoint(weights: Weights, spec: ModelSpec) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from lightwork.serve.plan import Plan, Setting, about
 from lightwork.serve.remote import Order, Ready, RemoteEngine
 from lightwork.serve.routers import Seat
 
-ALIKE = {"precision", "kv_dtype", "dtype", "max_len", "scheduler", "perplexity"}
+ALIKE = {"precision", "kv_dtype", "dtype", "adapters", "max_len", "scheduler", "perplexity"}
 """Settings that are the same of all engines, shown once."""
 
 

@@ -13,6 +13,8 @@ from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
 from lightwork.memory.kv import KVCache
 from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve.adapters import put_adapter
+from lightwork.serve.beside import measured
 from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.plan import (
@@ -27,9 +29,12 @@ from lightwork.serve.plan import (
     tier_blocks,
 )
 from lightwork.serve.runner import Runner
+from lightwork.serve.training import Training
+from lightwork.serve.training_runner import TrainingRunner
 
 if TYPE_CHECKING:
     from lightwork.models import Model
+    from lightwork.models.adapters import Adapters
     from lightwork.models.compiled import CompiledModel
     from lightwork.models.precisions import Precision
     from lightwork.models.spec import ModelSpec
@@ -101,6 +106,7 @@ def open_one(
     """
     chosen = plan.techniques()
     model, kv_dtype, block_size, settings = _load(plan, chosen.get("precision"), progress)
+    settings += _adapters(chosen.get("adapters"), model)
     longest = context(plan, model.spec)
     free = free_bytes(plan.on) if memory_bytes is None else memory_bytes
     blocks = kv_blocks(plan, model.spec, kv_dtype, int(longest.value), free, block_size)
@@ -121,9 +127,11 @@ def open_one(
         lambda kv: runner,
         int(longest.value),
         model.spec.vocab_size,
-        model.variants.values(),
+        model.adapters,
         **parts,
     )
+    if isinstance(runner, TrainingRunner):
+        runner.publish = partial(put_adapter, engine, model)
     if kernel.trace is not None:
         kernel.trace.about = about(
             plan,
@@ -141,10 +149,6 @@ def _train_beside(
     tuning: Any, runner: Runner, kernel: Kernel, model: Served, kv: KVCache
 ) -> tuple[Runner, dict[str, Any], list[Setting]]:
     """The runner that trains too, what its engine takes, and what was derived."""
-    from lightwork.serve.beside import measured
-    from lightwork.serve.training import Training
-    from lightwork.serve.training_runner import TrainingRunner
-
     trainer = tuning.begin(model, model.spec.max_len)
     training = Training(trainer.lengths, trainer.num_layers)
     cost = measured(trainer, type(runner), model, kv.block_size)
@@ -202,6 +206,17 @@ def _quality(uri: str, precision: Precision | None, model: CompiledModel) -> lis
     num_tokens = sum(int(text.scored[1:].sum()) for text in texts)
     value = f"{before:.4f} -> {after:.4f} ({after / before - 1:+.2%})"
     return [Setting("perplexity", value, f"of {num_tokens} held-out tokens, as stored and as served")]
+
+
+def _adapters(source: Adapters | None, model: Served) -> list[Setting]:
+    """Let the model compute with the adapters that are there, and what each of them takes."""
+    if source is None:
+        return []
+    found = source.read(model.spec)
+    for adapter in found:
+        model.adapters.put(adapter)
+    told = ", ".join(f"{adapter.name} ({adapter.nbytes / 1e6:.2f} MB)" for adapter in found)
+    return [Setting("adapters", told, f"float32, rank up to {max(adapter.rank for adapter in found)}")]
 
 
 def compiles(place: str) -> bool:

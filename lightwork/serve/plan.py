@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     from lightwork.models.spec import ModelSpec
 
 BLOCK_SIZE = 16
-SERVED_KINDS = ("scheduler", "proposer", "verifier", "precision", "router", "layout", "tier", "tuning")
+SERVED_KINDS = (
+    "scheduler",
+    "proposer",
+    "verifier",
+    "precision",
+    "adapters",
+    "router",
+    "layout",
+    "tier",
+    "tuning",
+)
 
 
 class Setting(NamedTuple):

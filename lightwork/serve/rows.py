@@ -39,6 +39,7 @@ def build_rows(step: Step, kv: KVCache) -> tuple[Rows, list[int]]:
         known.append(end)
     seqs_R = np.arange(len(begins), dtype=np.int32).repeat(counts)
     index_R = np.arange(len(tokens)) + (np.array(starts) - np.array(begins))[seqs_R]
+    models = [chunk.seq.request.model for chunk in step.chunks]
     tables = _tables(step, kv)
     block_R = index_R // kv.block_size
     positions_R, ancestors_R = index_R, np.zeros(len(tokens), np.uint64)
@@ -55,6 +56,7 @@ def build_rows(step: Step, kv: KVCache) -> tuple[Rows, list[int]]:
         ancestors=ancestors_R,
         tables=tables,
         scored=np.array(scored, np.int64),
+        models=models if any(models) else (),
     )
     return rows, first
 

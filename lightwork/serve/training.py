@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from lightwork.models.adapters import Adapter
+
 
 class Slice(NamedTuple):
     """Tokens [start, start + count) of the current training sequence, through one layer.
@@ -45,6 +47,10 @@ class Trainer(Protocol):
 
     def rehearsal(self, length: int) -> Callable[[Slice], object]:
         """Computes slices of a sequence that nothing is learnt from, to see how long they take."""
+        ...
+
+    def take(self) -> Adapter | None:
+        """What has been trained, if it should be served from now on; once."""
         ...
 
     def close(self) -> None:

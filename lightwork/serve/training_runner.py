@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from lightwork.memory.host import Run
+from lightwork.models.adapters import Adapter
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.notes import Notes
 from lightwork.serve.runner import Runner, Scores
@@ -19,7 +20,8 @@ log = logging.getLogger(__name__)
 
 class TrainingRunner:
     """inner: runs the rows of steps. trainer: computes the slices, training knows which. After an error
-    of the trainer there are no more; serving goes on."""
+    of the trainer there are no more; serving goes on. publish: serves what has been trained.
+    """
 
     def __init__(self, kernel: Kernel, inner: Runner, trainer: Trainer, training: Training) -> None:
         self.kernel = kernel
@@ -27,6 +29,7 @@ class TrainingRunner:
         self.trainer = trainer
         self.training = training
         self.depth = inner.depth
+        self.publish: Callable[[Adapter], Coroutine[Any, Any, object]] | None = None
         self._busy = False
         self._notes = Notes(kernel, "training")
 
@@ -51,6 +54,10 @@ class TrainingRunner:
         else:
             for update in updates:
                 self._notes.event("update", str(update.number), loss=update.loss, tokens=update.tokens)
+            adapter = self.trainer.take()
+            if adapter is not None and self.publish is not None:
+                await self.publish(adapter)
+                self._notes.event("serve adapter", adapter.name)
         self._busy = False
         if self.training.finished:
             self.trainer.close()

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from lightwork.models import Model
+    from lightwork.models.adapters import Adapter
+    from lightwork.models.spec import ModelSpec
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "mixtral", "qwen3_moe")
 
@@ -98,3 +100,23 @@ def text_logits(model: Model, tokens: Sequence[int]) -> NDArray[np.float32]:
     rows = Rows.of_text(np.array(tokens, np.int64), length)
     logits: NDArray[np.float32] = model.forward(rows, model.new_kv(1, length)).numpy()
     return logits
+
+
+def random_adapter(
+    spec: ModelSpec, name: str, seed: int = 0, *, rank: int = 4, scale: float = 0.5, only: str = ""
+) -> Adapter:
+    """An adapter of random numbers, of all matrices whose path holds `only`: it changes what they compute."""
+    from lightwork.models.adapters import Adapter, Delta
+    from lightwork.models.parts import each_module
+
+    rng = np.random.default_rng(seed)
+
+    def numbers(*shape: int) -> NDArray[np.float32]:
+        return rng.normal(0, 0.3, shape).astype(np.float32)
+
+    deltas = {
+        module.path: Delta(a=numbers(rank, module.inputs), b=numbers(module.outputs, rank), scale=scale)
+        for module in each_module(spec)
+        if only in module.path
+    }
+    return Adapter(name=name, deltas=deltas)

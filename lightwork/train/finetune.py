@@ -9,6 +9,7 @@ from math import isfinite
 import torch
 
 from lightwork.errors import LightworkError
+from lightwork.models.adapters import Adapter
 from lightwork.serve.training import Slice, Update
 from lightwork.train.examples import Example
 from lightwork.train.lora import Lora
@@ -32,8 +33,8 @@ class Schedule:
 class FineTuning:
     """A Trainer of one adapter, with AdamW, in the order of the examples.
 
-    The loss of a batch is the mean over its predicted tokens. updated(lora, update, last): called after each
-    update.
+    The loss of a batch is the mean over its predicted tokens. name: of the adapter. save: called with it
+    after each epoch.
     """
 
     def __init__(
@@ -42,12 +43,15 @@ class FineTuning:
         lora: Lora,
         examples: Sequence[Example],
         schedule: Schedule,
-        updated: Callable[[Lora, Update, bool], None] = lambda lora, update, last: None,
+        name: str = "adapter",
+        save: Callable[[Adapter], None] = lambda adapter: None,
         device: str = "cpu",
     ) -> None:
         self._frozen, self._lora, self._device = frozen, lora, device
+        self._examples = examples
         self._order = [*examples] * schedule.epochs
-        self._schedule, self._updated = schedule, updated
+        self._schedule, self._name, self._save = schedule, name, save
+        self._due: Adapter | None = None
         self._optimizer = torch.optim.AdamW(
             [*lora], lr=schedule.learning_rate, weight_decay=schedule.weight_decay
         )
@@ -102,6 +106,7 @@ class FineTuning:
 
     def _end(self) -> list[Update]:
         """A sequence has gone back; its batch may be complete."""
+        before = max(0, self._number + 1 - self._schedule.batch)
         self._tokens += len(self._order[self._number].tokens)
         self._number += 1
         self._windows = None
@@ -122,12 +127,18 @@ class FineTuning:
         self._update += 1
         update = Update(self._update, self._loss, self._tokens)
         self._loss = 0.0
-        self._updated(self._lora, update, last)
+        if last or self._number // len(self._examples) > before // len(self._examples):
+            self._due = self._lora.adapter(self._name)
+            self._save(self._due)
         return [update]
 
     def _rate(self) -> float:
         schedule, left = self._schedule, 1 - self._update / self.num_updates
         return schedule.learning_rate * min(left, (self._update + 1) / max(1, schedule.warmup))
+
+    def take(self) -> Adapter | None:
+        due, self._due = self._due, None
+        return due
 
     def rehearsal(self, length: int) -> Callable[[Slice], object]:
         tokens_T = torch.zeros(length, dtype=torch.int64, device=self._device)

@@ -153,7 +153,7 @@ class Windows:
         if spec.position == "rotary":
             positions_R = torch.arange(start, start + len(x_Rd), device=x_Rd.device)
             cos_sin = rotary(spec.rope, spec.head_size, positions_R, x_Rd.dtype)
-        return block(layer, x_Rd, self._frozen.layer(layer), spec, cos_sin, attend, self._lora.added)
+        return block(layer, x_Rd, self._frozen.layer(layer), spec, cos_sin, attend, self._lora.adapt)
 
     def _attend(self, i: int, q_RHD: Tensor, keys_SGD: Tensor, values_SGD: Tensor) -> Tensor:
         """Attention of the last R of S tokens."""

@@ -28,10 +28,10 @@ from lightwork.models.compiled import EMBED_HALF
 from lightwork.models.gguf.container import Container
 from lightwork.models.gguf.export import BY_NAME, Entry, write_container, write_gguf
 from lightwork.models.packed import Layout, packed_bytes
+from lightwork.models.parts import MATRICES, Named, each_part
 from lightwork.models.precisions import Precision
 from lightwork.models.precisions.quant import Quant
 from lightwork.models.precisions.stored import Stored
-from lightwork.models.weights import MATRICES, Named, each_part
 
 Make = Callable[..., Path]
 EXACT, ROUNDED_SCALES = 1e-5, 3e-3

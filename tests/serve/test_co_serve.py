@@ -76,6 +76,9 @@ class Counting:
     def rehearsal(self, length: int) -> Callable[[Slice], object]:
         return lambda piece: None
 
+    def take(self) -> None:
+        return None
+
     def close(self) -> None:
         self.closed = True
 

@@ -20,7 +20,7 @@ from lightwork.serve.training import Slice, Training, Update
 from lightwork.train.examples import Example, read_examples
 from lightwork.train.finetune import FineTuning, Schedule
 from lightwork.train.frozen import Tensors
-from lightwork.train.lora import MODULES, Lora
+from lightwork.train.lora import Lora
 from lightwork.train.pretrain import dense_attention
 from lightwork.train.windows import Frozen
 
@@ -42,7 +42,7 @@ def examples(model: Model, num: int = 7) -> list[Example]:
     return made
 
 
-def lora(model: Model, modules: Sequence[str] = MODULES) -> Lora:
+def lora(model: Model, modules: Sequence[str] = ()) -> Lora:
     return Lora(model.spec, rank=4, alpha=8, modules=modules)
 
 
@@ -83,7 +83,7 @@ def _nats(frozen: Frozen, adapter: Lora, example: Example) -> Tensor:
     x = frozen.embed(tokens, positions)
     cos_sin = rotary(spec.rope, spec.head_size, positions, frozen.dtype)
     for i in range(spec.num_layers):
-        x = block(i, x, frozen.layer(i), spec, cos_sin, dense_attention(1, spec), adapter.added)
+        x = block(i, x, frozen.layer(i), spec, cos_sin, dense_attention(1, spec), adapter.adapt)
     losses = F.cross_entropy(frozen.score(x)[:-1], tokens[1:], reduction="none")
     return losses[torch.tensor(example.predicted[1:])].sum()
 

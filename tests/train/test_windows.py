@@ -23,7 +23,7 @@ from lightwork.models.transformer import block, norm, rotary
 from lightwork.models.unpacked import Unpacked
 from lightwork.serve.training import Slice, Training
 from lightwork.train.frozen import Tensors, frozen
-from lightwork.train.lora import MODULES, Lora
+from lightwork.train.lora import Lora
 from lightwork.train.windows import Frozen, Windows
 
 Make = Callable[..., Path]
@@ -39,7 +39,7 @@ def tokens_of(model: Frozen | Model, length: int = LENGTH) -> Tensor:
     return torch.from_numpy(np.random.default_rng(1).integers(0, model.spec.vocab_size, length))
 
 
-def lora_for(source: Frozen, modules: tuple[str, ...] = MODULES) -> Lora:
+def lora_for(source: Frozen, modules: tuple[str, ...] = ()) -> Lora:
     """An adapter that has been trained already: with B = 0 nothing would flow through A."""
     made = Lora(source.spec, rank=4, alpha=8, modules=modules, dtype=source.dtype)
     rng = torch.Generator().manual_seed(7)
@@ -63,7 +63,7 @@ def whole(source: Frozen, lora: Lora, tokens_T: Tensor, weights_T: Tensor) -> fl
     x_Td = source.embed(tokens_T, positions_T)
     cos_sin = rotary(spec.rope, spec.head_size, positions_T, source.dtype)
     for i in range(spec.num_layers):
-        x_Td = block(i, x_Td, source.layer(i), spec, cos_sin, attend, lora.added)
+        x_Td = block(i, x_Td, source.layer(i), spec, cos_sin, attend, lora.adapt)
     losses_T = F.cross_entropy(source.score(x_Td)[:-1], tokens_T[1:], reduction="none")
     loss = losses_T @ weights_T[1:].to(losses_T.dtype)
     loss.backward()  # type: ignore[no-untyped-call]

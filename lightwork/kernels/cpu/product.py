@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lightwork.kernels.cpu.compiled import compiled
+from lightwork.kernels.cpu.deltas import add_deltas
 from lightwork.kernels.cpu.formats import (
     BF16,
     BF16_DOT,
@@ -38,6 +39,7 @@ from lightwork.kernels.cpu.state import (
     BLOCK_BYTES,
     BLOCKS,
     BLOCKS_TOGETHER,
+    DELTAS_PER_PRODUCT,
     INPUTS,
     MATRIX_COLUMNS,
     OFFSET,
@@ -186,11 +188,13 @@ def product_phase(
     outputs: int,
     out: int,
     out_width: int,
+    adapt: int,
 ) -> None:
     """out[r] = then(row r of a buffer times a matrix), for rows starts[e] .. starts[e + 1] of each expert e.
 
     matrix: of the first expert; each has one, or two if GATED. bias: offset in vectors, or -1.
-    out: float32 rows of out_width, of which `outputs` numbers are written.
+    out: float32 rows of out_width, of which `outputs` numbers are written. adapt: its number among all
+    layers' products, if rows of the step have adapters; else -1.
     """
     blocks = int_at(t.matrices, MATRIX_COLUMNS * matrix + BLOCKS)
     row_tile = ROW_TILE // t.parts
@@ -211,10 +215,11 @@ def product_phase(
             block = group * together
             count = min(together, blocks - block)
             mine = matrix + (2 if then == GATED else 1) * expert
-            if rows > 0:
-                _blocks(
-                    t, thread, then, mine, block, count, buffer, first, rows, bias, outputs, out, out_width
-                )
+            if rows <= 0:
+                continue
+            _blocks(
+                t, thread, then, mine, block, count, buffer, first, rows, bias, outputs, out, out_width, adapt
+            )
 
 
 @compiled
@@ -232,6 +237,7 @@ def _blocks(
     outputs: int,
     out: int,
     out_width: int,
+    adapt: int,
 ) -> None:
     """Some rows times some blocks: straight to their place if nothing is left to do there, else to tiles.
 
@@ -243,6 +249,8 @@ def _blocks(
     place = out + 4 * (first * out_width + left)
     if then <= ADDED and bias < 0 and outputs % 64 == 0 and t.parts == 1:
         _multiply(t, thread, matrix, block, count, buffer, first, rows, place, out_width, then == PLAIN)
+        if adapt >= 0:
+            add_deltas(t, adapt, (0, DELTAS_PER_PRODUCT), first, rows, block, count, place, out_width)
         return
     tile = t.tiles + thread * 2 * TILE_BYTES
     second = tile + TILE_BYTES
@@ -253,6 +261,11 @@ def _blocks(
         _add_parts(tile, rows, t.parts, 64 * count)
         if then == GATED:
             _add_parts(second, rows, t.parts, 64 * count)
+    if adapt >= 0:
+        last = 1 if then == GATED else DELTAS_PER_PRODUCT
+        add_deltas(t, adapt, (0, last), first, rows, block, count, tile, TILE_WIDTH)
+        if then == GATED:
+            add_deltas(t, adapt, (1, 2), first, rows, block, count, second, TILE_WIDTH)
     near = t.vectors + 4 * (bias + left) if bias >= 0 else 0
     far = near + 4 * outputs if bias >= 0 else 0
     for i in range(rows):

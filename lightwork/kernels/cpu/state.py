@@ -31,6 +31,8 @@ BATCH = (
     "tokens row_positions slots seqs index ancestors windowed_ancestors",  # [R]: as Rows; int64, uint64
     "known tables table_width scored_rows",  # int64 [S]; int32 [S, table_width]; int64 [N]
     "cosines sines",  # float32 [positions, D / 2], or 0
+    "runs run_table row_adapters",  # rows with an adapter: int64 [runs, 3]; int64 [R]: a table or 0
+    "reduce_kernel add_kernel",  # float32, for 16 outputs and for 64
 )
 POOL = ("blocks keys values key_scales value_scales",)
 SCRATCH = (
@@ -43,6 +45,7 @@ SCRATCH = (
     "partials chunks",  # float32 [runs, chunks, tile_rows, padded_head + 2]
     "plan windowed_plan",  # int64 [tiles + 1, 6]
     "expert_scores expert_of gate_of order starts expert_out",
+    "reduced reduced_width",  # float32 [R, reduced_width]: inputs reduced to an adapter's ranks
     "all_rows every_scored",  # int64 [2]: (0, R) and (0, N), the starts of one expert's rows
     "logits",  # float32 [N, V]
 )
@@ -57,6 +60,15 @@ FIELDS = [name for group in (MODEL, BATCH, POOL, SCRATCH, TEAM) for line in grou
 
 OFFSET, BLOCKS, INPUTS, BLOCK_BYTES, MATRIX_COLUMNS = range(5)
 """Columns of a matrix: where it begins in weights, its blocks of 64 outputs, inputs, bytes of a block."""
+DELTA_A, DELTA_B, DELTA_RANK, DELTA_REDUCED, DELTA_FIRST_BLOCK, DELTA_BLOCKS, DELTA_COLUMNS = range(7)
+"""A line of an adapter's table: float32 [ranks / 16, inputs, 16]; float32 [blocks, rank, 64], scaled; rank, 0
+if there is none; where its reduced inputs begin; the blocks of outputs that it adds to."""
+RANK_BLOCK = 16
+RUN_FIRST, RUN_ROWS, RUN_ADAPTER, RUN_COLUMNS = range(4)
+"""Neighbouring rows of one adapter, which are reduced together."""
+PRODUCTS_PER_LAYER, DELTAS_PER_PRODUCT = 4, 3
+QKV_PRODUCT, OUT_PRODUCT, UP_PRODUCT, DOWN_PRODUCT = range(PRODUCTS_PER_LAYER)
+"""The table has lines for each layer, product, and part of it (queries, keys, values; gate, up)."""
 SEQ, FIRST_ROW, NUM_ROWS, FIRST_CHUNK, NUM_CHUNKS, UNITS_BEFORE, PLAN_COLUMNS = range(7)
 """Columns of a tile of attention, whose units are its chunks of keys, for each head."""
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")

@@ -19,6 +19,7 @@ from lightwork.kernels.cpu.attention import (
     plan_tiles,
 )
 from lightwork.kernels.cpu.compiled import compiled
+from lightwork.kernels.cpu.deltas import reduce_phase
 from lightwork.kernels.cpu.experts import choose_experts, mix_experts, sort_by_expert
 from lightwork.kernels.cpu.pages import store_token
 from lightwork.kernels.cpu.primitives import copy, floats, int_at, ints, record_at, shorts
@@ -37,6 +38,7 @@ from lightwork.kernels.cpu.sharing import barrier, call_helpers, take, wait_for_
 from lightwork.kernels.cpu.state import (
     DOWN,
     DOWN_BIAS,
+    DOWN_PRODUCT,
     FFN,
     K_NORM,
     LAYER_COLUMNS,
@@ -46,13 +48,17 @@ from lightwork.kernels.cpu.state import (
     NORM2_BIAS,
     OUT,
     OUT_BIAS,
+    OUT_PRODUCT,
+    PRODUCTS_PER_LAYER,
     Q_NORM,
     QKV,
     QKV_BIAS,
+    QKV_PRODUCT,
     ROUTER,
     RUNS_PER_THREAD,
     UP,
     UP_BIAS,
+    UP_PRODUCT,
     WINDOW,
 )
 
@@ -112,9 +118,39 @@ def _forward(t: Any, thread: int) -> None:
             )
         else:
             phase = _attend(t, thread, phase, number, t.ancestors, 0, t.plan, count, units)
-        phase = _leave_attention(t, thread, phase, layer)
-        phase = _experts(t, thread, phase, layer) if layer[ROUTER] >= 0 else _mlp(t, thread, phase, layer)
+        phase = _leave_attention(t, thread, phase, layer, number)
+        if layer[ROUTER] >= 0:
+            phase = _experts(t, thread, phase, layer)
+        else:
+            phase = _mlp(t, thread, phase, layer, number)
     _score(t, thread, phase)
+
+
+@compiled
+def _multiply(
+    t: Any,
+    thread: int,
+    phase: int,
+    then: int,
+    matrix: int,
+    buffer: int,
+    size: int,
+    bias: int,
+    outputs: int,
+    out: int,
+    out_width: int,
+    product: int,
+) -> int:
+    """All rows of a buffer times a matrix of `size` inputs, and what adapters add; the next phase.
+
+    The rest as `product_phase` has it.
+    """
+    phase = reduce_phase(t, thread, phase, product, buffer, size)
+    adapted = product if t.runs else -1
+    product_phase(
+        t, thread, phase, then, matrix, 1, t.all_rows, buffer, bias, outputs, out, out_width, adapted
+    )
+    return barrier(t, phase)
 
 
 # -- rows
@@ -183,10 +219,10 @@ def _project(t: Any, thread: int, phase: int, layer: Any, number: int) -> int:
     width = (t.heads + 2 * t.kv_heads) * t.head_size
     _enter(t, thread, phase, layer[NORM1], layer[NORM1_BIAS], -1)
     phase = barrier(t, phase)
-    product_phase(
-        t, thread, phase, PLAIN, layer[QKV], 1, t.all_rows, t.mixed, layer[QKV_BIAS], width, t.qkv, width
+    product = PRODUCTS_PER_LAYER * number + QKV_PRODUCT
+    phase = _multiply(
+        t, thread, phase, PLAIN, layer[QKV], t.mixed, t.hidden, layer[QKV_BIAS], width, t.qkv, width, product
     )
-    phase = barrier(t, phase)
     while True:
         r, last = take(t, phase, thread, t.rows, 1)
         if r == last:
@@ -249,35 +285,46 @@ def _attend(
 
 
 @compiled
-def _leave_attention(t: Any, thread: int, phase: int, layer: Any) -> int:
+def _leave_attention(t: Any, thread: int, phase: int, layer: Any, number: int) -> int:
     """The output projection, added to x."""
     encode_phase(t, thread, phase, t.mixed, t.rows, t.heads * t.head_size)
     phase = barrier(t, phase)
-    product_phase(
-        t, thread, phase, ADDED, layer[OUT], 1, t.all_rows, t.mixed, layer[OUT_BIAS], t.hidden, t.x, t.hidden
+    product, inside = PRODUCTS_PER_LAYER * number + OUT_PRODUCT, t.heads * t.head_size
+    return _multiply(
+        t,
+        thread,
+        phase,
+        ADDED,
+        layer[OUT],
+        t.mixed,
+        inside,
+        layer[OUT_BIAS],
+        t.hidden,
+        t.x,
+        t.hidden,
+        product,
     )
-    return barrier(t, phase)
 
 
 # -- MLP and experts
 
 
 @compiled
-def _mlp(t: Any, thread: int, phase: int, layer: Any) -> int:
+def _mlp(t: Any, thread: int, phase: int, layer: Any, number: int) -> int:
     """The MLP, added to x."""
     _enter(t, thread, phase, layer[NORM2], layer[NORM2_BIAS], -1)
     phase = barrier(t, phase)
-    then = GATED if t.gated else ACTIVATED
-    product_phase(
-        t, thread, phase, then, layer[UP], 1, t.all_rows, t.mixed, layer[UP_BIAS], layer[FFN], t.wide, t.width
+    then, ffn = GATED if t.gated else ACTIVATED, layer[FFN]
+    product = PRODUCTS_PER_LAYER * number + UP_PRODUCT
+    phase = _multiply(
+        t, thread, phase, then, layer[UP], t.mixed, t.hidden, layer[UP_BIAS], ffn, t.wide, t.width, product
     )
+    encode_phase(t, thread, phase, t.wide, t.rows, ffn)
     phase = barrier(t, phase)
-    encode_phase(t, thread, phase, t.wide, t.rows, layer[FFN])
-    phase = barrier(t, phase)
-    product_phase(
-        t, thread, phase, ADDED, layer[DOWN], 1, t.all_rows, t.wide, layer[DOWN_BIAS], t.hidden, t.x, t.hidden
+    product = PRODUCTS_PER_LAYER * number + DOWN_PRODUCT
+    return _multiply(
+        t, thread, phase, ADDED, layer[DOWN], t.wide, ffn, layer[DOWN_BIAS], t.hidden, t.x, t.hidden, product
     )
-    return barrier(t, phase)
 
 
 @compiled
@@ -297,12 +344,12 @@ def _experts(t: Any, thread: int, phase: int, layer: Any) -> int:
             copy(row_of(t, t.mixed, r, t.hidden), row_of(t, t.gathered, place, t.hidden))
             encode(t, t.gathered, place, t.hidden)
     phase = barrier(t, phase)
-    then = GATED if t.gated else ACTIVATED
+    then, ffn = GATED if t.gated else ACTIVATED, layer[FFN]
     product_phase(
-        t, thread, phase, then, layer[UP], t.experts, t.starts, t.gathered, -1, layer[FFN], t.wide, t.width
+        t, thread, phase, then, layer[UP], t.experts, t.starts, t.gathered, -1, ffn, t.wide, t.width, -1
     )
     phase = barrier(t, phase)
-    encode_phase(t, thread, phase, t.wide, assigned, layer[FFN])
+    encode_phase(t, thread, phase, t.wide, assigned, ffn)
     phase = barrier(t, phase)
     product_phase(
         t,
@@ -317,6 +364,7 @@ def _experts(t: Any, thread: int, phase: int, layer: Any) -> int:
         t.hidden,
         t.expert_out,
         t.hidden,
+        -1,
     )
     phase = barrier(t, phase)
     while True:
@@ -340,5 +388,7 @@ def _score(t: Any, thread: int, phase: int) -> None:
         _normalise(t, t.norm, t.norm_bias, row, row_of(t, t.mixed, i, t.hidden))
         encode(t, t.mixed, i, t.hidden)
     phase = barrier(t, phase)
-    product_phase(t, thread, phase, PLAIN, t.head, 1, t.every_scored, t.mixed, -1, t.vocab, t.logits, t.vocab)
+    product_phase(
+        t, thread, phase, PLAIN, t.head, 1, t.every_scored, t.mixed, -1, t.vocab, t.logits, t.vocab, -1
+    )
     barrier(t, phase)

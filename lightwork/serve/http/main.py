@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from lightwork.errors import UsageError
+from lightwork.errors import SpecError, UsageError
 from lightwork.runtime.clock import WallClock, unix_s
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import write_chrome_trace
@@ -73,11 +73,19 @@ def load(
     trace = Trace(f"real: {plan.on}", keep=keep_spans, observers=[metrics])
     kernel = Kernel(WallClock(), trace=trace)
     engine, model, settings = open_engine(plan, kernel, progress)
+    served_name = name or plan.model
     read_s = clock.now() - imported_s
     model.warm_up()
     warm_s = clock.now() - imported_s - read_s
+    if served_name in model.variants:
+        model.close()
+        raise SpecError(
+            f"the model and one of its adapters are both called {served_name!r}",
+            expected="names of their own",
+            fix="--name another",
+        )
     served = Served(
-        name=name or plan.model,
+        name=served_name,
         tokenizer=model.tokenizer,
         limits=engine.limits,
         vocab_size=model.spec.vocab_size,

@@ -52,17 +52,27 @@ class LoraTuning:
                 )
 
     def begin(self, model: Model | CompiledModel, max_len: int) -> Trainer:
+        from lightwork.models.peft import write_adapter
         from lightwork.train.examples import read_examples
         from lightwork.train.finetune import FineTuning, Schedule
         from lightwork.train.frozen import frozen
-        from lightwork.train.lora import MODULES, Lora
+        from lightwork.train.lora import Lora
 
-        if Path(self.out).exists() and any(Path(self.out).iterdir()):
-            raise SpecError(f"{self.out} is not empty", expected="a new folder", fix="another out=")
-        names = MODULES if self.modules == "all-linear" else tuple(self.modules.split(","))
+        out = Path(self.out)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise SpecError(f"{out} is there already", expected="a new folder", fix="another out=")
+        names = () if self.modules == "all-linear" else tuple(self.modules.split(","))
         lora = Lora(
             model.spec, rank=self.rank, alpha=self.alpha, modules=names, seed=self.seed, device=model.device
         )
         schedule = Schedule(epochs=self.epochs, batch=self.batch, learning_rate=self.learning_rate)
         examples = read_examples(Path(self.data), model.tokenizer, max_len)
-        return FineTuning(frozen(model), lora, examples, schedule, device=model.device)
+        return FineTuning(
+            frozen(model),
+            lora,
+            examples,
+            schedule,
+            name=out.name,
+            save=lambda adapter: write_adapter(out, adapter, model.spec),
+            device=model.device,
+        )

@@ -1,0 +1,113 @@
+"""A server that trains an adapter while it answers, and serves it when it is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+pytest.importorskip("torch")
+
+from lightwork.decode.sampling import Sampling
+from lightwork.errors import RangeError, SpecError
+from lightwork.models.peft import read_adapter
+from lightwork.runtime.clock import WallClock
+from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.trace import Trace
+from lightwork.serve.engine import Engine
+from lightwork.serve.opening import open_engine
+from lightwork.serve.plan import Plan
+from lightwork.serve.schedulers.co_serve import CoServe
+from lightwork.serve.schedulers.sarathi import Sarathi
+from lightwork.serve.sequence import Request
+from lightwork.serve.simulate import run_load
+from lightwork.train.tunings.lora_tuning import LoraTuning
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rng = Random(0)
+    file = tmp_path / "examples.jsonl"
+    lines = (" ".join(rng.choice(["one", "two", "three", "the", "of"]) for _ in range(12)) for _ in range(10))
+    file.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return file
+
+
+def request(model: str, seed: int) -> Request:
+    rng = np.random.default_rng(seed)
+    prompt = tuple(int(t) for t in rng.integers(0, 90, 20))
+    return Request(prompt=prompt, max_tokens=12, sampling=Sampling(temperature=0.0), model=model)
+
+
+def outputs(engine: Engine, model: str) -> list[list[int]]:
+    seqs = run_load(engine, [0.0] * 4, [request(model, i) for i in range(4)])
+    return [seq.tokens[seq.prompt_len :] for seq in seqs]
+
+
+def test_an_adapter_is_trained_while_others_are_served_and_served_when_done(
+    checkpoint: Make, data: Path, tmp_path: Path
+) -> None:
+    folder, out = str(checkpoint("llama")), tmp_path / "mine"
+    plain, model, _ = open_engine(Plan(model=folder, kv_bytes=1 << 24), Kernel(WallClock()))
+    assert isinstance(plain, Engine)
+    want = outputs(plain, "")
+    model.close()
+    tuning = LoraTuning(data=str(data), out=str(out), rank=4, epochs=3, batch=4, learning_rate=0.05)
+    kernel = Kernel(WallClock(), trace=Trace("test"))
+    plan = Plan(model=folder, use=(tuning, CoServe(slo_s=0.2)), kv_bytes=1 << 24)
+    engine, model, settings = open_engine(plan, kernel)
+    assert isinstance(engine, Engine)
+    assert "training" in {setting.name for setting in settings}
+    assert outputs(engine, "") == want
+    serving = kernel.spawn(engine.run(), name="engine")
+    assert kernel.trace is not None
+    while sum(span.kind == "serve adapter" for span in kernel.trace.spans) < 3:  # after each epoch
+        kernel.run(until_s=kernel.now() + 0.05)
+    serving.cancel()
+    assert sum(span.kind == "update" for span in kernel.trace.spans) == 8
+    assert outputs(engine, "") == want
+    tuned = outputs(engine, model.variants["mine"])
+    assert tuned != want
+    model.close()
+    assert read_adapter(out, model.spec).rank == 4
+    again, model, _ = open_engine(
+        Plan(model=folder, use=(f"Lora(folder={str(tmp_path)!r})",), kv_bytes=1 << 24), Kernel(WallClock())
+    )
+    assert isinstance(again, Engine)
+    assert outputs(again, model.variants["mine"]) == tuned
+    model.close()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rank": 0}, {"alpha": 0.0}, {"epochs": 0}, {"learning_rate": float("nan")}]
+)
+def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(RangeError):
+        LoraTuning(data="a", out="b", **wrong)
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_served(
+    checkpoint: Make, data: Path, tmp_path: Path
+) -> None:
+    folder = str(checkpoint("llama"))
+
+    def open_with(*use: Any, model: str = folder) -> None:
+        open_engine(Plan(model=model, use=use, kv_bytes=1 << 24), Kernel(WallClock()))
+
+    good = {"data": str(data), "out": str(tmp_path / "new")}
+    with pytest.raises(SpecError, match="leaves no time for training"):
+        open_with(LoraTuning(**good), Sarathi())
+    with pytest.raises(SpecError, match="cannot be read"):
+        open_with(LoraTuning(data="none.jsonl", out=good["out"]))
+    with pytest.raises(SpecError, match="is there already"):
+        open_with(LoraTuning(data=good["data"], out=str(tmp_path)))
+    with pytest.raises(RangeError, match="no module is called 'x_proj'"):
+        open_with(LoraTuning(**good, modules="q_proj,x_proj"))
