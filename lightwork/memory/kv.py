@@ -19,7 +19,7 @@ from lightwork.memory.blocks import BlockPool
 from lightwork.memory.host import HostBlocks, Transfer
 from lightwork.memory.layouts import Layout
 from lightwork.memory.layouts.paged import Paged
-from lightwork.memory.prefix import ROOT, Hit, PrefixTree
+from lightwork.memory.prefix import NO_HIT, ROOT, Hit, PrefixTree
 from lightwork.memory.tiers import Tier
 
 
@@ -48,7 +48,8 @@ class Table:
 class KVCache:
     """KV blocks of one engine: tables by sequence id over a shared pool and prefix tree.
 
-    num_blocks blocks of block_size tokens. prefix_cache=False publishes nothing, so nothing is ever shared.
+    num_blocks blocks of block_size tokens. prefix_cache=False publishes nothing, so nothing is ever shared;
+    nor does a layout that divides the blocks among sequences.
     tier, tier_blocks: what keeps texts that were given up, and how many blocks of them.
     """
 
@@ -64,11 +65,14 @@ class KVCache:
     ) -> None:
         if block_size < 1:
             raise RangeError(f"KV blocks of {block_size} tokens", expected="at least 1", fix="block_size=16")
-        self.block_size = block_size
-        self.prefix_cache = prefix_cache
-        self._tree = PrefixTree(block_size)
         layout = layout or Paged()
+        self.block_size = block_size
+        self.prefix_cache = prefix_cache and not layout.max_seqs
+        self.max_seqs = layout.max_seqs
+        self._tree = PrefixTree(block_size)
         self._pool = BlockPool(num_blocks, self._tree.forget, layout)
+        self._grain = self.total // self.max_seqs if self.max_seqs else 1
+        self._grain_tokens = self._grain * block_size
         self._tables: dict[int, Table] = {}
         self._pins: dict[int, list[int]] = {}
         self.host = HostBlocks(tier_blocks, block_size, tier, layout) if tier is not None else None
@@ -101,8 +105,8 @@ class KVCache:
         return sum(map(len, self._pins.values())) * self.block_size
 
     def capacity(self) -> int:
-        """Tokens that fit when one sequence has everything."""
-        return self.total * self.block_size
+        """Tokens that fit when one sequence has everything that it may have."""
+        return self._grain_tokens if self.max_seqs else self.total * self.block_size
 
     # -- reading, for schedulers
 
@@ -112,7 +116,7 @@ class KVCache:
         At least the last token is left to compute.
         """
         most = _most(tokens, limit)
-        return self._tree.find(tokens, most) if self.prefix_cache and most > 0 else Hit([], 0)
+        return self._tree.find(tokens, most) if self.prefix_cache and most > 0 else NO_HIT
 
     def fetchable(self, tokens: Sequence[int], cached: int, limit: int | None = None) -> int:
         """Tokens that host memory holds beyond the first `cached` ones, of at most `limit` in all."""
@@ -124,7 +128,7 @@ class KVCache:
     def needs(self, seq_id: int, upto: int) -> int:
         """Free blocks that reserve(seq_id, upto) would take."""
         table = self._tables[seq_id]
-        missing = -(-upto // self.block_size) - len(table.blocks)
+        missing = -(-upto // self._grain_tokens) * self._grain - len(table.blocks)
         return (missing if missing > 0 else 0) + table.shares_part
 
     def needs_new(self, hit: Hit, upto: int) -> int:
@@ -132,6 +136,10 @@ class KVCache:
         revived = sum(1 for block in hit.blocks if self._pool.references(block) == 0)
         in_part = 1 if hit.num_tokens % self.block_size else 0
         return self._blocks_for(upto) - len(hit.blocks) + in_part + revived
+
+    def headroom(self, share: float) -> int:
+        """Blocks to leave free for texts to grow into, where a share of all is to be left."""
+        return 0 if self.max_seqs else int(share * self.total)
 
     def gains(self, seq_id: int) -> int:
         """Free blocks that releasing the sequence would add."""
@@ -164,7 +172,7 @@ class KVCache:
         write), or None when blocks are short.
         """
         table = self._tables[seq_id]
-        missing = -(-upto // self.block_size) - len(table.blocks)
+        missing = -(-upto // self._grain_tokens) * self._grain - len(table.blocks)
         if missing <= 0 and not table.shares_part:
             return []
         if max(0, missing) + table.shares_part > self.free:
@@ -292,6 +300,24 @@ class KVCache:
             self._conflicts += self._read[block]
         return block
 
+    def gather(self) -> tuple[list[Copy], Sequence[range]]:
+        """Bring sequences together in memory, if the layout does that; their tables say at once where they
+        will be.
+
+        Returns the copies to carry out before anything is written, and blocks that hold nothing afterwards.
+        Nobody may be reading or writing blocks meanwhile.
+        """
+        moves, left = self._pool.gather()
+        copies = []
+        if moves:
+            tables = {table.blocks[0]: table for table in self._tables.values() if table.blocks}
+            for src, dst, num in moves:
+                tables[src].blocks[:] = array("i", range(dst, dst + num))
+                size = self.block_size
+                whole = -(-tables[src].committed // size) * size
+                copies.append(Copy(src * size, dst * size, whole))
+        return copies, left
+
     def slot(self, seq_id: int, index: int) -> int:
         return (
             self._tables[seq_id].blocks[index // self.block_size] * self.block_size + index % self.block_size
@@ -304,7 +330,7 @@ class KVCache:
         self._pool.check(held)
 
     def _blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
+        return -(-num_tokens // self._grain_tokens) * self._grain
 
     def _drop(self, block: int) -> None:
         self._pool.drop(block, cache=block in self._tree)

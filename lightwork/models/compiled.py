@@ -38,7 +38,7 @@ from lightwork.kernels.cpu.state import (
 )
 from lightwork.kernels.cpu.team import Team
 from lightwork.kernels.rows import Rows
-from lightwork.models.arena import arrays
+from lightwork.models.arena import arrays, discard
 from lightwork.models.checkpoint import Progress, Source, open_checkpoint
 from lightwork.models.packed import Layout, packed_bytes
 from lightwork.models.precisions import Grouping, Numbers, Precision
@@ -83,7 +83,11 @@ class CompiledKV:
         return self.keys.nbytes + self.values.nbytes + self.key_scales.nbytes + self.value_scales.nbytes
 
     def copy(self, src: Sequence[int], dst: Sequence[int]) -> None:
-        """Copy slots, in all layers, one after the other in the order given."""
+        """Copy slots, in all layers, one after the other in the order given; whole pages at once."""
+        if _whole_pages(src) and _whole_pages(dst):
+            page = formats.PAGE
+            self.pull(self, [(src[0] // page, dst[0] // page, len(src) // page)])
+            return
         for one, other in zip(src, dst, strict=True):
             for numbers, copied in zip(self._of_slot(one), self._of_slot(other), strict=True):
                 copied[:] = numbers
@@ -96,6 +100,11 @@ class CompiledKV:
         for mine, theirs in zip(self._arrays(), other._arrays(), strict=True):
             for src, dst, num in runs:
                 mine[dst : dst + num] = theirs[src : src + num]
+
+    def discard(self, blocks: range) -> None:
+        """Give the memory of blocks that hold nothing back to the system."""
+        for numbers in self._arrays():
+            discard(numbers[blocks.start : blocks.stop])
 
     def _arrays(self) -> list[NDArray[Any]]:
         """By blocks; scales only where there are any."""
@@ -247,6 +256,13 @@ class CompiledModel:
                     expected=f"0 to {limit - 1}",
                 )
         raise InvariantError("a row names what does not exist")
+
+
+def _whole_pages(slots: Sequence[int]) -> bool:
+    """Whether these are neighbours that begin and end with a page."""
+    if not isinstance(slots, range) or slots.step != 1 or not slots:
+        return False
+    return slots.start % formats.PAGE == 0 == len(slots) % formats.PAGE
 
 
 def _padded(head_size: int) -> int:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from lightwork.cluster.calibration import Calibration
 from lightwork.cluster.pricing import CostModel
 from lightwork.errors import CapacityError
+from lightwork.memory.kv import Copy
 from lightwork.models.spec import ModelSpec
 from lightwork.models.work import forward_work
-from lightwork.runtime.effects import DTYPE_BYTES
+from lightwork.runtime.effects import DTYPE_BYTES, Work
 from lightwork.serve.schedulers import Step
 
 KV_SHARE = 0.9
@@ -51,6 +52,8 @@ class ClusterCost:
         chunks = rows_of(step)
         scored = sum(c.start + c.count == len(c.seq.tokens) for c in step.chunks) + sum(map(len, step.drafts))
         work = forward_work(self.spec, chunks, scored, dtype=self.dtype, tp=self.tp)
+        if step.copies:
+            work = (self._copied(step.copies), *work)
         hidden_bytes = sum(count for _, count in chunks) * self.spec.hidden_size * DTYPE_BYTES[self.dtype]
         seconds = self.costs.seconds(work)
         exchange_s = 0.0
@@ -67,6 +70,17 @@ class ClusterCost:
             link = self.costs.cluster.link(0, self.tp)
             stage_s += hidden_bytes / link.bytes_per_s + link.latency_s
         return [stage_s] * self.pp
+
+    def _copied(self, copies: Sequence[Copy]) -> Work:
+        """Keys and values that are read and written before the step."""
+        num_bytes = sum(copy.num_slots for copy in copies) * self.spec.kv_bytes_per_token(self.dtype)
+        return Work(
+            kind="vector",
+            dtype=self.dtype,
+            ops=0.0,
+            bytes=2 * num_bytes / self.tp,
+            launches=2 * len(copies),
+        )
 
     def kv_tokens(self) -> int:
         """Tokens whose KV fits beside the weights. Raises CapacityError if the weights alone do not fit."""

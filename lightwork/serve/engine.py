@@ -217,6 +217,9 @@ class Engine:
                 raise InvariantError(f"{self.scheduler!r} planned {seq} without blocks for {known} tokens")
             step.copies += copies
             seq.busy += 1
+        if step.chunks and not (self._in_flight or self._lent or self._transfers.busy):
+            moves, step.left = self.kv.gather()
+            step.copies += moves
         step.after += self._transfers.conflicts()
         if self.proposer is not None:
             self._draft(step, self.proposer)
