@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -43,5 +44,10 @@ def discard(part: NDArray[Any]) -> None:
     memory: mmap.mmap = base.obj
     start = part.ctypes.data - np.frombuffer(memory, np.uint8).ctypes.data
     first, end = -(-start // mmap.PAGESIZE), (start + part.nbytes) // mmap.PAGESIZE
-    if first < end:
-        memory.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (end - first) * mmap.PAGESIZE)
+    if first >= end:
+        return
+    for advice in ("MADV_REMOVE", "MADV_DONTNEED"):  # of memory that others map, of a process's own
+        with suppress(AttributeError, OSError):
+            where = first * mmap.PAGESIZE, (end - first) * mmap.PAGESIZE
+            memory.madvise(getattr(mmap, advice), *where)
+            return

@@ -29,11 +29,16 @@ class Notes:
             self._kernel.trace.add(Span(self._name, kind, name, begin_s, self._kernel.now(), args=args))
 
     def step(self, step: Step, number: int, start_s: float, emitted: Sequence[int], **gauges: float) -> None:
-        """A step ends now. chunks: (sequence, start, count, drafted, tokens emitted)."""
+        """A step ends now. chunks: (sequence, start, count, drafted, tokens emitted).
+
+        copied: tokens whose KV was copied before it, if any.
+        """
         if self._kernel.trace is None:
             return
         drafted = [len(draft) for draft in step.drafts] or [0] * len(emitted)
         chunks = [
             (c.seq.id, c.start, c.count, d, e) for c, d, e in zip(step.chunks, drafted, emitted, strict=True)
         ]
+        if step.copies:
+            gauges["copied"] = sum(copy.num_slots for copy in step.copies)
         self.lasting("step", f"step {number}", start_s, chunks=chunks, **gauges)

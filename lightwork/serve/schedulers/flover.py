@@ -4,8 +4,8 @@ Paper:  "Flover: A Temporal Fusion Framework for Efficient Autoregressive Model 
         rule by which a request joins is that of "Orca: A Distributed Serving System for Transformer-Based
         Generative Models", 2022
 Idea:   weights are read once for all: each step has one token of every running sequence, so a request joins
-        when its prompt is computed and leaves when it ends, and nobody waits for a batch. Prompts are computed
-        whole, as many as the lane holds, in the pass that generates for the others
+        when its prompt is computed and leaves when it ends, and nobody waits for a batch. Prompts are
+        computed whole, as many as the lane holds, in the pass that generates for the others
 Shapes: View(waiting, running) -> Step of all decodes and whole prompts of up to `lane` tokens
 Cost:   O(running + admitted) per step; a prompt longer than the lane runs alone in it and stalls the others
 Claims: flover

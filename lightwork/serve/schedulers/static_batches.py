@@ -1,8 +1,7 @@
 """Static batches: whoever waits is served together, and who comes later waits until all of them have ended.
 
-Paper:  - (request-level scheduling, as in FasterTransformer behind a dynamic batcher; the baseline of "Orca: A
-        Distributed Serving System for Transformer-Based Generative Models", 2022, and of "Flover: A Temporal
-        Fusion Framework for Efficient Autoregressive Model Parallel Inference", 2023)
+Paper:  - (request-level scheduling, as in FasterTransformer behind a dynamic batcher: the baseline of "Orca:
+        A Distributed Serving System for Transformer-Based Generative Models", 2022, and of Flover, 2023)
 Idea:   when nobody runs, the next `size` of the queue are admitted; otherwise all that run are gone on with
 Shapes: View(waiting, running) -> Step of whole prompts, or of decodes
 Cost:   O(running + admitted) per step; a batch lasts as long as its longest output
