@@ -3,9 +3,9 @@
 Simulated: the publication's models on as many A100s as it gives each, 32 requests of 8 prompt tokens and
 outputs of 504, and the time from the first arrival to the last end. The baselines are our own engine on the
 same prices: one request after another; static batches of up to 32; four instances that share the device, each
-with a quarter of its arithmetic, bandwidth and memory and, unlike the publication's, no cost of sharing. While
-requests are 500 ms apart none of them is ever idle. A simulated step of 32 requests takes hardly longer than
-one of one, so where all overlap more is gained than was published. Real: a model of 184 million parameters.
+with a quarter of its arithmetic, bandwidth and memory and, unlike the publication's, no cost of sharing. One
+after another is never idle while requests are 500 ms apart. A simulated step of 32 requests takes hardly more
+time than one of one, so where all overlap more is gained than was published. Real: 184 million parameters.
 """
 
 from __future__ import annotations

@@ -14,18 +14,22 @@ from engines import expected, make_engine, request
 from numpy.typing import NDArray
 
 from lightwork import models
+from lightwork.cluster import CostModel, parse_place
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.errors import CapacityError
+from lightwork.memory.kv import Copy
 from lightwork.memory.layouts.slots import Slots
 from lightwork.models.arena import ALIGNED
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
+from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
 from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import BLOCK_SIZE, Plan, kv_blocks, make_kv
 from lightwork.serve.plan import make_engine as engine_of
+from lightwork.serve.schedulers import Chunk, Step
 from lightwork.serve.schedulers.flover import Flover
 from lightwork.serve.schedulers.static_batches import StaticBatches
 from lightwork.serve.sequence import Request
@@ -94,6 +98,18 @@ def test_settings_say_what_slots_are_and_why_nothing_is_shared() -> None:
     assert "Slots(max_seqs=8)" in told["prefix_cache"].reason
     spec = models.read_shape(plan.model)
     assert kv_blocks(plan, spec, "bfloat16", 1000, 1 << 40).value == str(8 * 63)
+
+
+def test_a_simulated_step_takes_longer_by_what_it_copies() -> None:
+    spec = models.read_shape("shape:llama-2-7b")
+    cost = ClusterCost(spec, CostModel(parse_place("sim:a100")), dtype="float16")
+    seq = make_engine().submit(request())[0]
+    chunks = [Chunk(seq, 0, 3)]
+    (plain_s,), (copying_s,) = (
+        cost.stages(Step(chunks=chunks, copies=copies)) for copies in ([], [Copy(0, 640, 512)])
+    )
+    moved_s = 2 * 512 * spec.kv_bytes_per_token("float16") / 1.56e12
+    assert copying_s - plain_s == pytest.approx(moved_s, rel=0.02)
 
 
 # -- for real
