@@ -121,7 +121,7 @@ def assert_clean(engine: Engine) -> None:
     sizes=st.lists(st.tuples(st.integers(1, 24), st.integers(1, 16)), min_size=2, max_size=14),
     blocks=st.integers(11, 30),
     host=st.integers(1, 60),
-    layout=st.sampled_from([Paged(), BlockGroups(size=3), Slots(max_seqs=2)]),
+    layout=st.sampled_from([Paged(), BlockGroups(size=3), Slots(max_seqs=4)]),
     tier=st.sampled_from(
         [HostMemory(), HostMemory(merge=False), HostMemory(overlap=False), HostMemory(reuse=False)]
     ),
