@@ -55,7 +55,7 @@ class RememberingRunner(SimulatedRunner):
     def run(self, step: Step) -> Coroutine[Any, Any, Any]:
         for src, dst, num in step.copies:
             for i in range(num):
-                self.slots[dst + i] = self.slots[src + i]
+                self.slots[dst + i] = self.slots.get(src + i)
         for blocks in step.left:
             for i in range(blocks.start * SIZE, blocks.stop * SIZE):
                 self.slots[i] = POISON
