@@ -313,9 +313,10 @@ class KVCache:
             tables = {table.blocks[0]: table for table in self._tables.values() if table.blocks}
             for src, dst, num in moves:
                 tables[src].blocks[:] = array("i", range(dst, dst + num))
-                size = self.block_size
-                whole = -(-tables[src].committed // size) * size
-                copies.append(Copy(src * size, dst * size, whole))
+                if tables[src].committed:
+                    size = self.block_size
+                    whole = -(-tables[src].committed // size) * size
+                    copies.append(Copy(src * size, dst * size, whole))
         return copies, left
 
     def slot(self, seq_id: int, index: int) -> int:

@@ -96,10 +96,12 @@ class SlotsMachine(RuleBasedStateMachine):
 
     @rule()
     def gather(self) -> None:
-        before = {seq: self.kv.table(seq)[0] // SLOT_BLOCKS for seq in self.lengths}
+        before = {seq: self._slot(seq) for seq in self.lengths}
         copies, left = self.kv.gather()
         mask = tuple(slot in before.values() for slot in range(SLOTS))
-        assert len(copies) == fewest(mask)
+        moved = [seq for seq, slot in before.items() if self._slot(seq) != slot]
+        assert len(moved) == fewest(mask)
+        assert len(copies) == sum(self.lengths[seq] > 0 for seq in moved)
         for src, dst, num in copies:
             for i in range(num):
                 if src + i in self.store:
@@ -107,7 +109,7 @@ class SlotsMachine(RuleBasedStateMachine):
         for blocks in left:
             for i in range(blocks.start * SIZE, blocks.stop * SIZE):
                 self.store.pop(i, None)
-        living = sorted(self.kv.table(seq)[0] // SLOT_BLOCKS for seq in self.lengths)
+        living = sorted(map(self._slot, self.lengths))
         assert neighbours(living)
         assert {i // (SIZE * SLOT_BLOCKS) for i in self.store} <= set(living), "memory outside is given back"
         assert self.kv.gather() == ([], ())
@@ -123,7 +125,10 @@ class SlotsMachine(RuleBasedStateMachine):
             for i in range(length):
                 assert self.store[self.kv.slot(seq, i)] == (seq, i)
         if self.gathered:
-            assert neighbours(sorted(self.kv.table(seq)[0] // SLOT_BLOCKS for seq in self.lengths))
+            assert neighbours(sorted(map(self._slot, self.lengths)))
+
+    def _slot(self, seq: int) -> int:
+        return self.kv.table(seq)[0] // SLOT_BLOCKS
 
 
 TestSlotsMachine = SlotsMachine.TestCase

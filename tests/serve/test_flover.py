@@ -25,10 +25,12 @@ from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
+from lightwork.serve.fleet import Fleet
 from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import BLOCK_SIZE, Plan, kv_blocks, make_kv
 from lightwork.serve.plan import make_engine as engine_of
+from lightwork.serve.routers.prefill_decode import PrefillDecode
 from lightwork.serve.schedulers import Chunk, Step
 from lightwork.serve.schedulers.flover import Flover
 from lightwork.serve.schedulers.static_batches import StaticBatches
@@ -115,9 +117,9 @@ def test_a_simulated_step_takes_longer_by_what_it_copies() -> None:
 # -- for real
 
 
-def compiled_engine(folder: Path, slots: int) -> Engine:
+def compiled_engine(folder: Path, slots: int, kernel: Kernel | None = None) -> Engine:
     plan = Plan(model=str(folder), max_len=200, use=(Flover(), Slots(max_seqs=slots)))
-    engine = open_engine(plan, Kernel(WallClock(), trace=Trace("real: cpu")))[0]
+    engine = open_engine(plan, kernel or Kernel(WallClock(), trace=Trace("real: cpu")))[0]
     assert isinstance(engine, Engine)
     return engine
 
@@ -137,20 +139,23 @@ def copied(engine: Engine) -> int:
     return sum("copied" in span.args for span in engine.kernel.trace.spans if span.args)
 
 
+def random_load(seed: int) -> list[Request]:
+    rng = random.Random(seed)
+    return [
+        Request(
+            prompt=tuple(rng.randrange(256) for _ in range(rng.randint(3, 40))),
+            max_tokens=rng.randint(1, 60),
+            sampling=Sampling(temperature=0.0),
+        )
+        for _ in range(24)
+    ]
+
+
 @ENGINES
 def test_whoever_ends_first_the_text_is_that_of_one_at_a_time(
     checkpoint: Make, make: Callable[[Path, int], Engine]
 ) -> None:
-    folder, rng = checkpoint("llama"), random.Random(2)
-    greedy = Sampling(temperature=0.0)
-    load = [
-        Request(
-            prompt=tuple(rng.randrange(256) for _ in range(rng.randint(3, 40))),
-            max_tokens=rng.randint(1, 60),
-            sampling=greedy,
-        )
-        for _ in range(24)
-    ]
+    folder, load = checkpoint("llama"), random_load(2)
     alone, fused = make(folder, 1), make(folder, 6)
     right = [run_load(alone, [0.0], [one])[0].tokens for one in load]
     waves = [run_load(fused, [0.0] * 8, load[at : at + 8]) for at in (0, 8, 16)]
@@ -158,6 +163,19 @@ def test_whoever_ends_first_the_text_is_that_of_one_at_a_time(
     assert copied(fused) > 5
     assert copied(alone) == 0
     fused.kv.check()
+
+
+def test_slots_whose_text_goes_on_elsewhere_are_gathered_later(checkpoint: Make) -> None:
+    """What is lent, or on its way, stays where it is until it has been copied."""
+    folder, load = checkpoint("llama"), random_load(3)
+    right = [run_load(compiled_engine(folder, 1), [0.0], [one])[0].tokens for one in load[:12]]
+    kernel = Kernel(WallClock(), trace=Trace("real: two engines"))
+    fleet = Fleet([compiled_engine(folder, 12, kernel) for _ in range(2)], PrefillDecode())
+    seqs = run_load(fleet, [0.002 * i for i in range(12)], load[:12])
+    assert [seq.tokens for seq in seqs] == right
+    for engine in fleet.engines:
+        engine.kv.check()
+        assert engine.kv.free == engine.kv.total
 
 
 def resident_bytes(numbers: NDArray[Any]) -> int:
