@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from multiprocessing import Pipe
@@ -40,6 +40,7 @@ class Deployed:
     tokenizer: Tokenizer
     generation: dict[str, Any]
     nbytes: int
+    variants: Mapping[str, str]
     engines: Sequence[RemoteEngine]
 
     def warm_up(self) -> None:
@@ -95,6 +96,7 @@ def open_deployment(
         tokenizer=tokenizer,
         generation=generation,
         nbytes=told[0].nbytes,
+        variants=told[0].variants,
         engines=engines,
     )
     return Fleet(engines, router), model, settings
