@@ -85,8 +85,7 @@ class CompiledKV:
     def copy(self, src: Sequence[int], dst: Sequence[int]) -> None:
         """Copy slots, in all layers, one after the other in the order given; whole pages at once."""
         if _whole_pages(src) and _whole_pages(dst):
-            page = formats.PAGE
-            self.pull(self, [(src[0] // page, dst[0] // page, len(src) // page)])
+            self.pull(self, [(src[0] // formats.PAGE, dst[0] // formats.PAGE, len(src) // formats.PAGE)])
             return
         for one, other in zip(src, dst, strict=True):
             for numbers, copied in zip(self._of_slot(one), self._of_slot(other), strict=True):
@@ -261,9 +260,8 @@ class CompiledModel:
 
 def _whole_pages(slots: Sequence[int]) -> bool:
     """Whether these are neighbours that begin and end with a page."""
-    if not isinstance(slots, range) or slots.step != 1 or not slots:
-        return False
-    return slots.start % formats.PAGE == 0 == len(slots) % formats.PAGE
+    begins = isinstance(slots, range) and slots.step == 1 and slots.start % formats.PAGE == 0
+    return begins and len(slots) % formats.PAGE == 0 < len(slots)
 
 
 def _padded(head_size: int) -> int:
