@@ -40,9 +40,15 @@ from lightwork.home import home
 Versions = dict[str, dict[str, str]]
 """Of each engine, its own and its libraries'."""
 
-CELLS = ("decode", "prefill", "batch", "memory", "documents", "http", "start")
+CELLS = ("decode", "prefill", "batch", "staggered", "memory", "documents", "http", "start")
 SIZES = ("output", "prefill", "requests", "streams")
-OFFLINE = {"decode": cells.decode, "prefill": cells.prefill, "batch": cells.batch, "memory": cells.memory}
+OFFLINE = {
+    "decode": cells.decode,
+    "prefill": cells.prefill,
+    "batch": cells.batch,
+    "staggered": cells.staggered,
+    "memory": cells.memory,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +120,7 @@ class Bench:
         with self.worker(LIGHTWORK) as ours, self.worker(peer) as theirs:
             versions = {LIGHTWORK.name: ours.versions, peer.name: theirs.versions}
             show(" against ".join(_listed(v) for v in versions.values()))
-            for name in (c for c in OFFLINE if c in chosen):
+            for name in (c for c in OFFLINE if c in chosen and (c != "staggered" or peer.staggers)):
                 yield from ((row, versions) for row in OFFLINE[name](ours, theirs, self.load))
         if "documents" in chosen:
             told = {"prefixes": True, "kv_tokens": cells.DOCUMENTS_KV_TOKENS}

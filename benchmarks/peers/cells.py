@@ -173,6 +173,24 @@ def documents(ours: Worker, theirs: Worker, load: Load) -> list[Row]:
     return [row]
 
 
+def staggered(ours: Worker, theirs: Worker, load: Load) -> list[Row]:
+    """Mean seconds from a request's coming to its end: 8 tokens in, 48 out, eight of them coming in the time
+    that the peer takes for one."""
+    rng = load.rng(5)
+    prompts, lengths = [load.ids(rng, 8) for _ in range(load.requests)], [48] * load.requests
+    alone_s = min(theirs.generate(prompts[:1], lengths[:1])[0] for _ in range(3))
+    at_s = [i * alone_s / 8 for i in range(load.requests)]
+
+    def run(worker: Worker) -> float:
+        ended_s = worker.offer(prompts, lengths, at_s)
+        return sum(ended_s) / len(at_s) - sum(at_s) / len(at_s)
+
+    run(ours)
+    run(theirs)
+    a, b = interleaved(lambda i: run(ours), lambda i: run(theirs), load.pairs)
+    return [Row(name="staggered", unit="s", higher=False, ours=a, theirs=b)]
+
+
 def memory(ours: Worker, theirs: Worker, load: Load) -> list[Row]:
     """Resident memory after what was asked before, shared pages in proportion. Read once, no spread."""
     a, b = ours.pss_bytes() / 1e6, theirs.pss_bytes() / 1e6

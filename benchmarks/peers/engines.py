@@ -46,7 +46,8 @@ class Engine:
     """venv: folder of its environment; if optional, this benchmark's interpreter stands in. files: by weight
     type.
 
-    server: its own OpenAI-compatible server as a command line, None if it has none.
+    server: its own OpenAI-compatible server as a command line, None if it has none. staggers: whether its
+    script takes requests that come one by one.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Engine:
     optional: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
     server: Callable[[Serving], Sequence[str]] | None = None
+    staggers: bool = False
 
     @property
     def script(self) -> Path:
@@ -181,6 +183,7 @@ PEERS = {
             name="ctranslate2",
             venv="ct2",
             files={"f32": "ctranslate2-float32", "8bit": "ctranslate2-int8_float32"},
+            staggers=True,
         ),
     )
 }

@@ -81,6 +81,11 @@ class Worker:
             raise PeerError(f"{self.name} gave {[len(t) for t in tokens]} tokens, not {lengths}")
         return float(reply["seconds"]), tokens
 
+    def offer(self, prompts: list[list[int]], lengths: list[int], at_s: list[float]) -> list[float]:
+        """Requests that come at these times; when each has ended, in seconds on the same clock."""
+        ended_s: list[float] = self._ask(do="offer", prompts=prompts, lengths=lengths, at_s=at_s)["ended_s"]
+        return ended_s
+
     def pss_bytes(self) -> int:
         return self._process.pss_bytes()
 

@@ -14,6 +14,7 @@ from lightwork.runtime.kernel import Kernel
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan
 from lightwork.serve.sequence import Request
+from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
 
 GREEDY = Sampling(temperature=0.0)
@@ -38,12 +39,21 @@ class Lightwork:
         self.versions = {"lightwork": lightwork.__version__}
 
     def generate(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[Tokens]:
+        seqs = self._served(prompts, lengths, [0.0] * len(prompts))
+        return [list(seq.tokens[len(p) :]) for seq, p in zip(seqs, prompts, strict=True)]
+
+    def offered(
+        self, prompts: Sequence[Tokens], lengths: Sequence[int], at_s: Sequence[float]
+    ) -> list[float]:
+        seqs = self._served(prompts, lengths, at_s)
+        return [(seq.finished_s or 0.0) - seqs[0].arrived_s for seq in seqs]
+
+    def _served(self, prompts: Sequence[Tokens], lengths: Sequence[int], at_s: Sequence[float]) -> list[Seq]:
         requests = [
             Request(prompt=tuple(p), max_tokens=n, sampling=GREEDY)
             for p, n in zip(prompts, lengths, strict=True)
         ]
-        seqs = run_load(self._engine, [0.0] * len(requests), requests)
-        return [list(seq.tokens[len(p) :]) for seq, p in zip(seqs, prompts, strict=True)]
+        return run_load(self._engine, at_s, requests)
 
 
 if __name__ == "__main__":

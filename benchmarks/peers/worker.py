@@ -44,9 +44,15 @@ class Engine(Protocol):
     def generate(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[Tokens]:
         """Greedy continuations of exactly these lengths, all requests given at once."""
 
+    def offered(
+        self, prompts: Sequence[Tokens], lengths: Sequence[int], at_s: Sequence[float]
+    ) -> list[float]:
+        """The same of requests that come at these times, ascending from 0: when each has ended. Only of
+        engines with `Engine.staggers`."""
+
 
 def run(load: Callable[[Options], Engine]) -> None:
-    """Answer commands until stdin ends: load, generate, quit."""
+    """Answer commands until stdin ends: load, generate, offer, quit."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     engine: Engine | None = None
@@ -57,6 +63,9 @@ def run(load: Callable[[Options], Engine]) -> None:
                 break
             if command["do"] == "load":
                 engine, reply = _load(load, command)
+            elif command["do"] == "offer":
+                assert engine is not None
+                reply = {"ended_s": engine.offered(command["prompts"], command["lengths"], command["at_s"])}
             else:
                 assert engine is not None
                 reply = _generate(engine, command["prompts"], command["lengths"])

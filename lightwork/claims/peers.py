@@ -23,6 +23,7 @@ BARS: dict[str, float | None] = {
     "decode": 1.1,
     "prefill": 1.0,
     "batch": 1.2,
+    "staggered": 1.2,
     "documents": 1.0,
     "http": 1.2,
     "http ttft p50": 1.2,

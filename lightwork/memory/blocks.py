@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from lightwork.errors import InvariantError, RangeError
-from lightwork.memory.layouts import Layout
+from lightwork.memory.layouts import Gathering, Layout
 from lightwork.memory.layouts.paged import Paged
 
 
@@ -27,11 +27,11 @@ class BlockPool:
             raise RangeError(
                 f"a pool of {num_blocks} KV blocks", expected="at least 1", fix="give the cache more memory"
             )
-        self.num_blocks = num_blocks
         self.on_evict = on_evict
         self._blank = (layout or Paged()).blanks(num_blocks)
+        self.num_blocks = len(self._blank)
         self._cached: OrderedDict[int, None] = OrderedDict()
-        self._references = [0] * num_blocks
+        self._references = [0] * self.num_blocks
 
     @property
     def free(self) -> int:
@@ -76,6 +76,14 @@ class BlockPool:
                 self._cached[block] = None
             else:
                 self._blank.give(block)
+
+    def gather(self) -> Gathering:
+        """As the layout moves blocks, so do their holders."""
+        gathering = self._blank.gather()
+        for src, dst, num in gathering.moves:
+            self._references[dst : dst + num] = self._references[src : src + num]
+            self._references[src : src + num] = [0] * num
+        return gathering
 
     def check(self, held: dict[int, int]) -> None:
         """Raise InvariantError unless `held` (block -> holders) and this pool agree on every block."""

@@ -19,7 +19,7 @@ from lightwork.memory.blocks import BlockPool
 from lightwork.memory.host import HostBlocks, Transfer
 from lightwork.memory.layouts import Layout
 from lightwork.memory.layouts.paged import Paged
-from lightwork.memory.prefix import ROOT, Hit, PrefixTree
+from lightwork.memory.prefix import NO_HIT, ROOT, Hit, PrefixTree
 from lightwork.memory.tiers import Tier
 
 
@@ -51,7 +51,8 @@ class KVCache:
     """KV blocks of one engine: tables by sequence id over a shared pool and prefix tree.
 
     num_blocks blocks of block_size tokens, for sequences of one model or several of one shape: what these
-    compute of the same text is kept apart. prefix_cache=False publishes nothing, so nothing is ever shared.
+    compute of the same text is kept apart. prefix_cache=False publishes nothing, so nothing is ever shared;
+    nor does a layout that divides the blocks among sequences.
     tier, tier_blocks: what keeps texts that were given up, and how many blocks of them.
     """
 
@@ -67,11 +68,14 @@ class KVCache:
     ) -> None:
         if block_size < 1:
             raise RangeError(f"KV blocks of {block_size} tokens", expected="at least 1", fix="block_size=16")
-        self.block_size = block_size
-        self.prefix_cache = prefix_cache
-        self._tree = PrefixTree(block_size)
         layout = layout or Paged()
+        self.block_size = block_size
+        self.prefix_cache = prefix_cache and not layout.max_seqs
+        self.max_seqs = layout.max_seqs
+        self._tree = PrefixTree(block_size)
         self._pool = BlockPool(num_blocks, self._tree.forget, layout)
+        self._grain = self.total // self.max_seqs if self.max_seqs else 1
+        self._grain_tokens = self._grain * block_size
         self._tables: dict[int, Table] = {}
         self._roots = {"": ROOT}
         self._pins: dict[int, list[int]] = {}
@@ -105,8 +109,8 @@ class KVCache:
         return sum(map(len, self._pins.values())) * self.block_size
 
     def capacity(self) -> int:
-        """Tokens that fit when one sequence has everything."""
-        return self.total * self.block_size
+        """Tokens that fit when one sequence has everything that it may have."""
+        return self._grain_tokens if self.max_seqs else self.total * self.block_size
 
     # -- reading, for schedulers
 
@@ -117,7 +121,7 @@ class KVCache:
         """
         most = _most(tokens, limit)
         found = self.prefix_cache and most > 0
-        return self._tree.find(tokens, most, self._root(model)) if found else Hit([], 0)
+        return self._tree.find(tokens, most, self._root(model)) if found else NO_HIT
 
     def fetchable(self, tokens: Sequence[int], cached: int, limit: int | None = None, model: str = "") -> int:
         """Tokens that host memory holds beyond the first `cached` ones, of at most `limit` in all."""
@@ -129,7 +133,7 @@ class KVCache:
     def needs(self, seq_id: int, upto: int) -> int:
         """Free blocks that reserve(seq_id, upto) would take."""
         table = self._tables[seq_id]
-        missing = -(-upto // self.block_size) - len(table.blocks)
+        missing = -(-upto // self._grain_tokens) * self._grain - len(table.blocks)
         return (missing if missing > 0 else 0) + table.shares_part
 
     def needs_new(self, hit: Hit, upto: int) -> int:
@@ -137,6 +141,10 @@ class KVCache:
         revived = sum(1 for block in hit.blocks if self._pool.references(block) == 0)
         in_part = 1 if hit.num_tokens % self.block_size else 0
         return self._blocks_for(upto) - len(hit.blocks) + in_part + revived
+
+    def headroom(self, share: float) -> int:
+        """Blocks to leave free for texts to grow into, where a share of all is to be left."""
+        return 0 if self.max_seqs else int(share * self.total)
 
     def gains(self, seq_id: int) -> int:
         """Free blocks that releasing the sequence would add."""
@@ -171,7 +179,7 @@ class KVCache:
         write), or None when blocks are short.
         """
         table = self._tables[seq_id]
-        missing = -(-upto // self.block_size) - len(table.blocks)
+        missing = -(-upto // self._grain_tokens) * self._grain - len(table.blocks)
         if missing <= 0 and not table.shares_part:
             return []
         if max(0, missing) + table.shares_part > self.free:
@@ -299,6 +307,25 @@ class KVCache:
             self._conflicts += self._read[block]
         return block
 
+    def gather(self) -> tuple[list[Copy], Sequence[range]]:
+        """Bring sequences together in memory, if the layout does that; their tables say at once where they
+        will be.
+
+        Returns the copies to carry out before anything is written, and blocks that hold nothing afterwards.
+        Nobody may be reading or writing blocks meanwhile.
+        """
+        moves, left = self._pool.gather()
+        copies = []
+        if moves:
+            tables = {table.blocks[0]: table for table in self._tables.values() if table.blocks}
+            for src, dst, num in moves:
+                tables[src].blocks[:] = array("i", range(dst, dst + num))
+                if tables[src].committed:
+                    size = self.block_size
+                    whole = -(-tables[src].committed // size) * size
+                    copies.append(Copy(src * size, dst * size, whole))
+        return copies, left
+
     def slot(self, seq_id: int, index: int) -> int:
         return (
             self._tables[seq_id].blocks[index // self.block_size] * self.block_size + index % self.block_size
@@ -314,7 +341,7 @@ class KVCache:
         return self._roots.setdefault(model, ROOT - len(self._roots))
 
     def _blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
+        return -(-num_tokens // self._grain_tokens) * self._grain
 
     def _drop(self, block: int) -> None:
         self._pool.drop(block, cache=block in self._tree)

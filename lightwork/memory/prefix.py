@@ -23,6 +23,9 @@ class Hit(NamedTuple):
     num_tokens: int
 
 
+NO_HIT = Hit([], 0)
+
+
 class PrefixTree:
     """Which published block holds which tokens after which parent.
 

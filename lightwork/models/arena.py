@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -32,3 +33,21 @@ def arrays(shapes: Sequence[tuple[tuple[int, ...], Any]], shared: int | None = N
         made.append(np.frombuffer(memory, kind, prod(shape), at).reshape(shape))
         at += size
     return made
+
+
+def discard(part: NDArray[Any]) -> None:
+    """Give the memory of a contiguous part of one of `arrays` back to the system, whole pages of it. It reads
+    as zeros, and is taken again when it is written."""
+    base: Any = part.base
+    while isinstance(base, np.ndarray):
+        base = base.base
+    memory: mmap.mmap = base.obj
+    start = part.ctypes.data - np.frombuffer(memory, np.uint8).ctypes.data
+    first, end = -(-start // mmap.PAGESIZE), (start + part.nbytes) // mmap.PAGESIZE
+    if first >= end:
+        return
+    for advice in ("MADV_REMOVE", "MADV_DONTNEED"):  # of memory that others map, of a process's own
+        with suppress(AttributeError, OSError):
+            where = first * mmap.PAGESIZE, (end - first) * mmap.PAGESIZE
+            memory.madvise(getattr(mmap, advice), *where)
+            return

@@ -16,7 +16,7 @@ from lightwork.kernels.attention import paged_attention, plan_groups
 from lightwork.kernels.rows import Rows
 from lightwork.models.adapted import Placed, adapt_rows, place
 from lightwork.models.adapter_set import AdapterSet
-from lightwork.models.arena import arrays
+from lightwork.models.arena import arrays, discard
 from lightwork.models.checkpoint import Progress, open_checkpoint
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
@@ -57,9 +57,9 @@ class KVPool:
         self.block_size = block_size
         self.num_blocks = num_blocks
         shape = (spec.num_layers, num_blocks * block_size, spec.num_kv_heads, spec.head_size)
+        self._host = arrays([(shape, HELD_AS[dtype])] * 2, shared) if device == "cpu" else []
         if device == "cpu":
-            kept = [torch.from_numpy(a).view(dtype) for a in arrays([(shape, HELD_AS[dtype])] * 2, shared)]
-            self.keys_LTGD, self.values_LTGD = kept
+            self.keys_LTGD, self.values_LTGD = (torch.from_numpy(a).view(dtype) for a in self._host)
         else:
             self.keys_LTGD = torch.zeros(shape, dtype=dtype, device=device)
             self.values_LTGD = torch.zeros(shape, dtype=dtype, device=device)
@@ -85,6 +85,12 @@ class KVPool:
         ):
             for src, dst, num in runs:
                 mine[:, dst * size : (dst + num) * size] = theirs[:, src * size : (src + num) * size]
+
+    def discard(self, blocks: range) -> None:
+        """Give the memory of blocks that hold nothing back to the host; a device keeps it."""
+        for numbers in self._host:
+            for layer in numbers:
+                discard(layer[blocks.start * self.block_size : blocks.stop * self.block_size])
 
 
 class Model:

@@ -55,6 +55,9 @@ def _opt(hidden: int, layers: int, heads: int) -> ModelSpec:
 
 PRESETS = {
     "mistral-7b": _llama(32_000, 4096, 32, 32, 8, 14_336, 32_768, window=4096),
+    "llama-13b": _llama(32_000, 5120, 40, 40, 40, 13_824, 2048),
+    "llama-33b": _llama(32_000, 6656, 60, 52, 52, 17_920, 2048),
+    "llama-65b": _llama(32_000, 8192, 80, 64, 64, 22_016, 2048),
     "llama-2-7b": _llama(32_000, 4096, 32, 32, 32, 11_008, 4096),
     "llama-2-13b": _llama(32_000, 5120, 40, 40, 40, 13_824, 4096),
     "llama-2-70b": _llama(32_000, 8192, 80, 64, 8, 28_672, 4096),
@@ -67,6 +70,20 @@ PRESETS = {
     "yi-34b": _llama(64_000, 7168, 60, 56, 8, 20_480, 200_000),
     "opt-13b": _opt(5120, 40, 40),
     "opt-66b": _opt(9216, 64, 72),
+    # Counted as layers of this family: attention and MLP are computed side by side there.
+    "gptj-6b": ModelSpec(
+        family="llama",
+        vocab_size=50_400,
+        hidden_size=4096,
+        num_layers=28,
+        num_heads=16,
+        num_kv_heads=16,
+        head_size=256,
+        ffn_size=16_384,
+        max_len=2048,
+        gated=False,
+        activation="gelu",
+    ),
     # Falcon's MLP is not gated: two matrices. Trained on 2,048 positions, served on 8,192.
     "falcon-180b": ModelSpec(
         family="llama",

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from lightwork.cluster.calibration import Calibration
 from lightwork.cluster.pricing import CostModel
 from lightwork.errors import CapacityError
+from lightwork.memory.kv import Copy
 from lightwork.models.spec import ModelSpec
 from lightwork.models.work import forward_work, layer_work
-from lightwork.runtime.effects import DTYPE_BYTES
+from lightwork.runtime.effects import DTYPE_BYTES, Work
 from lightwork.serve.schedulers import Step
 from lightwork.serve.simulated_runner import StepCost
 
@@ -56,6 +57,8 @@ class ClusterCost:
         work = (
             forward_work(self.spec, chunks, scored, dtype=self.dtype, tp=self.tp) if chunks or scored else ()
         )
+        if step.copies:
+            work = (self._copied(step.copies), *work)
         layers = [s for s in step.slices if s.layer < self.spec.num_layers]
         for _, start, count, back in layers:
             work += layer_work(self.spec, start, count, back=back, dtype=self.dtype, tp=self.tp)
@@ -79,6 +82,17 @@ class ClusterCost:
             link = self.costs.cluster.link(0, self.tp)
             stage_s += hidden_bytes / link.bytes_per_s + link.latency_s
         return [stage_s] * self.pp
+
+    def _copied(self, copies: Sequence[Copy]) -> Work:
+        """Keys and values that are read and written before the step."""
+        num_bytes = sum(copy.num_slots for copy in copies) * self.spec.kv_bytes_per_token(self.dtype)
+        return Work(
+            kind="vector",
+            dtype=self.dtype,
+            ops=0.0,
+            bytes=2 * num_bytes / self.tp,
+            launches=2 * len(copies),
+        )
 
     def kv_tokens(self) -> int:
         """Tokens whose KV fits beside the weights. Raises CapacityError if the weights alone do not fit."""

@@ -234,6 +234,9 @@ class Engine:
                 raise InvariantError(f"{self.scheduler!r} planned {seq} without blocks for {known} tokens")
             step.copies += copies
             seq.busy += 1
+        if step.chunks and not (self._in_flight or self._lent or self._transfers.busy):
+            moves, step.left = self.kv.gather()
+            step.copies += moves
         if self.proposer is not None:
             offer(step, self.proposer, self.kv, self.vocab_size, may_leave=self.began is not None)
         step.after += self._transfers.conflicts()

@@ -65,10 +65,10 @@ class GpuRunner:
         return self.kernel.offload(self.pool.pull, self.host, runs, background=True)
 
     def _forward(self, step: Step, rows: Rows, first: list[int]) -> PickedScores:
-        for copy in step.copies:
-            self.pool.copy(
-                range(copy.src, copy.src + copy.num_slots), range(copy.dst, copy.dst + copy.num_slots)
-            )
+        for src, dst, num in step.copies:
+            self.pool.copy(range(src, src + num), range(dst, dst + num))
+        for blocks in step.left:
+            self.pool.discard(blocks)
         logits_NV = self.step.forward(rows, self.pool)
         tokens = self._pick(step, rows, first, logits_NV)
         ends = [*first[1:], len(rows.scored)]

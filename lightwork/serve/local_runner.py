@@ -88,10 +88,10 @@ class LocalRunner:
         begin_s = self.kernel.now()
         self._computing = True
         try:
-            for copy in step.copies:
-                self.pool.copy(
-                    range(copy.src, copy.src + copy.num_slots), range(copy.dst, copy.dst + copy.num_slots)
-                )
+            for src, dst, num in step.copies:
+                self.pool.copy(range(src, src + num), range(dst, dst + num))
+            for blocks in step.left:
+                self.pool.discard(blocks)
             scores = LogitScores(step, self.model.logits(rows, self.pool), first)
         finally:
             self._computing = False

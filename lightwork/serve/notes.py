@@ -35,8 +35,8 @@ class Notes:
     def step(self, step: Step, number: int, start_s: float, emitted: Sequence[int], **gauges: float) -> None:
         """A step ends now.
 
-        chunks: (sequence, start, count, drafted, tokens emitted). slices: of training, (layer, start, count,
-        back); only where there are any.
+        chunks: (sequence, start, count, drafted, tokens emitted). copied: tokens whose KV was copied before
+        it, and slices: of training, (layer, start, count, back); only where there are any.
         """
         if self._kernel.trace is None:
             return
@@ -44,5 +44,7 @@ class Notes:
         chunks = [
             (c.seq.id, c.start, c.count, d, e) for c, d, e in zip(step.chunks, drafted, emitted, strict=True)
         ]
-        trained = {"slices": [*map(tuple, step.slices)]} if step.slices else {}
-        self.lasting("step", f"step {number}", start_s, chunks=chunks, **trained, **gauges)
+        more: dict[str, Any] = {"slices": [*map(tuple, step.slices)]} if step.slices else {}
+        if step.copies:
+            more["copied"] = sum(copy.num_slots for copy in step.copies)
+        self.lasting("step", f"step {number}", start_s, chunks=chunks, **more, **gauges)

@@ -23,6 +23,7 @@ from lightwork.serve.plan import (
     Setting,
     about,
     context,
+    divided,
     kv_blocks,
     make_engine,
     make_kv,
@@ -141,7 +142,8 @@ def open_one(
             max_len=int(longest.value),
         )
     asked = "as asked" if "scheduler" in chosen else "the default"
-    settings += [*_threads(plan, model), longest, blocks, Setting("scheduler", repr(engine.scheduler), asked)]
+    settings += [*_threads(plan, model), longest, blocks, *divided(plan, kv)]
+    settings.append(Setting("scheduler", repr(engine.scheduler), asked))
     return engine, model, settings
 
 

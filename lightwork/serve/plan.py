@@ -13,6 +13,8 @@ from lightwork.decode.proposers import Proposer
 from lightwork.decode.verifiers import Verifier
 from lightwork.errors import CapacityError, SpecError
 from lightwork.memory.kv import KVCache
+from lightwork.memory.layouts import Layout
+from lightwork.memory.layouts.paged import Paged
 from lightwork.memory.tiers import Tier
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.engine import Engine
@@ -157,6 +159,16 @@ def make_kv(plan: Plan, num_blocks: int, block_size: int, tier_blocks: int) -> K
     )
 
 
+def divided(plan: Plan, kv: KVCache) -> list[Setting]:
+    """What a layout that divides the blocks among sequences makes of them."""
+    if not kv.max_seqs:
+        return []
+    layout = repr(plan.techniques()["layout"])
+    shared = [Setting("prefix_cache", "off", f"{layout}: a block is of one sequence")]
+    slots = Setting("kv_slots", str(kv.max_seqs), f"{layout}, {kv.capacity()} tokens each")
+    return [slots, *(shared if plan.prefix_cache else [])]
+
+
 def tier_blocks(plan: Plan, block_bytes: int) -> int:
     """Blocks of host memory that a plan has. Raises CapacityError for a tier that holds none."""
     tier: Tier | None = plan.techniques().get("tier")
@@ -190,7 +202,9 @@ def kv_blocks(
     Raises CapacityError if one sequence of max_len tokens does not fit in what was asked for.
     """
     block_bytes = spec.kv_bytes_per_token(dtype) * block_size
-    wanted = plan.max_seqs * -(-max_len // block_size)
+    layout: Layout = plan.techniques().get("layout") or Paged()
+    num_seqs = layout.max_seqs or plan.max_seqs
+    wanted = num_seqs * -(-max_len // block_size)
     if plan.kv_bytes is not None:
         blocks = plan.kv_bytes // block_bytes
         if blocks < 1:
@@ -202,5 +216,5 @@ def kv_blocks(
         return Setting("kv_blocks", str(blocks), f"as asked, {block_bytes} bytes each")
     affordable = max(1, memory_bytes // 4 // block_bytes)
     if wanted <= affordable:
-        return Setting("kv_blocks", str(wanted), f"{plan.max_seqs} sequences of {max_len} tokens fit")
+        return Setting("kv_blocks", str(wanted), f"{num_seqs} sequences of {max_len} tokens fit")
     return Setting("kv_blocks", str(affordable), f"a quarter of the free memory, {block_bytes} bytes each")

@@ -21,6 +21,7 @@ from lightwork.serve.plan import (
     Plan,
     Setting,
     context,
+    divided,
     kv_blocks,
     make_engine,
     make_kv,
@@ -77,7 +78,9 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
             **parts,
         )
         engines.append(engine)
-        settings += _told(plan, seats[i], seat, blocks, f"engine {i} " if router is not None else "")
+        prefix = f"engine {i} " if router is not None else ""
+        settings += _told(plan, seats[i], seat, blocks, prefix)
+        settings += [one._replace(name=prefix + one.name) for one in divided(plan, kv)]
     return (Fleet(engines, router) if router is not None else engines[0]), settings
 
 

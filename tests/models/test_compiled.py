@@ -218,6 +218,22 @@ def test_copies_are_made_one_after_the_other(checkpoint: Make) -> None:
     model.close()
 
 
+@pytest.mark.parametrize("kv_bits", [8, 32])
+def test_whole_pages_are_copied_as_their_slots_are(checkpoint: Make, kv_bits: int) -> None:
+    model = load(checkpoint("llama"), Quant(bits=8, kv_bits=kv_bits))
+    pools = [model.new_kv(6), model.new_kv(6)]
+    for pool in pools:
+        for numbers in pool._arrays():
+            numbers[:] = np.random.default_rng(0).integers(-100, 100, numbers.shape)
+    src, dst = range(PAGE, 3 * PAGE), range(4 * PAGE, 6 * PAGE)
+    pools[0].copy(src, dst)
+    pools[1].copy(list(src), list(dst))
+    for fast, slow in zip(pools[0]._arrays(), pools[1]._arrays(), strict=True):
+        np.testing.assert_array_equal(fast, slow)
+        np.testing.assert_array_equal(fast[4:], fast[1:3])
+    model.close()
+
+
 BAD: dict[str, Callable[[Any], None]] = {
     "a row's block is -1": lambda rows: rows.tables[1].fill(-1),
     "a row's block is -1 ": lambda rows: rows.tables[1, :1].fill(-1),

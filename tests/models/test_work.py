@@ -18,6 +18,9 @@ from lightwork.models.work import forward_work
 
 BILLIONS = {
     "mistral-7b": 7.24,
+    "llama-13b": 13.0,
+    "llama-33b": 32.5,
+    "llama-65b": 65.3,
     "llama-2-7b": 6.74,
     "llama-2-13b": 13.0,
     "llama-2-70b": 69.0,
@@ -30,6 +33,7 @@ BILLIONS = {
     "yi-34b": 34.4,
     "opt-13b": 12.85,
     "opt-66b": 65.7,
+    "gptj-6b": 6.05,
     "falcon-180b": 179.5,
     "mixtral-8x7b": 46.7,
 }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightwork.memory.kv import KVCache
+from lightwork.memory.layouts import Layout
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.engine import Engine
@@ -38,13 +39,14 @@ def make_engine(
     block_size: int = 4,
     depth: int = 1,
     prefix_cache: bool = True,
+    layout: Layout | None = None,
     max_seqs: int = 128,
     max_waiting: int = 4096,
     kernel: Kernel | None = None,
     **parts: Any,
 ) -> Engine:
     kernel = kernel or Kernel(trace=Trace("test"))
-    kv = KVCache(blocks, block_size, prefix_cache=prefix_cache)
+    kv = KVCache(blocks, block_size, prefix_cache=prefix_cache, layout=layout)
     runner = SimulatedRunner(
         UnitCost(depth), depth=depth, script=next_token, link_s=lambda src, dst, tokens: 1e-4 * tokens
     )

@@ -16,13 +16,17 @@ from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.sampling import Pick
 from lightwork.decode.verifiers import Verdict
 from lightwork.errors import BusyError, CapacityError, InvariantError, LightworkError, RangeError, SpecError
+from lightwork.memory.layouts.slots import Slots
 from lightwork.serve.engine import Engine
 from lightwork.serve.replay import decisions
 from lightwork.serve.schedulers import Scheduler, Step, View
+from lightwork.serve.schedulers.fast_switch import FastSwitch
+from lightwork.serve.schedulers.flover import Flover
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
 from lightwork.serve.schedulers.prefix_groups import PrefixGroups
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.schedulers.split_fuse import SplitFuse
+from lightwork.serve.schedulers.static_batches import StaticBatches
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
@@ -37,6 +41,8 @@ SCHEDULERS: list[Scheduler[Any]] = [
     PrefillFirst(max_tokens=9),
     SplitFuse(tokens=7),
     SplitFuse(tokens=1),
+    Flover(lane=5),
+    StaticBatches(size=3),
     PrefixGroups(inner=Sarathi(chunk=7)),
     PrefixGroups(inner=SplitFuse(tokens=7), memory=0.5),
 ]
@@ -75,6 +81,20 @@ def test_every_scheduler_gives_the_text_of_plain_decoding(
     engine = make_engine(scheduler, blocks=40, proposer=proposer)
     seqs = run_load(engine, [0.0] * len(requests), requests)
     assert outputs(seqs) == [expected(r) for r in requests]
+    assert_clean(engine)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=repr)
+@pytest.mark.parametrize("proposer", [None, Ngram(k=3)], ids=repr)
+def test_every_scheduler_runs_in_slots(scheduler: Scheduler[Any], proposer: Ngram | None) -> None:
+    """Each has room to its end from the beginning: nobody is preempted but by priority."""
+    requests = [request(range(i, i + 3 * i + 1), max_tokens=1 + 5 * i) for i in range(8)]
+    engine = make_engine(scheduler, blocks=47, layout=Slots(max_seqs=3), proposer=proposer)
+    seqs = run_load(engine, [0.004 * i for i in range(8)], requests)
+    assert outputs(seqs) == [expected(r) for r in requests]
+    assert engine.kernel.trace is not None
+    assert max(span.args["running"] for span in engine.kernel.trace.spans if span.kind == "step") <= 3
+    assert isinstance(scheduler, FastSwitch) or sum(seq.num_preempted for seq in seqs) == 0
     assert_clean(engine)
 
 
@@ -215,7 +235,16 @@ def test_a_request_that_can_never_run_is_refused_at_once(bad: Request, error: ty
     assert not engine.waiting
 
 
-@pytest.mark.parametrize("text", ["Sarathi(chunk=0)", "PrefillFirst(max_tokens=0)", "Sarathi(chunk=-5)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sarathi(chunk=0)",
+        "PrefillFirst(max_tokens=0)",
+        "Sarathi(chunk=-5)",
+        "Flover(lane=0)",
+        "StaticBatches(size=0)",
+    ],
+)
 def test_impossible_settings_are_refused_with_what_to_do(text: str) -> None:
     with pytest.raises(SpecError, match=r">= 1\n  try: "):
         parse(text)

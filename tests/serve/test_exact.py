@@ -15,6 +15,7 @@ from lightwork.memory.kv import KVCache
 from lightwork.memory.layouts import Layout
 from lightwork.memory.layouts.block_groups import BlockGroups
 from lightwork.memory.layouts.paged import Paged
+from lightwork.memory.layouts.slots import Slots
 from lightwork.memory.tiers.host_memory import HostMemory
 from lightwork.models.precisions.quant import Quant
 from lightwork.runtime.clock import WallClock
@@ -28,6 +29,7 @@ from lightwork.serve.plan import Plan, kv_blocks, make_engine, make_kv, tier_blo
 from lightwork.serve.replay import decisions, replay
 from lightwork.serve.routers.prefill_decode import PrefillDecode
 from lightwork.serve.schedulers.fast_switch import FastSwitch
+from lightwork.serve.schedulers.flover import Flover
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
@@ -87,6 +89,7 @@ def plain(checkpoint: Make) -> list[list[int]]:
 
 
 WAYS: dict[str, dict[str, object]] = {
+    "fused in slots": {"use": (Flover(), Slots(max_seqs=5), Ngram(k=3))},
     "batched": {"use": (PrefillFirst(),), "prefix_cache": False},
     "chunked": {"use": (Sarathi(chunk=31),), "prefix_cache": False},
     "prefix hits": {"use": (Sarathi(),)},

@@ -21,6 +21,7 @@ from lightwork.memory.kv import KVCache
 from lightwork.memory.layouts import Layout
 from lightwork.memory.layouts.block_groups import BlockGroups
 from lightwork.memory.layouts.paged import Paged
+from lightwork.memory.layouts.slots import Slots
 from lightwork.memory.tiers.host_memory import HostMemory
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span, Trace
@@ -54,7 +55,10 @@ class RememberingRunner(SimulatedRunner):
     def run(self, step: Step) -> Coroutine[Any, Any, Any]:
         for src, dst, num in step.copies:
             for i in range(num):
-                self.slots[dst + i] = self.slots[src + i]
+                self.slots[dst + i] = self.slots.get(src + i)
+        for blocks in step.left:
+            for i in range(blocks.start * SIZE, blocks.stop * SIZE):
+                self.slots[i] = POISON
         for seq, start, count in step.chunks:
             for i in range(start):
                 held = (seq.request.model, *seq.tokens[: i + 1])
@@ -118,7 +122,7 @@ def assert_clean(engine: Engine) -> None:
     sizes=st.lists(st.tuples(st.integers(1, 24), st.integers(1, 16)), min_size=2, max_size=14),
     blocks=st.integers(11, 30),
     host=st.integers(1, 60),
-    layout=st.sampled_from([Paged(), BlockGroups(size=3)]),
+    layout=st.sampled_from([Paged(), BlockGroups(size=3), Slots(max_seqs=4)]),
     tier=st.sampled_from(
         [HostMemory(), HostMemory(merge=False), HostMemory(overlap=False), HostMemory(reuse=False)]
     ),
@@ -140,6 +144,8 @@ def test_no_schedule_of_copies_is_read_before_it_has_ended(
     models: Sequence[str],
     seed: int,
 ) -> None:
+    if layout.max_seqs:  # each has room for the longest
+        blocks, host = layout.max_seqs * blocks, layout.max_seqs * host
     engine = make(
         scheduler, blocks=blocks, host=host, layout=layout, tier=tier, prefix_cache=cache, seed=seed
     )

@@ -1,13 +1,27 @@
 """The kind of technique that decides where in memory a sequence's next KV block lies.
 
 Tables are of blocks whatever the layout, so attention does not know; what a layout changes is how many
-copies it takes to move a sequence's blocks, since neighbours are copied as one.
+copies it takes to move a sequence's blocks, since neighbours are copied as one, and what memory is in use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+
+class Gathering(NamedTuple):
+    """What brings together the blocks that are held.
+
+    moves: the blocks of a text, as (src, dst, how many). left: blocks that hold nothing any more, whose
+    memory may be given back.
+    """
+
+    moves: Sequence[tuple[int, int, int]]
+    left: Sequence[range]
+
+
+STAYS = Gathering((), ())
 
 
 class Blanks(Protocol):
@@ -29,9 +43,20 @@ class Blanks(Protocol):
         """Take a block back."""
         ...
 
+    def gather(self) -> Gathering:
+        """Move what is held, if that is worth it; the blanks are those afterwards."""
+        ...
+
 
 class Layout(Protocol):
-    """How blocks are given out."""
+    """How blocks are given out.
+
+    max_seqs: sequences for which all blocks are divided, each taking its part when it begins; 0: blocks are
+    taken as texts grow.
+    """
+
+    @property
+    def max_seqs(self) -> int: ...
 
     def blanks(self, num_blocks: int) -> Blanks:
         """The state of a new pool, all of whose blocks are blank."""

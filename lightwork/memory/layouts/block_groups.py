@@ -18,8 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lightwork.errors import InvariantError, RangeError
+from lightwork.memory.layouts import STAYS, Gathering
 
 
 class Extents:
@@ -71,6 +73,9 @@ class Extents:
             end += behind
         self._add(start, end - start)
 
+    def gather(self) -> Gathering:
+        return STAYS
+
     def _begin(self) -> tuple[int, int]:
         """An extent and where in it a text begins: among the longest, those that nobody grows into first."""
         shared: tuple[int, int] | None = None
@@ -103,6 +108,7 @@ class BlockGroups:
     """size: blocks that are left for a sequence to grow into, while there are so many."""
 
     size: int = 60
+    max_seqs: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         if self.size < 1:

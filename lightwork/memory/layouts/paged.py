@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
+
+from lightwork.memory.layouts import STAYS, Gathering
 
 
 class Stack:
@@ -35,10 +38,15 @@ class Stack:
     def give(self, block: int) -> None:
         self._blocks.append(block)
 
+    def gather(self) -> Gathering:
+        return STAYS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paged:
     """Blocks in no order."""
+
+    max_seqs: ClassVar[int] = 0
 
     def blanks(self, num_blocks: int) -> Stack:
         return Stack(num_blocks)

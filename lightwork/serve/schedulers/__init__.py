@@ -52,7 +52,8 @@ class Step:
     from another engine or from host memory has none yet. requeue: where in the queue those preempted go.
     pins, unpins: of prefixes; a step without chunks is only applied, then the scheduler is asked again.
     budget: rows this step may have; what chunks leave is offered to drafts. drafts: one per chunk, or none at
-    all. after: what has to end before it may run. slices: of training, computed with it.
+    all. left: blocks that hold nothing once it is copied. after: what has to end before it may run.
+    slices: of training, computed with it.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -64,6 +65,7 @@ class Step:
     budget: int = 0
     drafts: list[Draft] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
+    left: Sequence[range] = ()
     after: list[Future] = field(default_factory=list)
     slices: Sequence[Slice] = ()
 
@@ -97,6 +99,7 @@ class Blocks(Protocol):
     ) -> int: ...
     def needs(self, seq_id: int, upto: int) -> int: ...
     def needs_new(self, hit: Hit, upto: int) -> int: ...
+    def headroom(self, share: float) -> int: ...
     def gains(self, seq_id: int) -> int: ...
 
 
@@ -150,7 +153,7 @@ class StepPlan:
         self.room = budget
         self._budget = budget
         self._free = view.blocks.free
-        self._reserve = int(watermark * view.blocks.total)
+        self._reserve = view.blocks.headroom(watermark)
         self._requeue = requeue
         self._chunks: list[Chunk] = []
         self._admitted: list[Seq] = []

@@ -18,6 +18,7 @@ from hashlib import blake2b
 from typing import Any
 
 from lightwork.errors import RangeError
+from lightwork.memory.prefix import NO_HIT
 from lightwork.serve.schedulers import Scheduler, Step, View
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Sequence as Seq
@@ -110,11 +111,10 @@ def outranked(view: View, ranked: Iterable[Seq]) -> list[Seq]:
 
     Those that a step or a copy in flight contains are left alone.
     """
-    size = view.blocks.block_size
-    room, places = view.blocks.total - int(0.01 * view.blocks.total), view.limits.max_seqs
+    room, places = view.blocks.total - view.blocks.headroom(0.01), view.limits.max_seqs
     first: set[int] = set()
     for seq in ranked:
-        room -= -(-seq.known // size)
+        room -= view.blocks.needs_new(NO_HIT, seq.known)
         if room < 0 or len(first) == places:
             break
         first.add(seq.id)
