@@ -147,7 +147,7 @@ def _row_arrays(spec: ModelSpec, form: MatrixFormat, rows: int, assigned: int) -
 def _thread_arrays(spec: ModelSpec, threads: int, pages: int) -> dict[str, Any]:
     """What each thread works in, and the partials of heads that are cut."""
     most = max(MAX_TILE_ROWS, spec.num_heads // spec.num_kv_heads)
-    padded, chunks = padded(spec.head_size), -(-pages // CHUNK_PAGES)
+    wide, chunks = padded(spec.head_size), -(-pages // CHUNK_PAGES)
 
     def floats(*size: int) -> NDArray[np.float32]:
         return zeros((threads, *size))
@@ -155,16 +155,16 @@ def _thread_arrays(spec: ModelSpec, threads: int, pages: int) -> dict[str, Any]:
     return {
         "tiles": floats(2, ROW_TILE, TILE_WIDTH),
         "widened": floats(WIDENED_PANEL, formats.BLOCK),
-        "q": floats(most, padded),
+        "q": floats(most, wide),
         "chunk_scores": floats(most, CHUNK),
-        "half_q": zeros((threads, most, padded), np.uint16),
+        "half_q": zeros((threads, most, wide), np.uint16),
         "half_scores": zeros((threads, most, CHUNK), np.uint16),
-        "part": floats(most, padded),
+        "part": floats(most, wide),
         "part_sums": floats(most, 2),
-        "out": floats(most, padded),
+        "out": floats(most, wide),
         "out_sums": floats(most, 2),
         "tile_rows": most,
-        "partials": np.empty((threads * RUNS_PER_THREAD, chunks, most, padded + 2), np.float32),
+        "partials": np.empty((threads * RUNS_PER_THREAD, chunks, most, wide + 2), np.float32),
         "chunks": chunks,
         "expert_scores": floats(max(1, spec.num_experts)),
     }
