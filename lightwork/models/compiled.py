@@ -137,18 +137,25 @@ class CompiledModel:
         numbers: Numbers,
     ) -> None:
         self.spec = layout.spec
+        self.layout = layout
+        self.weights = weights
         self.tokenizer = tokenizer
         self.generation = generation
         self.numbers = numbers
         self.nbytes = layout.nbytes
         self.variants: Mapping[str, str] = {}
         self._state = State()
-        self._state.set(**_constants(layout, weights, numbers.kv))
+        self._state.set(**_constants(layout, numbers.kv), **_addresses(layout, weights))
         self._buffers = Buffers(self.spec, layout.form, self._state)
         self._kv: CompiledKV | None = None
         self._team: Team | None = None
         self._one_at_a_time = Lock()
         self.set_threads(os.cpu_count() or 1)
+
+    def compute_from(self, weights: NDArray[np.uint8]) -> None:
+        """Use other weights of the same layout from the next step on; they are kept alive, not copied."""
+        with self._one_at_a_time:
+            self._state.set(**_addresses(self.layout, weights))
 
     def new_kv(
         self, num_blocks: int, block_size: int = formats.PAGE, *, shared: int | None = None
@@ -254,18 +261,23 @@ def _padded(head_size: int) -> int:
     return -(-head_size // 16) * 16
 
 
-def _constants(layout: Layout, weights: NDArray[np.uint8], kv_format: int) -> dict[str, Any]:
-    """The model's part of the record."""
-    spec, form = layout.spec, layout.form
-    table = np.array(form.table or [i - 8.0 for i in range(16)], np.float32)
-    base = weights.ctypes.data
+def _addresses(layout: Layout, weights: NDArray[np.uint8]) -> dict[str, Any]:
+    """Where the weights are."""
     return {
-        "eps": spec.norm_eps,
         "weights": weights,
         "vectors": weights,
         "embed": weights[layout.embed :],
+        "positions": weights.ctypes.data + 4 * layout.positions if layout.positions >= 0 else 0,
+    }
+
+
+def _constants(layout: Layout, kv_format: int) -> dict[str, Any]:
+    """The model's part of the record."""
+    spec, form = layout.spec, layout.form
+    table = np.array(form.table or [i - 8.0 for i in range(16)], np.float32)
+    return {
+        "eps": spec.norm_eps,
         "embed_half": layout.embed_half,
-        "positions": base + 4 * layout.positions if layout.positions >= 0 else 0,
         "layers": layout.layers,
         "num_layers": spec.num_layers,
         "matrices": np.array(layout.matrices, np.int64),
@@ -306,10 +318,7 @@ def open_compiled(folder: Path, precision: Precision, progress: Progress | None)
         raise CheckpointError(
             f"activation {spec.activation!r} is not supported", expected=", ".join(ACTIVATIONS)
         )
-    checkpoint = open_checkpoint(folder)
-    stored = checkpoint.stored()
-    numbers = precision.numbers(stored, _grouping(spec, checkpoint))
-    layout = Layout(spec, _for_host(numbers.matrices, host()), EMBED_HALF[stored])
+    layout, numbers, checkpoint = read_layout(folder, spec, precision)
     weights = packed_bytes(layout, checkpoint, progress)
     generation = read_json(folder, "generation_config.json", optional=True)
     if progress is not None:
@@ -320,6 +329,14 @@ def open_compiled(folder: Path, precision: Precision, progress: Progress | None)
     gc.collect()
     gc.freeze()
     return CompiledModel(layout, weights, Tokenizer(folder), generation, numbers=numbers)
+
+
+def read_layout(folder: Path, spec: ModelSpec, precision: Precision) -> tuple[Layout, Numbers, Source]:
+    """How a checkpoint's weights are packed, in which numbers, and the checkpoint."""
+    checkpoint = open_checkpoint(folder)
+    stored = checkpoint.stored()
+    numbers = precision.numbers(stored, _grouping(spec, checkpoint))
+    return Layout(spec, _for_host(numbers.matrices, host()), EMBED_HALF[stored]), numbers, checkpoint
 
 
 def _for_host(form: MatrixFormat, isa: Isa) -> MatrixFormat:

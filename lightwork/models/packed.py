@@ -123,10 +123,13 @@ class Layout:
         return at
 
 
-def packed_bytes(layout: Layout, checkpoint: Source, progress: Progress | None = None) -> NDArray[np.uint8]:
+def packed_bytes(
+    layout: Layout, checkpoint: Source, progress: Progress | None = None, *, read: bool = True
+) -> NDArray[np.uint8]:
     """The bytes of a layout, read-only: mapped from a file made earlier, or made now.
 
-    A file made from an older version of the checkpoint is not used. Raises CheckpointError; MissingExtraError
+    A file made from an older version of the checkpoint is not used. read=False leaves a file on disk until
+    its bytes are looked at. Raises CheckpointError; MissingExtraError
     without torch, if the checkpoint has to be read.
     """
     if layout.nbytes < KEPT_BYTES:
@@ -144,7 +147,8 @@ def packed_bytes(layout: Layout, checkpoint: Source, progress: Progress | None =
             return _in_memory(layout, checkpoint, progress)
     with kept.open("rb") as file:
         mapped = _map(file.fileno(), layout.nbytes, mmap.PROT_READ)
-    _advise(mapped, POPULATE_READ)
+    if read:
+        _advise(mapped, POPULATE_READ)
     return np.frombuffer(mapped, np.uint8)
 
 

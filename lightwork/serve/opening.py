@@ -13,6 +13,7 @@ from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
 from lightwork.memory.kv import KVCache
 from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve.composing import around, make_residents, open_experts
 from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.plan import (
@@ -106,9 +107,17 @@ def open_one(
     blocks = kv_blocks(plan, model.spec, kv_dtype, int(longest.value), free, block_size)
     behind = tier_blocks(plan, model.spec.kv_bytes_per_token(kv_dtype) * block_size)
     kv = make_kv(plan, int(blocks.value), block_size, behind)
-    make_runner: Callable[..., Runner] = runner_for(plan.on, model)
+    composition = chosen.get("composition")
+    make_runner: Callable[..., Runner] = runner_for(plan.on, model, moves=composition is not None)
     if shared is not None:
         make_runner = partial(make_runner, shared=shared)
+    if composition is not None:
+        experts = open_experts(plan, composition, model, chosen.get("precision"), progress)
+        residents, told = make_residents(composition, experts, free)
+        settings.append(told)
+        make_runner = around(
+            make_runner, residents, experts, composition.prefetch, parts.get("name", "engine")
+        )
     engine = make_engine(
         plan,
         kernel,
@@ -128,6 +137,8 @@ def open_one(
             max_len=int(longest.value),
         )
     asked = "as asked" if "scheduler" in chosen else "the default"
+    if composition is not None and engine.scheduler != chosen.get("scheduler"):
+        asked += "; models take turns"
     settings += [*_threads(plan, model), longest, blocks, Setting("scheduler", repr(engine.scheduler), asked)]
     return engine, model, settings
 
@@ -189,9 +200,14 @@ def import_backend(place: str) -> None:
         import_models()
 
 
-def runner_for(place: str, model: Served) -> Callable[[Kernel, Any, KVCache], Runner]:
-    """Triton's kernels on a GPU, if they are installed and know the model; otherwise the model itself."""
-    if place.startswith("cuda") and find_spec("triton") is not None:
+def runner_for(
+    place: str, model: Served, *, moves: bool = False
+) -> Callable[[Kernel, Any, KVCache], Runner]:
+    """Triton's kernels on a GPU, if they are installed and know the model; otherwise the model itself.
+
+    moves: where its weights are changes between steps, which recorded steps do not know.
+    """
+    if not moves and place.startswith("cuda") and find_spec("triton") is not None:
         from lightwork.models.gpu_step import supports
         from lightwork.serve.gpu_runner import GpuRunner
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lightwork.models.spec import ModelSpec
 
 BLOCK_SIZE = 16
-SERVED_KINDS = ("scheduler", "proposer", "verifier", "precision", "router", "layout", "tier")
+SERVED_KINDS = ("scheduler", "proposer", "verifier", "precision", "router", "layout", "tier", "composition")
 
 
 class Setting(NamedTuple):
@@ -109,6 +109,10 @@ def make_engine(
     """
     chosen = plan.techniques()
     scheduler: Scheduler[Any] = chosen.get("scheduler") or Sarathi()
+    if "composition" in chosen:
+        from lightwork.serve.composing import taking_turns
+
+        scheduler = taking_turns(scheduler)
     proposer: Proposer | None = chosen.get("proposer")
     verifier: Verifier | None = chosen.get("verifier")
     limits = Limits(max_len=max_len, max_seqs=plan.max_seqs, max_waiting=plan.max_waiting, models=models)

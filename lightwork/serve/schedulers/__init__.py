@@ -51,7 +51,8 @@ class Step:
     from another engine or from host memory has none yet. requeue: where in the queue those preempted go.
     pins, unpins: of prefixes; a step without chunks is only applied, then the scheduler is asked again.
     budget: rows this step may have; what chunks leave is offered to drafts. drafts: one per chunk, or none at
-    all. after: what has to end before it may run.
+    all. after: what has to end before it may run. next_model: whose turn comes after this step's model, if
+    that is known, so that its weights can be brought.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -64,6 +65,7 @@ class Step:
     drafts: list[Draft] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
     after: list[Future] = field(default_factory=list)
+    next_model: str | None = None
 
     @property
     def changes_nothing(self) -> bool:
