@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightwork.errors import InvariantError
 from lightwork.memory.kv import KVCache
@@ -52,7 +52,7 @@ def open_experts(
     folders = composition.folders()
     model.variants = {name: name for name in folders}
     if hasattr(model, "layout"):
-        return PackedExperts(model, folders, precision or Stored(), progress)
+        return PackedExperts(cast("CompiledModel", model), folders, precision or Stored(), progress)
     return TorchExperts(model, {"": resolve(plan.model), **folders}, progress)
 
 

@@ -10,11 +10,15 @@ from typing import NamedTuple
 from lightwork.cluster import Cluster, CostModel, parse_place
 from lightwork.errors import CapacityError, SpecError
 from lightwork.memory.kv import KVCache
+from lightwork.memory.residents import Residents
 from lightwork.models import read_shape
 from lightwork.models.spec import ModelSpec
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve.composing import resident_setting
+from lightwork.serve.compositions import Composition
 from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
+from lightwork.serve.expert_runner import ExpertRunner, copy_simulated
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.plan import (
     BLOCK_SIZE,
@@ -27,6 +31,7 @@ from lightwork.serve.plan import (
     tier_blocks,
 )
 from lightwork.serve.routers import Router, Seat
+from lightwork.serve.runner import Runner
 from lightwork.serve.simulated_runner import SimulatedRunner
 
 MOST_BLOCKS = 1 << 22
@@ -47,6 +52,7 @@ def open_simulated(plan: Plan, kernel: Kernel) -> tuple[Engine | Fleet, list[Set
     """
     spec, cluster = read_shape(plan.model), parse_place(plan.on)
     router: Router[object] | None = plan.techniques().get("router")
+    composition: Composition | None = plan.techniques().get("composition")
     seats = router.seats() if router is not None else [Seat()]
     placed = _place(plan, spec, cluster, seats)
     rates = cluster.device.unit.rates
@@ -61,25 +67,34 @@ def open_simulated(plan: Plan, kernel: Kernel) -> tuple[Engine | Fleet, list[Set
         cost = ClusterCost(spec, CostModel(cluster), dtype=dtype, tp=seat.tp, pp=seat.pp)
         host_s = _host_s(spec, cluster, block_bytes, seat)
         runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s)
-        blocks = _blocks(plan, spec, cost, int(longest.value))
+        blocks = _blocks(plan, spec, cost, int(longest.value), composition)
+        told = _told(plan, seats[i], seat, blocks, f"engine {i} " if router is not None else "")
+        make_runner: Callable[[KVCache], Runner] = partial(_given, runner)
+        if composition is not None:
+            residents = _residents(composition, cost, int(blocks.value) * block_bytes)
+            copy = copy_simulated(partial(_weights_s, cluster, residents, seat))
+            around = ExpertRunner(kernel, runner, residents, copy, prefetch=composition.prefetch)
+            make_runner = partial(_given, around)
+            told.append(resident_setting(residents, "beside the KV"))
         behind = tier_blocks(plan, block_bytes)
         kv = make_kv(plan, min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, behind)
         engine = make_engine(
             plan,
             kernel,
             kv,
-            partial(_given, runner),
+            make_runner,
             int(longest.value),
             spec.vocab_size,
+            composition.names() if composition is not None else None,
             name=f"engine {i}" if router is not None else "engine",
             ids=ids,
         )
         engines.append(engine)
-        settings += _told(plan, seats[i], seat, blocks, f"engine {i} " if router is not None else "")
+        settings += told
     return (Fleet(engines, router) if router is not None else engines[0]), settings
 
 
-def _given(runner: SimulatedRunner, kv: KVCache) -> SimulatedRunner:
+def _given(runner: Runner, kv: KVCache) -> Runner:
     return runner
 
 
@@ -114,11 +129,38 @@ def _sizes(plan: Plan, seat: Seat, spec: ModelSpec, cluster: Cluster, devices: i
     return tp, pp
 
 
-def _blocks(plan: Plan, spec: ModelSpec, cost: ClusterCost, max_len: int) -> Setting:
-    if plan.kv_bytes is not None:
-        return kv_blocks(plan, spec, cost.dtype, max_len, 0)
+def _blocks(
+    plan: Plan, spec: ModelSpec, cost: ClusterCost, max_len: int, composition: Composition | None
+) -> Setting:
+    if plan.kv_bytes is not None or composition is not None:
+        return kv_blocks(plan, spec, cost.dtype, max_len, int(cost.memory_bytes))
     blocks = cost.kv_tokens() // BLOCK_SIZE
     return Setting("kv_blocks", str(blocks), "what the weights leave of 90 % of the memory")
+
+
+def _residents(composition: Composition, cost: ClusterCost, kv_bytes: int) -> Residents:
+    """Experts behind one engine: all in host memory, some in what the KV leaves of the devices' own.
+
+    Raises CapacityError if either is too small.
+    """
+    device, devices = cost.costs.cluster.device, cost.tp * cost.pp
+    sizes = dict.fromkeys(["", *composition.names()], cost.weights_bytes)
+    host_bytes = device.memory("host").bytes * devices
+    if len(sizes) * cost.weights_bytes > host_bytes:
+        raise CapacityError(
+            f"{len(sizes)} models take {len(sizes) * cost.weights_bytes / 1e9:.0f} GB",
+            expected=f"at most {host_bytes / 1e9:.0f} GB, the host memory of {devices} devices",
+            fix="fewer experts, or more devices",
+        )
+    free_bytes = cost.memory_bytes - kv_bytes
+    cap_bytes = free_bytes if composition.gb is None else min(free_bytes, composition.gb * 1e9)
+    return Residents(sizes, int(cap_bytes), composition.residency)
+
+
+def _weights_s(cluster: Cluster, residents: Residents, seat: _Placed, name: str) -> float:
+    """Seconds that weights take from host memory, each device its part."""
+    host = cluster.device.memory("host")
+    return host.latency_s + residents.sizes[name] / (seat.tp * seat.pp) / host.read_bytes_per_s
 
 
 def _link_s(spec: ModelSpec, cluster: Cluster, dtype: str, lanes: int) -> Callable[[int, int, int], float]:
