@@ -8,8 +8,6 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from math import gcd
 from pathlib import Path
 from threading import Lock
 from typing import Any, NoReturn
@@ -20,7 +18,6 @@ from numpy.typing import NDArray
 from lightwork.errors import CheckpointError, InvariantError
 from lightwork.kernels.cpu import entries, formats
 from lightwork.kernels.cpu.formats import MatrixFormat
-from lightwork.kernels.cpu.isa import Isa, host
 from lightwork.kernels.cpu.state import (
     ACTIVATIONS,
     CACHE_LINE,
@@ -39,20 +36,16 @@ from lightwork.kernels.cpu.state import (
 from lightwork.kernels.cpu.team import Team
 from lightwork.kernels.rows import Rows
 from lightwork.models.arena import arrays
-from lightwork.models.checkpoint import Progress, Source, open_checkpoint
-from lightwork.models.packed import Layout, packed_bytes
-from lightwork.models.precisions import Grouping, Numbers, Precision
+from lightwork.models.checkpoint import Progress
+from lightwork.models.packed import Layout, packed_bytes, read_layout
+from lightwork.models.precisions import Numbers, Precision
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
 
 KV_TYPES = {formats.F32: np.float32, formats.BF16_DOT: np.uint16, formats.INT8: np.int8}
-EMBED_HALF = {"float32": -1, "bfloat16": 0, "float16": 1}
 FIRST_POSITIONS = 1024
 ROWS_AT_ONCE = 2 * ROW_TILE
 """A step of more rows is computed in parts, of whole tiles, so that buffers stay small."""
-LARGEST_GROUP = 128
-"""Inputs that share a scale. A larger group of a checkpoint becomes several with the same scale: the kernel's
-panels of inputs are whole groups, and groups that are whole rows differ from matrix to matrix."""
 
 
 class CompiledKV:
@@ -329,38 +322,6 @@ def open_compiled(folder: Path, precision: Precision, progress: Progress | None)
     gc.collect()
     gc.freeze()
     return CompiledModel(layout, weights, Tokenizer(folder), generation, numbers=numbers)
-
-
-def read_layout(folder: Path, spec: ModelSpec, precision: Precision) -> tuple[Layout, Numbers, Source]:
-    """How a checkpoint's weights are packed, in which numbers, and the checkpoint."""
-    checkpoint = open_checkpoint(folder)
-    stored = checkpoint.stored()
-    numbers = precision.numbers(stored, _grouping(spec, checkpoint))
-    return Layout(spec, _for_host(numbers.matrices, host()), EMBED_HALF[stored]), numbers, checkpoint
-
-
-def _for_host(form: MatrixFormat, isa: Isa) -> MatrixFormat:
-    """A format with the same numbers that this processor multiplies faster.
-
-    bfloat16 times float32 is the sum of three products of bfloat16, which matrix registers do as fast as
-    vectors do half of one.
-    """
-    return (
-        replace(form, code=formats.BF16_DOT, parts=formats.PARTS)
-        if form.code == formats.BF16 and isa.matrix
-        else form
-    )
-
-
-def _grouping(spec: ModelSpec, checkpoint: Source) -> Grouping | None:
-    """How the checkpoint's matrices are quantised, read off the first."""
-    if spec.family == "gpt2":
-        return None
-    shape = (spec.hidden_size, spec.num_heads * spec.head_size)
-    codes = checkpoint.codes("model.layers.0.self_attn.o_proj.weight", shape)
-    if codes is None:
-        return None
-    return Grouping(codes.bits, gcd(codes.group, LARGEST_GROUP), bool(codes.middles().any()))
 
 
 class Buffers:

@@ -87,8 +87,7 @@ class PackedExperts:
 def _packed(
     model: CompiledModel, name: str, folder: Path, precision: Precision, progress: Progress | None
 ) -> NDArray[np.uint8]:
-    from lightwork.models.compiled import read_layout
-    from lightwork.models.packed import packed_bytes
+    from lightwork.models.packed import packed_bytes, read_layout
     from lightwork.models.spec import read_spec
 
     _check_shape(model.spec, name, folder)
@@ -105,9 +104,7 @@ class TorchExperts:
     folders: of all, the model's own as "".
     """
 
-    def __init__(
-        self, model: Model, folders: Mapping[str, Path], progress: Progress | None = None
-    ) -> None:
+    def __init__(self, model: Model, folders: Mapping[str, Path], progress: Progress | None = None) -> None:
         from lightwork.models.model import open_model
 
         self._model = model

@@ -21,9 +21,10 @@ from lightwork.serve.schedulers.by_model import ByModel
 if TYPE_CHECKING:
     from lightwork.models import Model
     from lightwork.models.compiled import CompiledModel
-    from lightwork.models.precisions import Precision
 
     Served = Model | CompiledModel
+
+Progress = Callable[[str, int, int], None]
 
 
 def taking_turns(scheduler: Scheduler[Any]) -> Scheduler[Any]:
@@ -37,14 +38,42 @@ def _has_turns(scheduler: object) -> bool:
     return any(_has_turns(getattr(scheduler, field.name)) for field in fields(scheduler))
 
 
-def open_experts(
+def compose(
     plan: Plan,
-    composition: Composition,
     model: Served,
-    precision: Precision | None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Experts:
-    """The weights of all, and their names as the model's variants. Raises CheckpointError."""
+    make_runner: Callable[..., Runner],
+    free_bytes: float,
+    progress: Progress | None,
+    name: str,
+) -> tuple[Callable[[Kernel, Any, KVCache], Runner], Setting]:
+    """A runner whose steps wait for their expert, and how many of them are resident.
+
+    The model learns its variants. Raises CheckpointError, and CapacityError if one expert does not fit.
+    """
+    composition: Composition = plan.techniques()["composition"]
+    experts = _open(plan, composition, model, progress)
+    cap_bytes = int(free_bytes / 2 if composition.gb is None else composition.gb * 1e9)
+    residents = Residents(experts.sizes, cap_bytes, composition.residency)
+    made_bytes = experts.make_room(residents.num_slots)
+    if made_bytes > cap_bytes:
+        raise InvariantError(f"experts have {made_bytes} bytes", expected=f"at most {cap_bytes}")
+
+    def make(kernel: Kernel, model: Served, kv: KVCache) -> Runner:
+        return ExpertRunner(
+            kernel,
+            make_runner(kernel, model, kv),
+            residents,
+            copy_for_real(kernel, experts),
+            experts.compute_from,
+            prefetch=composition.prefetch,
+            name=name,
+        )
+
+    why = "half of the free memory" if composition.gb is None else "as asked"
+    return make, resident_setting(residents, why)
+
+
+def _open(plan: Plan, composition: Composition, model: Served, progress: Progress | None) -> Experts:
     from lightwork.models import resolve
     from lightwork.models.experts import PackedExperts, TorchExperts
     from lightwork.models.precisions.stored import Stored
@@ -52,40 +81,11 @@ def open_experts(
     folders = composition.folders()
     model.variants = {name: name for name in folders}
     if hasattr(model, "layout"):
-        return PackedExperts(cast("CompiledModel", model), folders, precision or Stored(), progress)
+        precision = plan.techniques().get("precision") or Stored()
+        return PackedExperts(cast("CompiledModel", model), folders, precision, progress)
     return TorchExperts(model, {"": resolve(plan.model), **folders}, progress)
-
-
-def make_residents(composition: Composition, experts: Experts, free_bytes: float) -> tuple[Residents, Setting]:
-    """Their places in memory. Raises CapacityError if one expert does not fit."""
-    cap_bytes = int(free_bytes / 2 if composition.gb is None else composition.gb * 1e9)
-    residents = Residents(experts.sizes, cap_bytes, composition.residency)
-    made_bytes = experts.make_room(residents.num_slots)
-    if made_bytes > cap_bytes:
-        raise InvariantError(f"experts have {made_bytes} bytes", expected=f"at most {cap_bytes}")
-    why = "half of the free memory" if composition.gb is None else "as asked"
-    return residents, resident_setting(residents, why)
 
 
 def resident_setting(residents: Residents, why: str) -> Setting:
     told = f"{why}, {residents.cap_bytes / 1e9:.4g} GB; {residents.slot_bytes} bytes each"
     return Setting("residents", f"{residents.num_slots} of {len(residents.sizes)} models", told)
-
-
-def around(
-    make_runner: Callable[..., Runner], residents: Residents, experts: Experts, prefetch: bool, name: str
-) -> Callable[[Kernel, Any, KVCache], Runner]:
-    """A runner whose steps wait for their expert."""
-
-    def make(kernel: Kernel, model: Any, kv: KVCache) -> Runner:
-        return ExpertRunner(
-            kernel,
-            make_runner(kernel, model, kv),
-            residents,
-            copy_for_real(kernel, experts),
-            experts.compute_from,
-            prefetch=prefetch,
-            name=name,
-        )
-
-    return make

@@ -62,7 +62,10 @@ class ClusterCost:
             exchange_s = 2 * self.spec.num_layers * one_s
             seconds += exchange_s
         if self._steps % SAMPLED == 0:
-            bounds = self.costs.bounds(work, kernels=self.kernels) | {"network": exchange_s, "host": self.step_s * self.pp}
+            bounds = self.costs.bounds(work, kernels=self.kernels) | {
+                "network": exchange_s,
+                "host": self.step_s * self.pp,
+            }
             self.spent_s = {name: self.spent_s.get(name, 0.0) + s for name, s in bounds.items()}
         self._steps += 1
         stage_s = seconds / self.pp + self.step_s

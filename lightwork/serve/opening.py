@@ -13,7 +13,7 @@ from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
 from lightwork.memory.kv import KVCache
 from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
-from lightwork.serve.composing import around, make_residents, open_experts
+from lightwork.serve.composing import compose
 from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.plan import (
@@ -112,12 +112,8 @@ def open_one(
     if shared is not None:
         make_runner = partial(make_runner, shared=shared)
     if composition is not None:
-        experts = open_experts(plan, composition, model, chosen.get("precision"), progress)
-        residents, told = make_residents(composition, experts, free)
+        make_runner, told = compose(plan, model, make_runner, free, progress, parts.get("name", "engine"))
         settings.append(told)
-        make_runner = around(
-            make_runner, residents, experts, composition.prefetch, parts.get("name", "engine")
-        )
     engine = make_engine(
         plan,
         kernel,
@@ -137,8 +133,7 @@ def open_one(
             max_len=int(longest.value),
         )
     asked = "as asked" if "scheduler" in chosen else "the default"
-    if composition is not None and engine.scheduler != chosen.get("scheduler"):
-        asked += "; models take turns"
+    asked += "; models take turns" * (composition is not None)
     settings += [*_threads(plan, model), longest, blocks, Setting("scheduler", repr(engine.scheduler), asked)]
     return engine, model, settings
 
@@ -200,9 +195,7 @@ def import_backend(place: str) -> None:
         import_models()
 
 
-def runner_for(
-    place: str, model: Served, *, moves: bool = False
-) -> Callable[[Kernel, Any, KVCache], Runner]:
+def runner_for(place: str, model: Served, *, moves: bool = False) -> Callable[[Kernel, Any, KVCache], Runner]:
     """Triton's kernels on a GPU, if they are installed and know the model; otherwise the model itself.
 
     moves: where its weights are changes between steps, which recorded steps do not know.

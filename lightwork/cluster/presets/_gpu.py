@@ -46,8 +46,8 @@ def dgx(cluster: Cluster, name: str, *, node_bytes_per_s: float) -> Cluster:
         **device.sources,
         "host.bytes": "published: DGX data sheet, 2 TB of a node, an eighth for each device",
         "host.read_bytes_per_s": (
-            f"published: 'SambaNova SN40L', 2024: {node_bytes_per_s / 1e9:.0f} GB/s from host to devices of a "
-            "node, an eighth for each device"
+            f"published: 'SambaNova SN40L', 2024: {node_bytes_per_s / 1e9:.0f} GB/s from host to devices, "
+            "which those of a node share"
         ),
         "host.write_bytes_per_s": "assumed: as reading",
     }

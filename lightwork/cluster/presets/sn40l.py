@@ -12,7 +12,9 @@ RATES = {
     "vector/bfloat16": PEAK / 16,
     "vector/float32": PEAK / 16,
 }
-PAPER = "published: 'SambaNova SN40L: Scaling the AI Memory Wall with Dataflow and Composition of Experts', 2024"
+PAPER = (
+    "published: 'SambaNova SN40L: Scaling the AI Memory Wall with Dataflow and Composition of Experts', 2024"
+)
 SOURCES = {
     "unit.count": f"{PAPER}: 1,040 compute units",
     "unit.rates": (

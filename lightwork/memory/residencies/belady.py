@@ -28,7 +28,7 @@ class State:
 class Belady:
     """trace: the names that will be used, in order."""
 
-    trace: tuple[str, ...]
+    trace: tuple[str, ...] = ()
 
     def init(self) -> State:
         state = State()

@@ -3,7 +3,7 @@ request that names none."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,4 +27,8 @@ class Composition(Protocol):
 
     def names(self) -> list[str]:
         """The same names; of models that have a shape and no weights, where they are simulated."""
+        ...
+
+    def router(self) -> Callable[[Sequence[int]], str]:
+        """The model for a prompt whose request names none. Raises CheckpointError."""
         ...

@@ -18,9 +18,10 @@ from lightwork.runtime.clock import WallClock, unix_s
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import write_chrome_trace
 from lightwork.runtime.trace import Trace
+from lightwork.serve.compositions import Composition
 from lightwork.serve.http.app import create_app
 from lightwork.serve.http.metrics import Metrics
-from lightwork.serve.http.translate import Served
+from lightwork.serve.http.translate import Served, to_itself
 from lightwork.serve.opening import AnyModel, import_backend, open_engine
 from lightwork.serve.plan import Plan, Setting
 from lightwork.serve.service import Service
@@ -72,6 +73,7 @@ def load(
     metrics = Metrics()
     trace = Trace(f"real: {plan.on}", keep=keep_spans, observers=[metrics])
     kernel = Kernel(WallClock(), trace=trace)
+    composition: Composition | None = plan.techniques().get("composition")
     engine, model, settings = open_engine(plan, kernel, progress)
     read_s = clock.now() - imported_s
     model.warm_up()
@@ -84,6 +86,7 @@ def load(
         kv_tokens=engine.kv_tokens,
         defaults=model.generation,
         variants=model.variants,
+        route=composition.router() if composition is not None else to_itself,
     )
     service = Service(kernel, engine, model.tokenizer)
     app = create_app(service, served, metrics, created=unix_s(), api_key=api_key)

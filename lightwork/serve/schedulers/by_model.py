@@ -91,9 +91,7 @@ class ByModel:
         step.unpins = [state.pins.pop((model, name)) for name in step.unpins]
         return step
 
-    def _order(
-        self, state: State, waiting: dict[str, list[Seq]], running: dict[str, list[Seq]]
-    ) -> list[str]:
+    def _order(self, state: State, waiting: dict[str, list[Seq]], running: dict[str, list[Seq]]) -> list[str]:
         """Models that have work, whose turn it is first; who cannot run lets the next one."""
         oldest = {
             model: min(seq.id for found in (waiting, running) for seq in found.get(model, ()))
