@@ -21,14 +21,14 @@ class Residents:
         self.sizes = sizes
         self.cap_bytes = cap_bytes
         self.policy = policy
-        for name, size in sizes.items():
-            if size > cap_bytes:
-                raise CapacityError(
-                    f"{name!r} takes {size} bytes",
-                    expected=f"at most {cap_bytes}, the memory that it is to be copied into",
-                    fix="give more memory, or store it in fewer bits",
-                )
-        self.slot_bytes = max(sizes.values())
+        largest = max(sizes, key=lambda name: (sizes[name], name))
+        self.slot_bytes = sizes[largest]
+        if self.slot_bytes > cap_bytes:
+            raise CapacityError(
+                f"{largest!r} takes {self.slot_bytes} bytes",
+                expected=f"at most {cap_bytes}, the memory that it is to be copied into",
+                fix="give more memory, or store it in fewer bits",
+            )
         self.num_slots = min(len(sizes), cap_bytes // self.slot_bytes)
         self.copies = 0
         self.uses = 0
@@ -76,7 +76,7 @@ class Residents:
         self._slots[name] = self._free.pop()
         self._coming.add(name)
         self.copies += 1
-        if self.nbytes > self.cap_bytes or self.num_slots * self.slot_bytes > self.cap_bytes:
+        if self.nbytes > self.cap_bytes:
             raise InvariantError(f"{self.nbytes} bytes are resident", expected=f"at most {self.cap_bytes}")
         return self._slots[name]
 
