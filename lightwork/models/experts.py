@@ -7,7 +7,6 @@ by its checkpoint; "" is the model they are opened beside.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -19,16 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightwork.errors import CheckpointError
+from lightwork.models.packed import packed_bytes, read_layout, room
+from lightwork.models.spec import ModelSpec, read_spec
 
 if TYPE_CHECKING:
     from lightwork.models.checkpoint import Progress
     from lightwork.models.compiled import CompiledModel
     from lightwork.models.model import Model
     from lightwork.models.precisions import Precision
-    from lightwork.models.spec import ModelSpec
     from lightwork.models.weights import Weights
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 16 << 20
 
 
 class Experts(Protocol):
@@ -71,8 +71,7 @@ class PackedExperts:
         return {name: packed.nbytes for name, packed in self._packed.items()}
 
     def make_room(self, num_slots: int) -> int:
-        memory = mmap.mmap(-1, num_slots * self._model.layout.nbytes)
-        self._arena = np.frombuffer(memory, np.uint8).reshape(num_slots, -1)
+        self._arena = room(num_slots * self._model.layout.nbytes).reshape(num_slots, -1)
         return self._arena.nbytes
 
     def pieces(self, name: str, slot: int) -> Iterator[Callable[[], object]]:
@@ -87,9 +86,6 @@ class PackedExperts:
 def _packed(
     model: CompiledModel, name: str, folder: Path, precision: Precision, progress: Progress | None
 ) -> NDArray[np.uint8]:
-    from lightwork.models.packed import packed_bytes, read_layout
-    from lightwork.models.spec import read_spec
-
     _check_shape(model.spec, name, folder)
     layout, _, checkpoint = read_layout(folder, read_spec(folder), precision)
     ours = model.layout
@@ -134,8 +130,6 @@ class TorchExperts:
 
 
 def _check_shape(spec: ModelSpec, name: str, folder: Path) -> None:
-    from lightwork.models.spec import read_spec
-
     if replace(read_spec(folder), name=spec.name) != spec:
         raise _other(name, "has another config.json")
 

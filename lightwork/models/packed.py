@@ -191,6 +191,13 @@ def packed_bytes(
     return np.frombuffer(mapped, np.uint8)
 
 
+def room(nbytes: int) -> NDArray[np.uint8]:
+    """Memory for weights that are copied, in huge pages."""
+    memory = mmap.mmap(-1, nbytes)
+    _advise(memory, HUGE_PAGES)
+    return np.frombuffer(memory, np.uint8)
+
+
 def _map(file: int, nbytes: int, protection: int) -> mmap.mmap:
     """A file in huge pages, where the system keeps files so: finding small ones costs a quarter of a step."""
     mapped = mmap.mmap(file, nbytes, prot=protection)
