@@ -7,9 +7,9 @@ needs them (its parts of a batch's time add up), 147 experts, which a GPU node's
 router. Nothing is fitted: devices are as their presets say.
 
 Where GPUs are slower here than published, it is by their steps: the presets count 3 ms of a 2023 engine's
-host and 3 ms of exchanges between eight devices, while the publication's ratios leave some 4 ms for a token in
-all. 850 experts take more nodes, since a tenth of fast memory is left to activations. What launches by a host
-take in its unfused baseline is not said.
+host and 3 ms of exchanges between eight devices, while the publication's ratios leave some 4 ms for a token
+in all. 850 experts take more nodes, since a tenth of fast memory is left to activations. What launches by a
+host take in its unfused baseline is not said.
 """
 
 from __future__ import annotations

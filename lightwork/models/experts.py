@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lightwork.models.weights import Weights
 
 PIECE_BYTES = 1 << 30
-"""Copied in one call: one of a size that could stay in a cache reads what it overwrites, for half the speed."""
+"""Copied in one call. What could stay in a cache is copied at half the speed: first it is read there."""
 
 
 class Experts(Protocol):

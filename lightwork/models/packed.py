@@ -193,7 +193,7 @@ def packed_bytes(
 
 def room(nbytes: int) -> NDArray[np.uint8]:
     """Memory for weights that are copied, in huge pages."""
-    memory = mmap.mmap(-1, nbytes)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE)
     _advise(memory, HUGE_PAGES)
     return np.frombuffer(memory, np.uint8)
 
