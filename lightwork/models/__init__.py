@@ -4,6 +4,7 @@ spec.py         `ModelSpec`: the shape of a model, from config.json or a preset
 transformer.py  `forward(weights, spec, tokens, positions, attend)`: all families, training and serving
 compiled.py     the same in one compiled call on a CPU, from packed.py's bytes
 precisions/     in which numbers that is stored and computed
+experts.py      several checkpoints of one shape, and the memory that some are copied into
 gpu_step.py     the same for dense Llama-like models on Triton's kernels, with CUDA graphs
 weights.py      fused weights, and their names in checkpoints
 checkpoint.py   tensors by name: of Hugging Face folders (sharded safetensors), memory-mapped

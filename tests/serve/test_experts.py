@@ -16,6 +16,8 @@ import pytest
 
 pytest.importorskip("numba")
 
+from engines import UnitCost
+
 from lightwork.claims._errands import UNKNOWN, errands
 from lightwork.decode.sampling import Sampling
 from lightwork.errors import CapacityError, CheckpointError, RangeError, UsageError
@@ -31,17 +33,21 @@ from lightwork.runtime.trace import Trace
 from lightwork.serve.composing import compose
 from lightwork.serve.compositions.experts import Experts
 from lightwork.serve.engine import Engine
-from lightwork.serve.expert_runner import ExpertRunner
+from lightwork.serve.expert_runner import ExpertRunner, copy_simulated
 from lightwork.serve.http.main import BackgroundServer
 from lightwork.serve.http.main import load as load_server
+from lightwork.serve.loads.burst import Burst
 from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan, make_engine
 from lightwork.serve.prompt_router import FILE, read_router
+from lightwork.serve.replay import decisions
 from lightwork.serve.schedulers.by_model import ByModel
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
-from lightwork.serve.simulate import run_load
+from lightwork.serve.simulate import run_load, simulate
+from lightwork.serve.simulated import open_simulated
+from lightwork.serve.simulated_runner import SimulatedRunner
 from lightwork.testing import tiny_checkpoint
 from lightwork.train.prompt_router import train_router
 
@@ -241,6 +247,66 @@ def test_what_does_not_fit_or_is_not_an_expert_is_refused_by_name(
     plan = Plan(model=str(folders[""]), use=(Experts(folder=str(tmp_path), gb=1.0),))
     with pytest.raises(CheckpointError, match="expert 'odd' has another config"):
         open_engine(plan, Kernel(WallClock()))
+
+
+# -- simulated
+
+
+def test_real_and_simulated_decide_and_copy_alike(composed: Callable[..., Engine]) -> None:
+    real = composed(ByModel(max_steps=5))
+    seqs = run_load(real, [0.0] * len(LOAD), LOAD)
+    texts = {seq.id: seq.tokens for seq in seqs}
+    kernel = Kernel(trace=Trace("simulated"))
+    counted = residents(real)
+    places = Residents(counted.sizes, counted.cap_bytes, counted.policy)
+    plain = SimulatedRunner(UnitCost(), script=lambda seq, position: texts[seq.id][position])
+    runner = ExpertRunner(kernel, plain, places, copy_simulated(lambda name: 0.001))
+    kv = KVCache(real.kv.total, real.kv.block_size)
+    twin = Engine(kernel, runner, kv, real.scheduler, limits=real.limits)
+    run_load(twin, [0.0] * len(LOAD), LOAD)
+    assert real.kernel.trace is not None
+    assert kernel.trace is not None
+    assert decisions(kernel.trace) == decisions(real.kernel.trace)
+    for kind in ("switch", "load"):
+        assert names_of(twin, kind) == names_of(real, kind)
+
+
+def test_a_copy_takes_its_bytes_through_the_host_memory_of_a_place() -> None:
+    use = (Experts(num=5, prefetch=False, gb=3 * 13.5),)
+    plan = Plan(model="shape:llama-2-7b", on="sim:sn40lx8", use=use)
+    kernel = Kernel(trace=Trace("simulated"))
+    engine, settings = open_simulated(plan, kernel)
+    assert isinstance(engine, Engine)
+    assert ("residents", "3 of 6 models") in [setting[:2] for setting in settings]
+    names = ["expert 1", "expert 2", "expert 1", "", "expert 5"]
+    for name in names:
+        run_load(engine, [0.0], [Request(prompt=(1, 2, 3), max_tokens=2, model=name)])
+    assert kernel.trace is not None
+    loads = [span for span in kernel.trace.spans if span.kind == "load"]
+    assert [span.name for span in loads] == ["expert 1", "expert 2", "", "expert 5"]
+    for span in loads:
+        assert span.args is not None
+        assert span.args["bytes"] == pytest.approx(13.48e9, rel=0.001)
+        assert span.end_s - span.start_s == pytest.approx(13.48e9 / 1e12, rel=0.01)
+    with pytest.raises(RangeError, match="no model is called 'expert 6'"):
+        engine.submit(Request(prompt=(1,), max_tokens=1, model="expert 6"))
+
+
+def test_more_experts_than_host_memory_holds_are_refused() -> None:
+    for num, fits in ((147, True), (148, False)):
+        plan = Plan(model="shape:llama-2-7b", on="sim:dgx_a100x8", use=(Experts(num=num),))
+        if fits:
+            open_simulated(plan, Kernel())
+        else:
+            with pytest.raises(CapacityError, match="149 models take 2008 GB"):
+                open_simulated(plan, Kernel())
+
+
+def test_a_load_that_names_none_is_of_the_model_itself() -> None:
+    plan = Plan(model="shape:llama-2-7b", on="sim:sn40lx8", use=(Experts(num=5),))
+    outcome = simulate(plan, Burst(num_requests=4))
+    assert [span.name for span in outcome.trace.spans if span.kind == "load"] == [""]
+    assert outcome.summary.num_requests == 4
 
 
 # -- who chooses
