@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import OrderedDict
 from typing import Any
 
@@ -125,3 +126,16 @@ def test_belady_refuses_another_trace() -> None:
     assert residents.ahead == ("b",)
     with pytest.raises(RangeError, match="use 1 is of 'a'"):
         residents.use("a")
+
+
+def test_under_uniform_routing_hits_are_the_share_that_is_resident() -> None:
+    rng = random.Random(0)
+    names = [str(i) for i in range(150)]
+    residents = Residents(dict.fromkeys(names, 1), 40, LRU())
+    trace = [rng.choice(names) for _ in range(20_000)]
+    for name in trace:
+        residents.use(name)
+        if name not in residents:
+            residents.begin(name)
+            residents.end(name, arrived=True)
+    assert residents.hits / residents.uses == pytest.approx(40 / 150, rel=0.05)

@@ -42,6 +42,7 @@ from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan, make_engine
 from lightwork.serve.prompt_router import FILE, read_router
 from lightwork.serve.replay import decisions
+from lightwork.serve.routers.prefill_decode import PrefillDecode
 from lightwork.serve.schedulers.by_model import ByModel
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
@@ -111,7 +112,6 @@ def composed(folders: dict[str, Path], expert_bytes: int) -> Iterator[Callable[.
         plan = Plan(model=str(folders[""]), max_len=200, use=(composition, *use))
         engine, model, _ = open_engine(plan, Kernel(WallClock(), trace=Trace("real: cpu")))
         opened.append(model)
-        assert isinstance(engine, Engine)
         return engine
 
     yield make
@@ -230,6 +230,15 @@ def test_torch_copies_tensors(folders: dict[str, Path]) -> None:
         mine = [seq for seq in seqs if seq.request.model == name]
         asked = [replace(seq.request, model="") for seq in mine]
         assert [s.tokens for s in run_load(plain, [0.0] * len(mine), asked)] == [s.tokens for s in mine]
+
+
+@pytest.mark.multiproc
+def test_engines_behind_a_router_each_have_their_experts(composed: Callable[..., Engine]) -> None:
+    asked = LOAD[:16]
+    alone, apart = (
+        run_load(composed(*use, slots=2), [0.0] * len(asked), asked) for use in ((), (PrefillDecode(),))
+    )
+    assert [seq.tokens for seq in apart] == [seq.tokens for seq in alone]
 
 
 def test_what_does_not_fit_or_is_not_an_expert_is_refused_by_name(
