@@ -251,8 +251,8 @@ def fusion(lab: Lab) -> Measured:
 
 # -- for real
 
-ROUNDS = 7
-OUTPUT = 24
+ROUNDS = 9
+OUTPUT = 8
 
 
 @claim(

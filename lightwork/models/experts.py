@@ -32,8 +32,8 @@ PIECE_BYTES = 1 << 30
 """Copied in one call. What could stay in a cache is copied at half the speed: first it is read there."""
 
 
-class Experts(Protocol):
-    """sizes: bytes of each one's weights."""
+class ExpertWeights(Protocol):
+    """Where weights are copied to. sizes: bytes of each one's."""
 
     @property
     def sizes(self) -> Mapping[str, int]: ...

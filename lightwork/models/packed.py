@@ -167,9 +167,9 @@ def packed_bytes(
 ) -> NDArray[np.uint8]:
     """The bytes of a layout, read-only: mapped from a file made earlier, or made now.
 
-    A file made from an older version of the checkpoint is not used. read=False leaves a file on disk until
-    its bytes are looked at. Raises CheckpointError; MissingExtraError
-    without torch, if the checkpoint has to be read.
+    A file made from an older version of the checkpoint is not used. read=False: not all of it is brought
+    into memory now, but what is looked at. Raises CheckpointError; MissingExtraError without torch, if the
+    checkpoint has to be read.
     """
     if layout.nbytes < KEPT_BYTES:
         return _in_memory(layout, checkpoint, progress)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 from lightwork.errors import InvariantError
 from lightwork.memory.kv import KVCache
 from lightwork.memory.residents import Residents
-from lightwork.models.experts import Experts
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.compositions import Composition
 from lightwork.serve.expert_runner import ExpertRunner, copy_for_real
@@ -21,6 +20,7 @@ from lightwork.serve.schedulers.by_model import ByModel
 if TYPE_CHECKING:
     from lightwork.models import Model
     from lightwork.models.compiled import CompiledModel
+    from lightwork.models.experts import ExpertWeights
 
     Served = Model | CompiledModel
 
@@ -73,7 +73,7 @@ def compose(
     return make, resident_setting(residents, why)
 
 
-def _open(plan: Plan, composition: Composition, model: Served, progress: Progress | None) -> Experts:
+def _open(plan: Plan, composition: Composition, model: Served, progress: Progress | None) -> ExpertWeights:
     from lightwork.models import resolve
     from lightwork.models.experts import PackedExperts, TorchExperts
     from lightwork.models.precisions.stored import Stored

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightwork.errors import InvariantError
 from lightwork.memory.host import Run
 from lightwork.memory.residents import Residents
-from lightwork.models.experts import Experts
 from lightwork.runtime.effects import Use
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
@@ -18,15 +17,21 @@ from lightwork.serve.notes import Notes
 from lightwork.serve.runner import Runner, Scores
 from lightwork.serve.schedulers import Step
 
+if TYPE_CHECKING:
+    from lightwork.models.experts import ExpertWeights
+
+Copy = Callable[[str, int], Awaitable[object]]
+"""(name, slot): brings an expert's weights."""
+
 log = logging.getLogger(__name__)
 
 
 class ExpertRunner:
     """Runs one step at a time, all of whose rows are of one model.
 
-    copy(name, slot): brings an expert's weights; one copy runs at a time. compute_from(slot): the next steps
-    are of that one. prefetch: whether weights are copied before their turn. In the trace, "load" is a copy,
-    and "switch" how long a step of another model than the last one waited.
+    copy: one runs at a time. compute_from(slot): the next steps are of that one. prefetch: whether weights
+    are copied before their turn. In the trace, "load" is a copy, and "switch" how long a step of another
+    model than the last one waited.
     """
 
     depth = 1
@@ -36,7 +41,7 @@ class ExpertRunner:
         kernel: Kernel,
         inner: Runner,
         residents: Residents,
-        copy: Callable[[str, int, Callable[[], bool]], Awaitable[object]],
+        copy: Copy,
         compute_from: Callable[[int], object] = lambda slot: None,
         *,
         prefetch: bool = True,
@@ -50,7 +55,6 @@ class ExpertRunner:
         self._compute_from = compute_from
         self._notes = Notes(kernel, name)
         self._coming: Future | None = None
-        self._waiting = False
 
     @property
     def pool(self) -> Any:
@@ -86,7 +90,6 @@ class ExpertRunner:
     async def _switch(self, model: str) -> None:
         begin_s = self._kernel.now()
         held, self.residents.held = self.residents.held, None
-        self._waiting = True
         try:
             if self._coming is not None:
                 await self._coming
@@ -100,8 +103,6 @@ class ExpertRunner:
         except BaseException:
             self.residents.held = None
             raise
-        finally:
-            self._waiting = False
         self._compute_from(self.residents.slot(model))
         self._notes.lasting("switch", model, begin_s, before=held)
 
@@ -117,7 +118,7 @@ class ExpertRunner:
     async def _bring(self, name: str, slot: int, coming: Future) -> None:
         begin_s, failed = self._kernel.now(), None
         try:
-            await self._copy(name, slot, lambda: self._waiting)
+            await self._copy(name, slot)
         except Exception as error:
             log.warning("the weights of %r could not be copied: %s", name, error)
             failed = error
@@ -127,23 +128,21 @@ class ExpertRunner:
         coming.set(failed)
 
 
-def copy_for_real(kernel: Kernel, experts: Experts) -> Callable[[str, int, Callable[[], bool]], Any]:
-    """In pieces, on a thread that gives way to steps while none waits for the copy."""
+def copy_for_real(kernel: Kernel, experts: ExpertWeights) -> Copy:
+    """On a thread beside that of the steps, which does not give way to them: they need it done in time."""
 
-    async def copy(name: str, slot: int, urgent: Callable[[], bool]) -> None:
+    async def copy(name: str, slot: int) -> None:
         for piece in experts.pieces(name, slot):
-            await kernel.offload(piece, background=not urgent())
+            await kernel.offload(piece)
 
     return copy
 
 
-def copy_simulated(
-    seconds: Callable[[str], float],
-) -> Callable[[str, int, Callable[[], bool]], Any]:
+def copy_simulated(seconds: Callable[[str], float]) -> Copy:
     """One after another, for as long as is said."""
     link = Fifo("weights")
 
-    async def copy(name: str, slot: int, urgent: Callable[[], bool]) -> None:
+    async def copy(name: str, slot: int) -> None:
         await Use(link, seconds(name))
 
     return copy
