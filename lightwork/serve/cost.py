@@ -23,9 +23,8 @@ SAMPLED = 16
 class ClusterCost:
     """Steps of one model on tp x pp devices: tensor parallel within a stage, pipeline stages in a row.
 
-    step_s: host time per step and stage; None takes the device's. fused=False: as
-    if no device could make a layer one kernel. spent_s: of one step in sixteen, seconds by
-    what bounds them.
+    step_s: host time per step and stage; None takes the device's. fused=False: as if no device could make a
+    layer one kernel. spent_s: of one step in sixteen, seconds by what bounds them.
     """
 
     def __init__(

@@ -68,12 +68,14 @@ def open_simulated(plan: Plan, kernel: Kernel) -> tuple[Engine | Fleet, list[Set
         host_s = _host_s(spec, cluster, block_bytes, seat)
         runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s)
         blocks = _blocks(plan, spec, cost, int(longest.value), composition)
-        told = _told(plan, seats[i], seat, blocks, f"engine {i} " if router is not None else "")
+        name = f"engine {i}" if router is not None else "engine"
+        told = _told(plan, seats[i], seat, blocks, f"{name} " if router is not None else "")
         make_runner: Callable[[KVCache], Runner] = partial(_given, runner)
         if composition is not None:
             residents = _residents(composition, cost, int(blocks.value) * block_bytes)
             copy = copy_simulated(partial(_weights_s, cluster, residents, seat))
-            around = ExpertRunner(kernel, runner, residents, copy, prefetch=composition.prefetch)
+            prefetch = composition.prefetch
+            around = ExpertRunner(kernel, runner, residents, copy, prefetch=prefetch, name=name)
             make_runner = partial(_given, around)
             told.append(resident_setting(residents, "beside the KV"))
         behind = tier_blocks(plan, block_bytes)
@@ -86,7 +88,7 @@ def open_simulated(plan: Plan, kernel: Kernel) -> tuple[Engine | Fleet, list[Set
             int(longest.value),
             spec.vocab_size,
             composition.names() if composition is not None else None,
-            name=f"engine {i}" if router is not None else "engine",
+            name=name,
             ids=ids,
         )
         engines.append(engine)
@@ -153,7 +155,13 @@ def _residents(composition: Composition, cost: ClusterCost, kv_bytes: int) -> Re
             fix="fewer experts, or more devices",
         )
     free_bytes = cost.memory_bytes - kv_bytes
-    cap_bytes = free_bytes if composition.gb is None else min(free_bytes, composition.gb * 1e9)
+    cap_bytes = free_bytes if composition.gb is None else composition.gb * 1e9
+    if cap_bytes > free_bytes:
+        raise CapacityError(
+            f"gb={composition.gb} for experts beside {kv_bytes / 1e9:.1f} GB of KV",
+            expected=f"at most {free_bytes / 1e9:.1f} GB on {devices} devices",
+            fix="lower gb or kv_memory",
+        )
     return Residents(sizes, int(cap_bytes), composition.residency)
 
 

@@ -311,6 +311,12 @@ def test_more_experts_than_host_memory_holds_are_refused() -> None:
                 open_simulated(plan, Kernel())
 
 
+def test_more_memory_than_a_place_has_is_refused() -> None:
+    plan = Plan(model="shape:llama-2-7b", on="sim:sn40lx8", use=(Experts(num=5, gb=500.0),), kv_bytes=1 << 30)
+    with pytest.raises(CapacityError, match="gb=500"):
+        open_simulated(plan, Kernel())
+
+
 def test_a_load_that_names_none_is_of_the_model_itself() -> None:
     plan = Plan(model="shape:llama-2-7b", on="sim:sn40lx8", use=(Experts(num=5),))
     outcome = simulate(plan, Burst(num_requests=4))

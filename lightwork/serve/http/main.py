@@ -74,6 +74,7 @@ def load(
     trace = Trace(f"real: {plan.on}", keep=keep_spans, observers=[metrics])
     kernel = Kernel(WallClock(), trace=trace)
     composition: Composition | None = plan.techniques().get("composition")
+    route = composition.router() if composition is not None else to_itself
     engine, model, settings = open_engine(plan, kernel, progress)
     read_s = clock.now() - imported_s
     model.warm_up()
@@ -86,7 +87,7 @@ def load(
         kv_tokens=engine.kv_tokens,
         defaults=model.generation,
         variants=model.variants,
-        route=composition.router() if composition is not None else to_itself,
+        route=route,
     )
     service = Service(kernel, engine, model.tokenizer)
     app = create_app(service, served, metrics, created=unix_s(), api_key=api_key)
