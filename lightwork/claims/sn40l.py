@@ -309,7 +309,9 @@ def hidden_by_turns(lab: Lab) -> Measured:
             shares.append((late_s - ahead_s) / (late_s - there_s))
             turns.append(there_s / len(there.names))
         copy_s = median(late.durations("load"))
-        waited = sum(ahead.durations("switch")) / sum(late.durations("switch"))
+        waited = sum(ahead.durations("switch")[4:]) / sum(
+            late.durations("switch")[4:]
+        )  # since all were asked
     note = f"{min(shares):.2f} to {max(shares):.2f}; a turn {median(turns):.2f} s, a copy {copy_s:.2f} s"
     note += f"; {1 - waited:.2f} less waiting"
     return Measured(median(shares), note)
