@@ -23,24 +23,24 @@ SPEC = ModelSpec(
 """184 million parameters."""
 
 
-def random_llama() -> str:
+def random_llama(seed: int = 0) -> str:
     """A Llama of random weights in bfloat16, as a folder that is written once."""
-    folder = home() / "claims" / "random-llama-184m"
+    folder = home() / "claims" / f"random-llama-184m{f'-{seed}' if seed else ''}"
     if not folder.is_dir():
         part = folder.with_suffix(f".{os.getpid()}.part")
         try:
-            _write(part)
+            _write(part, seed)
             part.rename(folder)
         finally:
             rmtree(part, ignore_errors=True)
     return str(folder)
 
 
-def _write(folder: Path) -> None:
+def _write(folder: Path, seed: int) -> None:
     import torch
 
     from lightwork.train.export import save_model
     from lightwork.train.initial import initial_weights
     from lightwork.train.vocabulary import build_tokenizer
 
-    save_model(folder, initial_weights(SPEC, seed=0), SPEC, build_tokenizer([], []), torch.bfloat16)
+    save_model(folder, initial_weights(SPEC, seed=seed), SPEC, build_tokenizer([], []), torch.bfloat16)

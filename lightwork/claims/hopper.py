@@ -70,7 +70,7 @@ def tokens_per_s(model: str, place: str, dtype: str, layer_s: float) -> float:
     kernel = Kernel()
     kv = KVCache(BATCH * TOKENS // BLOCK_SIZE + BATCH, BLOCK_SIZE, prefix_cache=False)
     plan = Plan(use=(PrefillFirst(),), prefix_cache=False)
-    engine = make_engine(plan, kernel, kv, lambda kv: SimulatedRunner(cost), spec.max_len, spec.vocab_size)
+    engine = make_engine(plan, kernel, kv, SimulatedRunner(cost), spec.max_len, spec.vocab_size)
     batch = [Arrival(0.0, PROMPT, OUTPUT)] * BATCH
     run_load(engine, batch, SyntheticRequests(batch, spec.vocab_size, kernel.rng("prompts")))
     return BATCH * TOKENS / kernel.now()

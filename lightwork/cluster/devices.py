@@ -23,7 +23,8 @@ class Unit:
     """Identical compute units, used together. rates: operations per second of all of them, by "kind/dtype".
 
     launch_s: time to start one kernel. tile_rows: rows are computed in multiples of this; 1: no tiles.
-    curves: by "kind/dtype", where a measured one differs from `curve`.
+    curves: by "kind/dtype", where a measured one differs from `curve`. fuses: a layer is laid out in space as
+    one kernel, through which rows stream: what passes between its operations does not leave the chip.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Unit:
     curve: Curve = ((1, 1.0),)
     tile_rows: int = 1
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    fuses: bool = False
 
     def rate(self, kind: str, dtype: str) -> float:
         """Saturated operations per second. Raises SpecError if this unit cannot do it."""
@@ -104,6 +106,7 @@ class Device:
         """The names that `sources` must hold."""
         names = [f"unit.{n}" for n in ("count", "rates", "launch_s", "curve", "tile_rows")] + ["step_s"]
         names += ["unit.curves"] if self.unit.curves else []
+        names += ["unit.fuses"] if self.unit.fuses else []
         for level in self.memories:
             names += [f"{level.name}.{f.name}" for f in fields(level) if f.name != "name"]
         return names

@@ -27,8 +27,14 @@ class CostModel:
         self._speeds: dict[tuple[str, str, int], float] = {}
         self._bandwidths: dict[str, float] = {}
 
-    def seconds(self, work: Sequence[Work]) -> float:
-        """Time of operations that follow one another on one device."""
+    def seconds(self, work: Sequence[Work], *, kernels: int = 0) -> float:
+        """Time of operations that follow one another on one device.
+
+        kernels: into which they are fused, if the device does that (see `Unit.fuses`); else 0.
+        """
+        if kernels:
+            bounds = self.bounds(work, kernels=kernels)
+            return max(bounds["compute"], bounds["memory"]) + bounds["launches"]
         total = 0.0
         launch_s = self.cluster.device.unit.launch_s
         for w in work:
@@ -37,12 +43,20 @@ class CostModel:
             total += (arithmetic if arithmetic > traffic else traffic) + w.launches * launch_s
         return total
 
-    def bounds(self, work: Sequence[Work]) -> dict[str, float]:
-        """The same seconds by what bounds each operation: "compute" or "memory"; and those of "launches"."""
-        found = {"compute": 0.0, "memory": 0.0, "launches": 0.0}
+    def bounds(self, work: Sequence[Work], *, kernels: int = 0) -> dict[str, float]:
+        """The same seconds by what bounds each operation: "compute" or "memory"; and those of "launches".
+
+        Operations of one kernel stream, so they overlap: all their arithmetic with all their traffic, which
+        is weights, keys and values, as what passes between them (elementwise work) stays on the chip.
+        """
+        found = {"compute": 0.0, "memory": 0.0, "launches": kernels * self.cluster.device.unit.launch_s}
         for w in work:
             arithmetic = w.ops / self._speed(w.kind, w.dtype, w.rows) if w.ops else 0.0
             traffic = w.bytes / self._bandwidth(w.level) if w.bytes else 0.0
+            if kernels:
+                found["compute"] += arithmetic
+                found["memory"] += traffic if w.kind != "vector" else 0.0
+                continue
             found["compute" if arithmetic > traffic else "memory"] += max(arithmetic, traffic)
             found["launches"] += w.launches * self.cluster.device.unit.launch_s
         return found

@@ -1,4 +1,5 @@
-"""Where keys and values live: blocks, the prefix tree over them, and the table of each sequence.
+"""Where keys and values live: blocks, the prefix tree over them, and the table of each sequence; and which
+weights are there where there is no room for all.
 
 blocks.py   reference-counted blocks and the order in which cached ones are given up
 prefix.py   the tree of published blocks: which text a block holds, found by walking from the root
@@ -6,6 +7,8 @@ kv.py       `KVCache`: the table of each sequence; reserve, commit, roll back, c
 host.py     blocks of host memory behind those, for texts that gave theirs up
 layouts/    kind: where a sequence's next block lies
 tiers/      kind: how KV goes to host memory and back
+residents.py   which items lie in a memory with a hard limit: experts, layers
+residencies/   kind: which of them stay
 
 Everything here counts and numbers; tensors belong to the runner. The engine is the only writer; schedulers
 read.

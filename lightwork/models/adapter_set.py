@@ -68,7 +68,13 @@ class AdapterSet(Collection[str], Generic[P]):
         return self.publish(adapter.name, self.prepare(adapter), in_use)
 
     def of(self, versions: Sequence[str]) -> list[P | None]:
-        """What `place` made of each; None for "". Raises InvariantError for one that is not there."""
+        """What `place` made of each; None for "", and where there are no adapters: names are
+        others' then.
+
+        Raises InvariantError for one that is not there.
+        """
+        if not self._placed:
+            return [None] * len(versions)
         for version in versions:
             if version and version not in self._placed:
                 raise InvariantError(

@@ -8,8 +8,6 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from math import gcd
 from pathlib import Path
 from threading import Lock
 from typing import Any, NoReturn
@@ -19,8 +17,6 @@ from numpy.typing import NDArray
 
 from lightwork.errors import CheckpointError, InvariantError
 from lightwork.kernels.cpu import entries, formats
-from lightwork.kernels.cpu.formats import MatrixFormat
-from lightwork.kernels.cpu.isa import Isa, host
 from lightwork.kernels.cpu.state import (
     ACTIVATIONS,
     PHASES_PER_LAYER,
@@ -32,20 +28,16 @@ from lightwork.kernels.rows import Rows
 from lightwork.models.adapted_step import AdaptedRows, Placed, place
 from lightwork.models.adapter_set import AdapterSet
 from lightwork.models.arena import arrays, discard
-from lightwork.models.checkpoint import Progress, Source, open_checkpoint
-from lightwork.models.packed import Layout, packed_bytes
-from lightwork.models.precisions import Grouping, Numbers, Precision
+from lightwork.models.checkpoint import Progress
+from lightwork.models.packed import Layout, packed_bytes, read_layout
+from lightwork.models.precisions import Numbers, Precision
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.step_buffers import Buffers, padded
 from lightwork.models.tokenizer import Tokenizer
 
 KV_TYPES = {formats.F32: np.float32, formats.BF16_DOT: np.uint16, formats.INT8: np.int8}
-EMBED_HALF = {"float32": -1, "bfloat16": 0, "float16": 1}
 ROWS_AT_ONCE = 2 * ROW_TILE
 """A step of more rows is computed in parts, of whole tiles, so that buffers stay small."""
-LARGEST_GROUP = 128
-"""Inputs that share a scale. A larger group of a checkpoint becomes several with the same scale: the kernel's
-panels of inputs are whole groups, and groups that are whole rows differ from matrix to matrix."""
 
 
 class CompiledKV:
@@ -122,8 +114,8 @@ class CompiledKV:
 class CompiledModel:
     """Weights in packed bytes, buffers, and the threads that run steps.
 
-    generation: the checkpoint's generation_config.json. numbers: what it is stored and computed in. packed:
-    where weights lie, and their bytes. One step runs at a time.
+    generation: the checkpoint's generation_config.json. numbers: what it is stored and computed in.
+    layout, weights: where weights lie, and their bytes. One step runs at a time.
     """
 
     device = "cpu"
@@ -138,21 +130,27 @@ class CompiledModel:
         numbers: Numbers,
     ) -> None:
         self.spec = layout.spec
+        self.layout = layout
+        self.weights = weights
         self.tokenizer = tokenizer
         self.generation = generation
         self.numbers = numbers
         self.nbytes = layout.nbytes
-        self.packed = layout, weights
         self.adapters: AdapterSet[Placed] = AdapterSet(self.spec, lambda adapter: place(adapter, self.spec))
         self.variants: Mapping[str, str] = self.adapters.variants
         self._state = State()
-        self._state.set(**_constants(layout, weights, numbers.kv))
+        self._state.set(**_constants(layout, numbers.kv), **_addresses(layout, weights))
         self._adapted = AdaptedRows(self.adapters, self._state)
         self._buffers = Buffers(self.spec, layout.form, self._state)
         self._kv: CompiledKV | None = None
         self._team: Team | None = None
         self._one_at_a_time = Lock()
         self.set_threads(os.cpu_count() or 1)
+
+    def compute_from(self, weights: NDArray[np.uint8]) -> None:
+        """Use other weights of the same layout from the next step on; they are kept alive, not copied."""
+        with self._one_at_a_time:
+            self._state.set(**_addresses(self.layout, weights))
 
     def new_kv(
         self, num_blocks: int, block_size: int = formats.PAGE, *, shared: int | None = None
@@ -261,18 +259,23 @@ def _whole_pages(slots: Sequence[int]) -> bool:
     return begins and len(slots) % formats.PAGE == 0 < len(slots)
 
 
-def _constants(layout: Layout, weights: NDArray[np.uint8], kv_format: int) -> dict[str, Any]:
-    """The model's part of the record."""
-    spec, form = layout.spec, layout.form
-    table = np.array(form.table or [i - 8.0 for i in range(16)], np.float32)
-    base = weights.ctypes.data
+def _addresses(layout: Layout, weights: NDArray[np.uint8]) -> dict[str, Any]:
+    """Where the weights are."""
     return {
-        "eps": spec.norm_eps,
         "weights": weights,
         "vectors": weights,
         "embed": weights[layout.embed :],
+        "positions": weights.ctypes.data + 4 * layout.positions if layout.positions >= 0 else 0,
+    }
+
+
+def _constants(layout: Layout, kv_format: int) -> dict[str, Any]:
+    """The model's part of the record."""
+    spec, form = layout.spec, layout.form
+    table = np.array(form.table or [i - 8.0 for i in range(16)], np.float32)
+    return {
+        "eps": spec.norm_eps,
         "embed_half": layout.embed_half,
-        "positions": base + 4 * layout.positions if layout.positions >= 0 else 0,
         "layers": layout.layers,
         "num_layers": spec.num_layers,
         "matrices": np.array(layout.matrices, np.int64),
@@ -313,10 +316,7 @@ def open_compiled(folder: Path, precision: Precision, progress: Progress | None)
         raise CheckpointError(
             f"activation {spec.activation!r} is not supported", expected=", ".join(ACTIVATIONS)
         )
-    checkpoint = open_checkpoint(folder)
-    stored = checkpoint.stored()
-    numbers = precision.numbers(stored, _grouping(spec, checkpoint))
-    layout = Layout(spec, _for_host(numbers.matrices, host()), EMBED_HALF[stored])
+    layout, numbers, checkpoint = read_layout(folder, spec, precision)
     weights = packed_bytes(layout, checkpoint, progress)
     generation = read_json(folder, "generation_config.json", optional=True)
     if progress is not None:
@@ -327,27 +327,3 @@ def open_compiled(folder: Path, precision: Precision, progress: Progress | None)
     gc.collect()
     gc.freeze()
     return CompiledModel(layout, weights, Tokenizer(folder), generation, numbers=numbers)
-
-
-def _for_host(form: MatrixFormat, isa: Isa) -> MatrixFormat:
-    """A format with the same numbers that this processor multiplies faster.
-
-    bfloat16 times float32 is the sum of three products of bfloat16, which matrix registers do as fast as
-    vectors do half of one.
-    """
-    return (
-        replace(form, code=formats.BF16_DOT, parts=formats.PARTS)
-        if form.code == formats.BF16 and isa.matrix
-        else form
-    )
-
-
-def _grouping(spec: ModelSpec, checkpoint: Source) -> Grouping | None:
-    """How the checkpoint's matrices are quantised, read off the first."""
-    if spec.family == "gpt2":
-        return None
-    shape = (spec.hidden_size, spec.num_heads * spec.head_size)
-    codes = checkpoint.codes("model.layers.0.self_attn.o_proj.weight", shape)
-    if codes is None:
-        return None
-    return Grouping(codes.bits, gcd(codes.group, LARGEST_GROUP), bool(codes.middles().any()))

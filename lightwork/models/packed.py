@@ -14,23 +14,30 @@ import os
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import gcd
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightwork.home import home, keep
-from lightwork.kernels.cpu import state
+from lightwork.kernels.cpu import formats, state
 from lightwork.kernels.cpu.formats import MatrixFormat
+from lightwork.kernels.cpu.isa import Isa, host
 from lightwork.kernels.cpu.state import zeros
-from lightwork.models.checkpoint import Progress, Source
+from lightwork.models.checkpoint import Progress, Source, open_checkpoint
+from lightwork.models.precisions import Grouping, Numbers, Precision
 from lightwork.models.spec import ModelSpec
 
 KEPT_BYTES = 1 << 20
 """Models of fewer bytes are packed at each start: they are those of tests."""
 LAYOUT_VERSION = 2
 ALIGNMENT = 64
+LARGEST_GROUP = 128
+"""Inputs that share a scale. A larger group of a checkpoint becomes several with the same scale: the kernel's
+panels of inputs are whole groups, and groups that are whole rows differ from matrix to matrix."""
+EMBED_HALF = {"float32": -1, "bfloat16": 0, "float16": 1}
 HUGE_PAGES, POPULATE_READ = 14, 22
 """Advice to Linux about mapped memory, by the numbers of its madvise."""
 
@@ -123,11 +130,46 @@ class Layout:
         return at
 
 
-def packed_bytes(layout: Layout, checkpoint: Source, progress: Progress | None = None) -> NDArray[np.uint8]:
+def read_layout(folder: Path, spec: ModelSpec, precision: Precision) -> tuple[Layout, Numbers, Source]:
+    """How a checkpoint's weights are packed, in which numbers, and the checkpoint."""
+    checkpoint = open_checkpoint(folder)
+    stored = checkpoint.stored()
+    numbers = precision.numbers(stored, _grouping(spec, checkpoint))
+    return Layout(spec, _for_host(numbers.matrices, host()), EMBED_HALF[stored]), numbers, checkpoint
+
+
+def _for_host(form: MatrixFormat, isa: Isa) -> MatrixFormat:
+    """A format with the same numbers that this processor multiplies faster.
+
+    bfloat16 times float32 is the sum of three products of bfloat16, which matrix registers do as fast as
+    vectors do half of one.
+    """
+    return (
+        replace(form, code=formats.BF16_DOT, parts=formats.PARTS)
+        if form.code == formats.BF16 and isa.matrix
+        else form
+    )
+
+
+def _grouping(spec: ModelSpec, checkpoint: Source) -> Grouping | None:
+    """How the checkpoint's matrices are quantised, read off the first."""
+    if spec.family == "gpt2":
+        return None
+    shape = (spec.hidden_size, spec.num_heads * spec.head_size)
+    codes = checkpoint.codes("model.layers.0.self_attn.o_proj.weight", shape)
+    if codes is None:
+        return None
+    return Grouping(codes.bits, gcd(codes.group, LARGEST_GROUP), bool(codes.middles().any()))
+
+
+def packed_bytes(
+    layout: Layout, checkpoint: Source, progress: Progress | None = None, *, read: bool = True
+) -> NDArray[np.uint8]:
     """The bytes of a layout, read-only: mapped from a file made earlier, or made now.
 
-    A file made from an older version of the checkpoint is not used. Raises CheckpointError; MissingExtraError
-    without torch, if the checkpoint has to be read.
+    A file made from an older version of the checkpoint is not used. read=False: not all of it is brought
+    into memory now, but what is looked at. Raises CheckpointError; MissingExtraError without torch, if the
+    checkpoint has to be read.
     """
     if layout.nbytes < KEPT_BYTES:
         return _in_memory(layout, checkpoint, progress)
@@ -144,8 +186,16 @@ def packed_bytes(layout: Layout, checkpoint: Source, progress: Progress | None =
             return _in_memory(layout, checkpoint, progress)
     with kept.open("rb") as file:
         mapped = _map(file.fileno(), layout.nbytes, mmap.PROT_READ)
-    _advise(mapped, POPULATE_READ)
+    if read:
+        _advise(mapped, POPULATE_READ)
     return np.frombuffer(mapped, np.uint8)
+
+
+def room(nbytes: int) -> NDArray[np.uint8]:
+    """Memory for weights that are copied, in huge pages."""
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE)
+    _advise(memory, HUGE_PAGES)
+    return np.frombuffer(memory, np.uint8)
 
 
 def _map(file: int, nbytes: int, protection: int) -> mmap.mmap:

@@ -214,7 +214,7 @@ class Bench:
             replace(plan, max_waiting=1 << 20),
             kernel,
             kv,
-            lambda kv: make(kernel, kv),
+            make(kernel, kv),
             limits.max_len,
             spec.vocab_size,
         )

@@ -220,7 +220,7 @@ class Record:
         sizes = (int(self.about[name]) for name in ("kv_blocks", "block_size", "tier_blocks"))
         kv = make_kv(plan, *sizes)
         runner = SimulatedRunner(CalibratedCost(self.calibration))
-        engine = make_engine(plan, kernel, kv, lambda kv: runner, int(self.about["max_len"]), spec.vocab_size)
+        engine = make_engine(plan, kernel, kv, runner, int(self.about["max_len"]), spec.vocab_size)
         self._run(engine, kernel)
         assert kernel.trace is not None
         return _figures(kernel.trace.spans)

@@ -26,8 +26,8 @@ SAMPLED = 16
 class ClusterCost:
     """Steps of one model on tp x pp devices: tensor parallel within a stage, pipeline stages in a row.
 
-    step_s: host time per step and stage; None takes the device's. spent_s: of one step in sixteen, seconds by
-    what bounds them.
+    step_s: host time per step and stage; None takes the device's. fused=False: as if no device could make a
+    layer one kernel. spent_s: of one step in sixteen, seconds by what bounds them.
     """
 
     def __init__(
@@ -39,8 +39,10 @@ class ClusterCost:
         tp: int = 1,
         pp: int = 1,
         step_s: float | None = None,
+        fused: bool = True,
     ) -> None:
         self.spec = spec
+        self.kernels = spec.num_layers + 1 if costs.cluster.device.unit.fuses and fused else 0
         self.costs = costs
         self.dtype = dtype
         self.tp = tp
@@ -64,7 +66,7 @@ class ClusterCost:
             work += layer_work(self.spec, start, count, back=back, dtype=self.dtype, tp=self.tp)
         row_bytes = self.spec.hidden_size * DTYPE_BYTES[self.dtype]
         hidden_bytes = sum(count for _, count in chunks) * row_bytes
-        seconds = self.costs.seconds(work)
+        seconds = self.costs.seconds(work, kernels=self.kernels)
         exchange_s = 0.0
         if self.tp > 1:
             one_s = self.costs.collective_seconds("all_reduce", range(self.tp), hidden_bytes)
@@ -74,7 +76,10 @@ class ClusterCost:
                 exchange_s += (4 if back else 2) * one_s
             seconds += exchange_s
         if self._steps % SAMPLED == 0:
-            bounds = self.costs.bounds(work) | {"network": exchange_s, "host": self.step_s * self.pp}
+            bounds = self.costs.bounds(work, kernels=self.kernels) | {
+                "network": exchange_s,
+                "host": self.step_s * self.pp,
+            }
             self.spent_s = {name: self.spent_s.get(name, 0.0) + s for name, s in bounds.items()}
         self._steps += 1
         stage_s = seconds / self.pp + self.step_s
@@ -94,14 +99,22 @@ class ClusterCost:
             launches=2 * len(copies),
         )
 
+    @property
+    def weights_bytes(self) -> int:
+        return self.spec.num_params * DTYPE_BYTES[self.dtype]
+
+    @property
+    def memory_bytes(self) -> float:
+        """What weights and KV may fill on all devices."""
+        return self.costs.cluster.device.memory().bytes * KV_SHARE * self.tp * self.pp
+
     def kv_tokens(self) -> int:
         """Tokens whose KV fits beside the weights. Raises CapacityError if the weights alone do not fit."""
-        memory = self.costs.cluster.device.memory().bytes * KV_SHARE * self.tp * self.pp
-        left = memory - self.spec.num_params * DTYPE_BYTES[self.dtype]
+        left = self.memory_bytes - self.weights_bytes
         if left <= 0:
             raise CapacityError(
-                f"the weights take {self.spec.num_params * DTYPE_BYTES[self.dtype] / 1e9:.0f} GB",
-                expected=f"less than {memory / 1e9:.0f} GB on {self.tp * self.pp} devices",
+                f"the weights take {self.weights_bytes / 1e9:.0f} GB",
+                expected=f"less than {self.memory_bytes / 1e9:.0f} GB on {self.tp * self.pp} devices",
                 fix="more devices",
             )
         return int(left / self.spec.kv_bytes_per_token(self.dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +15,7 @@ from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.adapters import put_adapter
 from lightwork.serve.beside import measured
+from lightwork.serve.composing import compose
 from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.plan import (
@@ -113,38 +114,35 @@ def open_one(
     blocks = kv_blocks(plan, model.spec, kv_dtype, int(longest.value), free, block_size)
     behind = tier_blocks(plan, model.spec.kv_bytes_per_token(kv_dtype) * block_size)
     kv = make_kv(plan, int(blocks.value), block_size, behind)
-    make_runner: Callable[..., Runner] = runner_for(plan.on, model)
+    composition = chosen.get("composition")
+    make_runner: Callable[..., Runner] = runner_for(plan.on, model, moves=composition is not None)
     if shared is not None:
         make_runner = partial(make_runner, shared=shared)
+    models: Collection[str] = model.adapters
+    if composition is not None:
+        make_runner, told = compose(plan, model, make_runner, free, progress, parts.get("name", "engine"))
+        settings.append(told)
+        models = [*model.variants.values()]
     runner = make_runner(kernel, model, kv)
     if "tuning" in chosen:
         runner, beside, more = _train_beside(chosen["tuning"], runner, kernel, model, kv)
         parts |= beside
         settings += more
-    engine = make_engine(
-        plan,
-        kernel,
-        kv,
-        lambda kv: runner,
-        int(longest.value),
-        model.spec.vocab_size,
-        model.adapters,
-        **parts,
-    )
+    max_len, vocab_size = int(longest.value), model.spec.vocab_size
+    engine = make_engine(plan, kernel, kv, runner, max_len, vocab_size, models, **parts)
     if isinstance(runner, TrainingRunner):
         runner.publish = partial(put_adapter, engine, model)
     if kernel.trace is not None:
-        kernel.trace.about = about(
-            plan,
-            kv_blocks=kv.total,
-            block_size=block_size,
-            tier_blocks=behind,
-            max_len=int(longest.value),
-        )
-    asked = "as asked" if "scheduler" in chosen else "the default"
-    settings += [*_threads(plan, model), longest, blocks, *divided(plan, kv)]
-    settings.append(Setting("scheduler", repr(engine.scheduler), asked))
+        derived = {"kv_blocks": kv.total, "block_size": block_size, "tier_blocks": behind}
+        kernel.trace.about = about(plan, **derived, max_len=max_len)
+    settings += [*_threads(plan, model), longest, blocks, *divided(plan, kv), _scheduler(chosen, engine)]
     return engine, model, settings
+
+
+def _scheduler(chosen: Mapping[str, Any], engine: Engine) -> Setting:
+    asked = "as asked" if "scheduler" in chosen else "the default"
+    asked += "; models take turns" * ("composition" in chosen)
+    return Setting("scheduler", repr(engine.scheduler), asked)
 
 
 def _train_beside(
@@ -236,9 +234,12 @@ def import_backend(place: str) -> None:
         import_models()
 
 
-def runner_for(place: str, model: Served) -> Callable[[Kernel, Any, KVCache], Runner]:
-    """Triton's kernels on a GPU, if they are installed and know the model; otherwise the model itself."""
-    if place.startswith("cuda") and find_spec("triton") is not None:
+def runner_for(place: str, model: Served, *, moves: bool = False) -> Callable[[Kernel, Any, KVCache], Runner]:
+    """Triton's kernels on a GPU, if they are installed and know the model; otherwise the model itself.
+
+    moves: where its weights are changes between steps, which recorded steps do not know.
+    """
+    if not moves and place.startswith("cuda") and find_spec("triton") is not None:
         from lightwork.models.gpu_step import supports
         from lightwork.serve.gpu_runner import GpuRunner
 

@@ -5,7 +5,7 @@ What nobody set is derived, and every derived value has its reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,6 +40,7 @@ SERVED_KINDS = (
     "layout",
     "tier",
     "tuning",
+    "composition",
 )
 
 
@@ -95,6 +96,12 @@ class Plan:
                     fix="leave one out",
                 )
             chosen[kind] = technique
+        if "composition" in chosen and chosen.keys() & {"adapters", "tuning"}:
+            raise SpecError(
+                "experts of a composition have no adapters",
+                expected="Experts alone, or one model",
+                fix="leave one out",
+            )
         return chosen
 
 
@@ -111,13 +118,13 @@ def make_engine(
     plan: Plan,
     kernel: Kernel,
     kv: KVCache,
-    make_runner: Callable[[KVCache], Runner],
+    runner: Runner,
     max_len: int,
     vocab_size: int,
     models: Collection[str] | None = None,
     **parts: Any,
 ) -> Engine:
-    """The engine a plan describes, on any runner.
+    """The engine a plan describes, on any runner of these KV blocks.
 
     models: see `Limits`. parts: what else `Engine` takes.
     """
@@ -130,12 +137,16 @@ def make_engine(
             expected="CoServe around it",
             fix=f"--use 'CoServe(inner={scheduler!r})'",
         )
+    if "composition" in chosen:
+        from lightwork.serve.composing import taking_turns
+
+        scheduler = taking_turns(scheduler)
     proposer: Proposer | None = chosen.get("proposer")
     verifier: Verifier | None = chosen.get("verifier")
     limits = Limits(max_len=max_len, max_seqs=plan.max_seqs, max_waiting=plan.max_waiting, models=models)
     return Engine(
         kernel,
-        make_runner(kv),
+        runner,
         kv,
         scheduler,
         limits=limits,

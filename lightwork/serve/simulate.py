@@ -18,6 +18,7 @@ from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
+from lightwork.serve.expert_runner import ExpertRunner
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.loads import Arrival, Load
 from lightwork.serve.metrics import Meter, Slo, Summary
@@ -219,9 +220,10 @@ def simulate(
 def _bounds(server: Engine | Fleet) -> dict[str, float]:
     spent_s: dict[str, float] = {}
     for engine in server.engines if isinstance(server, Fleet) else [server]:
-        assert isinstance(engine.runner, SimulatedRunner)
-        assert isinstance(engine.runner.cost, ClusterCost)
-        for name, seconds in engine.runner.cost.spent_s.items():
+        runner = engine.runner.inner if isinstance(engine.runner, ExpertRunner) else engine.runner
+        assert isinstance(runner, SimulatedRunner)
+        assert isinstance(runner.cost, ClusterCost)
+        for name, seconds in runner.cost.spent_s.items():
             spent_s[name] = spent_s.get(name, 0.0) + seconds
     total_s = sum(spent_s.values()) or 1.0
     return {name: spent_s[name] / total_s for name in sorted(spent_s, key=spent_s.__getitem__, reverse=True)}

@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 
 from lightwork.cluster import Cluster, CostModel, parse_place
 from lightwork.errors import CapacityError, SpecError
-from lightwork.memory.kv import KVCache
+from lightwork.memory.residents import Residents
 from lightwork.models import read_shape
 from lightwork.models.spec import ModelSpec
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve.composing import resident_setting
+from lightwork.serve.compositions import Composition
 from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
+from lightwork.serve.expert_runner import ExpertRunner, copy_simulated
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.plan import (
     BLOCK_SIZE,
@@ -28,6 +31,7 @@ from lightwork.serve.plan import (
     tier_blocks,
 )
 from lightwork.serve.routers import Router, Seat
+from lightwork.serve.runner import Runner
 from lightwork.serve.simulated_runner import SimulatedRunner
 
 MOST_BLOCKS = 1 << 22
@@ -49,6 +53,7 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
     """
     spec, cluster = read_shape(plan.model), parse_place(plan.on)
     router: Router[object] | None = plan.techniques().get("router")
+    composition: Composition | None = plan.techniques().get("composition")
     seats = router.seats() if router is not None else [Seat()]
     placed = _place(plan, spec, cluster, seats)
     rates = cluster.device.unit.rates
@@ -63,29 +68,29 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
         cost = ClusterCost(spec, CostModel(cluster), dtype=dtype, tp=seat.tp, pp=seat.pp)
         host_s = _host_s(spec, cluster, block_bytes, seat)
         runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s)
-        blocks = _blocks(plan, spec, cost, int(longest.value))
+        blocks = _blocks(plan, spec, cost, int(longest.value), composition)
+        name = f"engine {i}" if router is not None else "engine"
+        prefix = f"{name} " if router is not None else ""
+        told = _told(plan, seats[i], seat, blocks, prefix)
+        engine_runner: Runner = runner
+        if composition is not None:
+            residents = _residents(composition, cost, int(blocks.value) * block_bytes)
+            copy = copy_simulated(partial(_weights_s, cluster, residents, seat))
+            prefetch = composition.prefetch
+            engine_runner = ExpertRunner(kernel, runner, residents, copy, prefetch=prefetch, name=name)
+            told.append(resident_setting(residents, "beside the KV"))
         behind = tier_blocks(plan, block_bytes)
         kv = make_kv(plan, min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, behind)
-        engine = make_engine(
-            plan,
-            kernel,
-            kv,
-            partial(_given, runner),
-            int(longest.value),
-            spec.vocab_size,
-            name=f"engine {i}" if router is not None else "engine",
-            ids=ids,
-            **parts,
+        names = composition.names() if composition is not None else None
+        max_len, vocab_size = int(longest.value), spec.vocab_size
+        engines.append(
+            make_engine(
+                plan, kernel, kv, engine_runner, max_len, vocab_size, names, name=name, ids=ids, **parts
+            )
         )
-        engines.append(engine)
-        prefix = f"engine {i} " if router is not None else ""
-        settings += _told(plan, seats[i], seat, blocks, prefix)
+        settings += told
         settings += [one._replace(name=prefix + one.name) for one in divided(plan, kv)]
     return (Fleet(engines, router) if router is not None else engines[0]), settings
-
-
-def _given(runner: SimulatedRunner, kv: KVCache) -> SimulatedRunner:
-    return runner
 
 
 def _place(plan: Plan, spec: ModelSpec, cluster: Cluster, seats: Sequence[Seat]) -> list[_Placed]:
@@ -119,11 +124,44 @@ def _sizes(plan: Plan, seat: Seat, spec: ModelSpec, cluster: Cluster, devices: i
     return tp, pp
 
 
-def _blocks(plan: Plan, spec: ModelSpec, cost: ClusterCost, max_len: int) -> Setting:
-    if plan.kv_bytes is not None:
-        return kv_blocks(plan, spec, cost.dtype, max_len, 0)
+def _blocks(
+    plan: Plan, spec: ModelSpec, cost: ClusterCost, max_len: int, composition: Composition | None
+) -> Setting:
+    if plan.kv_bytes is not None or composition is not None:
+        return kv_blocks(plan, spec, cost.dtype, max_len, int(cost.memory_bytes))
     blocks = cost.kv_tokens() // BLOCK_SIZE
     return Setting("kv_blocks", str(blocks), "what the weights leave of 90 % of the memory")
+
+
+def _residents(composition: Composition, cost: ClusterCost, kv_bytes: int) -> Residents:
+    """Experts behind one engine: all in host memory, some in what the KV leaves of the devices' own.
+
+    Raises CapacityError if either is too small.
+    """
+    device, devices = cost.costs.cluster.device, cost.tp * cost.pp
+    sizes = dict.fromkeys(["", *composition.names()], cost.weights_bytes)
+    host_bytes = device.memory("host").bytes * devices
+    if len(sizes) * cost.weights_bytes > host_bytes:
+        raise CapacityError(
+            f"{len(sizes)} models take {len(sizes) * cost.weights_bytes / 1e9:.0f} GB",
+            expected=f"at most {host_bytes / 1e9:.0f} GB, the host memory of {devices} devices",
+            fix="fewer experts, or more devices",
+        )
+    free_bytes = cost.memory_bytes - kv_bytes
+    cap_bytes = free_bytes if composition.gb is None else composition.gb * 1e9
+    if cap_bytes > free_bytes:
+        raise CapacityError(
+            f"gb={composition.gb} for experts beside {kv_bytes / 1e9:.1f} GB of KV",
+            expected=f"at most {free_bytes / 1e9:.1f} GB on {devices} devices",
+            fix="lower gb or kv_memory",
+        )
+    return Residents(sizes, int(cap_bytes), composition.residency)
+
+
+def _weights_s(cluster: Cluster, residents: Residents, seat: _Placed, name: str) -> float:
+    """Seconds that weights take from host memory, each device its part."""
+    host = cluster.device.memory("host")
+    return host.latency_s + residents.sizes[name] / (seat.tp * seat.pp) / host.read_bytes_per_s
 
 
 def _link_s(spec: ModelSpec, cluster: Cluster, dtype: str, lanes: int) -> Callable[[int, int, int], float]:

@@ -49,7 +49,7 @@ class Packed:
     """
 
     def __init__(self, model: CompiledModel) -> None:
-        layout, weights = model.packed
+        layout, weights = model.layout, model.weights
         self.spec = model.spec
         halves = layout.form.code in (BF16, BF16_DOT) and host().dot16
         self.dtype = torch.bfloat16 if halves else torch.float32

@@ -56,6 +56,23 @@ def test_a_started_tile_costs_as_much_as_a_full_one():
     assert COSTS.seconds([matmul(2049)]) > COSTS.seconds([matmul(2048)]) * 1.05
 
 
+def test_a_fused_layer_overlaps_its_work_and_keeps_what_is_between_on_the_chip():
+    """Arithmetic and weights of all operations stream together; elementwise traffic and launches go."""
+    costs = CostModel(parse_place("sim:sn40l"))
+    device = costs.cluster.device
+    few, many = matmul(1), matmul(8192)
+    between = Work(kind="vector", dtype="bfloat16", ops=1e6, bytes=1e12, launches=10)
+    read_s = (few.bytes + many.bytes) / device.memory().read_bytes_per_s
+    compute_s = sum(w.ops / device.unit.rate(w.kind, w.dtype) for w in (few, many, between))
+    assert costs.seconds([few, many, between], kernels=3) == pytest.approx(
+        max(read_s, compute_s) + 3 * device.unit.launch_s
+    )
+    assert costs.bounds([few, between], kernels=1)["memory"] == pytest.approx(
+        few.bytes / device.memory().read_bytes_per_s
+    )
+    assert costs.seconds([few, many, between]) > 1e12 / device.memory().read_bytes_per_s
+
+
 def test_what_the_machine_cannot_do_is_refused():
     with pytest.raises(SpecError, match="float64"):
         COSTS.seconds([Work(dtype="float64", ops=1.0)])

@@ -20,7 +20,7 @@ from lightwork import models
 from lightwork.errors import InvariantError
 from lightwork.kernels.cpu.formats import CODE4, CODE8_DOT, MatrixFormat
 from lightwork.kernels.cpu.isa import host
-from lightwork.models import compiled
+from lightwork.models import compiled, packed
 from lightwork.models.compiled import CompiledModel
 from lightwork.models.precisions import Precision
 from lightwork.models.precisions.quant import Quant
@@ -69,7 +69,7 @@ def test_weights_of_16_bits_lose_nothing_in_any_way_of_multiplying(
     folder = checkpoint(family, dtype=dtype)
     ways = []
     for matrix in (False, True):
-        monkeypatch.setattr(compiled, "host", lambda m=matrix: host()._replace(matrix=m))
+        monkeypatch.setattr(packed, "host", lambda m=matrix: host()._replace(matrix=m))
         model = load(folder)
         ways.append(logits_of(model))
         alone = [Steps(model).after([part])[0] for part in PARTS]

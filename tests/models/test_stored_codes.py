@@ -24,10 +24,9 @@ from lightwork import models
 from lightwork.errors import CheckpointError
 from lightwork.kernels.cpu.formats import MatrixFormat
 from lightwork.models.checkpoint import Source, open_checkpoint
-from lightwork.models.compiled import EMBED_HALF
 from lightwork.models.gguf.container import Container
 from lightwork.models.gguf.export import BY_NAME, Entry, write_container, write_gguf
-from lightwork.models.packed import Layout, packed_bytes
+from lightwork.models.packed import EMBED_HALF, Layout, packed_bytes
 from lightwork.models.parts import MATRICES, Named, each_part
 from lightwork.models.precisions import Precision
 from lightwork.models.precisions.quant import Quant

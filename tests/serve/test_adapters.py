@@ -73,7 +73,7 @@ def opened_on_torch(checkpoint: Make, folder: Path, *use: Any, **settings: Any) 
         plan,
         kernel,
         kv,
-        lambda kv: LocalRunner(kernel, model, kv),
+        LocalRunner(kernel, model, kv),
         200,
         model.spec.vocab_size,
         model.adapters,

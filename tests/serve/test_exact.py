@@ -52,9 +52,7 @@ def torch_engine_for(folder: Path, kernel: Kernel | None = None, **settings: obj
     blocks = kv_blocks(plan, model.spec, "float32", 200, 1 << 30)
     behind = tier_blocks(plan, model.spec.kv_bytes_per_token("float32") * 16)
     kv = make_kv(plan, int(blocks.value), 16, behind)
-    return make_engine(
-        plan, kernel, kv, lambda kv: LocalRunner(kernel, model, kv), 200, model.spec.vocab_size
-    )
+    return make_engine(plan, kernel, kv, LocalRunner(kernel, model, kv), 200, model.spec.vocab_size)
 
 
 def prompts(num: int, seed: int = 0) -> list[tuple[int, ...]]:
@@ -172,7 +170,7 @@ def test_the_simulated_engine_decides_like_the_real_one(checkpoint: Make) -> Non
     again = replay(
         kernel.trace,
         seqs,
-        lambda k, runner, kv: make_engine(plan, k, kv, lambda _: runner, 200, model.spec.vocab_size),
+        lambda k, runner, kv: make_engine(plan, k, kv, runner, 200, model.spec.vocab_size),
         KVCache(engine.kv.total, engine.kv.block_size),
     )
     assert decisions(again) == decisions(kernel.trace)

@@ -128,7 +128,7 @@ def torch_engine(folder: Path, slots: int) -> Engine:
     plan = Plan(model=str(folder), max_len=200, use=(Flover(), Slots(max_seqs=slots)))
     kernel, model = Kernel(WallClock(), trace=Trace("real: torch")), models.load(str(folder))
     kv = make_kv(plan, slots * 16, 16, 0)
-    return engine_of(plan, kernel, kv, lambda kv: LocalRunner(kernel, model, kv), 200, model.spec.vocab_size)
+    return engine_of(plan, kernel, kv, LocalRunner(kernel, model, kv), 200, model.spec.vocab_size)
 
 
 ENGINES = pytest.mark.parametrize("make", [compiled_engine, torch_engine])

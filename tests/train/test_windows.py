@@ -137,7 +137,7 @@ def test_packed_weights_train_as_what_they_stand_for(checkpoint: Make, precision
     pytest.importorskip("numba")
     compiled = models.load_compiled(str(checkpoint("llama")), precision=precision)
     source = frozen(compiled)
-    plain = Plain(Unpacked(*compiled.packed, dtype=torch.float64))
+    plain = Plain(Unpacked(compiled.layout, compiled.weights, dtype=torch.float64))
     for other in (source, plain):
         assert other.spec == compiled.spec
     tokens_T, weights_T = tokens_of(source), some_weights()
@@ -173,7 +173,7 @@ def test_stored_weights_are_unpacked_exactly(checkpoint: Make) -> None:
     folder = str(checkpoint("llama"))
     compiled = models.load_compiled(folder, precision=Stored())
     stored = models.load(folder, dtype="float32", device="cpu").weights
-    weights = Unpacked(*compiled.packed, dtype=torch.float32)
+    weights = Unpacked(compiled.layout, compiled.weights, dtype=torch.float32)
     assert torch.equal(weights.head(), stored.head)
     assert torch.equal(weights.embedding(torch.arange(9)), stored.embed[:9])
     for i, layer in enumerate(stored.layers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from lightwork.cluster.devices import Cluster, Device, Link, Memory, Unit
 
@@ -30,6 +31,29 @@ def cache_sources(l1_bandwidth: str, l2_bandwidth: str) -> dict[str, str]:
     """Sources of an L1 and an L2; their bandwidths have their own."""
     found = {f"{level}.{field}": why for level in ("l1", "l2") for field, why in CACHE_SOURCES.items()}
     return found | {"l1.read_bytes_per_s": l1_bandwidth, "l2.read_bytes_per_s": l2_bandwidth}
+
+
+def dgx(cluster: Cluster, name: str, *, node_bytes_per_s: float) -> Cluster:
+    """The same GPUs as a server of 2 TB, of which host to device copies pass node_bytes_per_s in all."""
+    device = cluster.device
+    host = replace(
+        device.memory("host"),
+        bytes=2e12 / PER_NODE,
+        read_bytes_per_s=node_bytes_per_s / PER_NODE,
+        write_bytes_per_s=node_bytes_per_s / PER_NODE,
+    )
+    sources = {
+        **device.sources,
+        "host.bytes": "published: DGX data sheet, 2 TB of a node, an eighth for each device",
+        "host.read_bytes_per_s": (
+            f"published: 'SambaNova SN40L', 2024: {node_bytes_per_s / 1e9:.0f} GB/s from host to devices, "
+            "which those of a node share"
+        ),
+        "host.write_bytes_per_s": "assumed: as reading",
+    }
+    memories = tuple(host if m.name == "host" else m for m in device.memories)
+    named = replace(device, name=name, memories=memories, sources=sources)
+    return replace(cluster, device=named)
 
 
 def gpu_nodes(

@@ -18,9 +18,10 @@ from lightwork.runtime.clock import WallClock, unix_s
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import write_chrome_trace
 from lightwork.runtime.trace import Trace
+from lightwork.serve.compositions import Composition
 from lightwork.serve.http.app import create_app
 from lightwork.serve.http.metrics import Metrics
-from lightwork.serve.http.translate import Served
+from lightwork.serve.http.translate import Served, to_itself
 from lightwork.serve.opening import AnyModel, import_backend, open_engine
 from lightwork.serve.plan import Plan, Setting
 from lightwork.serve.service import Service
@@ -72,18 +73,14 @@ def load(
     metrics = Metrics()
     trace = Trace(f"real: {plan.on}", keep=keep_spans, observers=[metrics])
     kernel = Kernel(WallClock(), trace=trace)
+    composition: Composition | None = plan.techniques().get("composition")
+    route = composition.router() if composition is not None else to_itself
     engine, model, settings = open_engine(plan, kernel, progress)
     served_name = name or plan.model
     read_s = clock.now() - imported_s
     model.warm_up()
     warm_s = clock.now() - imported_s - read_s
-    if served_name in model.variants:
-        model.close()
-        raise SpecError(
-            f"the model and one of its adapters are both called {served_name!r}",
-            expected="names of their own",
-            fix="--name another",
-        )
+    _check_name(served_name, model)
     served = Served(
         name=served_name,
         tokenizer=model.tokenizer,
@@ -92,6 +89,7 @@ def load(
         kv_tokens=engine.kv_tokens,
         defaults=model.generation,
         variants=model.variants,
+        route=route,
     )
     service = Service(kernel, engine, model.tokenizer)
     app = create_app(service, served, metrics, created=unix_s(), api_key=api_key)
@@ -105,6 +103,16 @@ def load(
         phases=[("import", imported_s), ("read", read_s), ("warm up", warm_s)],
         nbytes=model.nbytes,
     )
+
+
+def _check_name(name: str, model: AnyModel) -> None:
+    if name in model.variants:
+        model.close()
+        raise SpecError(
+            f"the model and one of its variants are both called {name!r}",
+            expected="names of their own",
+            fix="--name another",
+        )
 
 
 def listen(host: str, port: int) -> socket.socket:

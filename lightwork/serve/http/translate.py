@@ -6,7 +6,7 @@ Defaults filled in, limits checked, what cannot be done refused by name.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,12 +28,17 @@ from lightwork.serve.http.schemas import (
 from lightwork.serve.sequence import Limits, Request
 
 
+def to_itself(prompt: Sequence[int]) -> str:
+    """The model a server was opened with answers what is sent to its name."""
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """What requests are translated against.
 
     defaults: the model's generation_config.json. variants: other names it can be asked for under, as of now,
-    and what `Request.model` is then.
+    and what `Request.model` is then. route: what it is for a prompt that is sent to `name`.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Served:
     kv_tokens: int
     defaults: Mapping[str, Any] = field(default_factory=dict)
     variants: Mapping[str, str] = field(default_factory=dict)
+    route: Callable[[Sequence[int]], str] = to_itself
 
     @property
     def names(self) -> list[str]:
@@ -165,7 +171,7 @@ def _request(
         n=body.n,
         prompt_logprobs=body.prompt_logprobs,
         tenant=body.user,
-        model=served.variants.get(body.model, ""),
+        model=served.variants[body.model] if body.model in served.variants else served.route(prompt),
     )
 
 

@@ -53,7 +53,8 @@ class Step:
     pins, unpins: of prefixes; a step without chunks is only applied, then the scheduler is asked again.
     budget: rows this step may have; what chunks leave is offered to drafts. drafts: one per chunk, or none at
     all. left: blocks that hold nothing once it is copied. after: what has to end before it may run.
-    slices: of training, computed with it.
+    slices: of training, computed with it. next_model: whose turn comes after this step's model, if that is
+    known, so that its weights can be brought.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -68,6 +69,7 @@ class Step:
     left: Sequence[range] = ()
     after: list[Future] = field(default_factory=list)
     slices: Sequence[Slice] = ()
+    next_model: str | None = None
 
     @property
     def changes_nothing(self) -> bool:

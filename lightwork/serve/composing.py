@@ -1,0 +1,91 @@
+"""From a plan with a composition to what its engine needs beside that of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from lightwork.errors import InvariantError
+from lightwork.memory.kv import KVCache
+from lightwork.memory.residents import Residents
+from lightwork.runtime.kernel import Kernel
+from lightwork.serve.compositions import Composition
+from lightwork.serve.expert_runner import ExpertRunner, copy_for_real
+from lightwork.serve.plan import Plan, Setting
+from lightwork.serve.runner import Runner
+from lightwork.serve.schedulers import Scheduler
+from lightwork.serve.schedulers.by_model import ByModel
+
+if TYPE_CHECKING:
+    from lightwork.models import Model
+    from lightwork.models.compiled import CompiledModel
+    from lightwork.models.experts import ExpertWeights
+
+    Served = Model | CompiledModel
+
+Progress = Callable[[str, int, int], None]
+
+
+def taking_turns(scheduler: Scheduler[Any]) -> Scheduler[Any]:
+    """The scheduler if models take turns in it, else turns with it inside."""
+    return scheduler if _has_turns(scheduler) else ByModel(inner=scheduler)
+
+
+def _has_turns(scheduler: object) -> bool:
+    if isinstance(scheduler, ByModel) or not is_dataclass(scheduler):
+        return isinstance(scheduler, ByModel)
+    return any(_has_turns(getattr(scheduler, field.name)) for field in fields(scheduler))
+
+
+def compose(
+    plan: Plan,
+    model: Served,
+    make_runner: Callable[..., Runner],
+    free_bytes: float,
+    progress: Progress | None,
+    name: str,
+) -> tuple[Callable[[Kernel, Any, KVCache], Runner], Setting]:
+    """A runner whose steps wait for their expert, and how many of them are resident.
+
+    The model learns its variants. Raises CheckpointError, and CapacityError if one expert does not fit.
+    """
+    composition: Composition = plan.techniques()["composition"]
+    experts = _open(plan, composition, model, progress)
+    cap_bytes = int(free_bytes / 2 if composition.gb is None else composition.gb * 1e9)
+    residents = Residents(experts.sizes, cap_bytes, composition.residency)
+    made_bytes = experts.make_room(residents.num_slots)
+    if made_bytes > cap_bytes:
+        raise InvariantError(f"experts have {made_bytes} bytes", expected=f"at most {cap_bytes}")
+
+    def make(kernel: Kernel, model: Served, kv: KVCache) -> Runner:
+        return ExpertRunner(
+            kernel,
+            make_runner(kernel, model, kv),
+            residents,
+            copy_for_real(kernel, experts),
+            experts.compute_from,
+            prefetch=composition.prefetch,
+            name=name,
+        )
+
+    why = "half of the free memory" if composition.gb is None else "as asked"
+    return make, resident_setting(residents, why)
+
+
+def _open(plan: Plan, composition: Composition, model: Served, progress: Progress | None) -> ExpertWeights:
+    from lightwork.models import resolve
+    from lightwork.models.experts import PackedExperts, TorchExperts
+    from lightwork.models.precisions.stored import Stored
+
+    folders = composition.folders()
+    model.variants = {name: name for name in folders}
+    if hasattr(model, "layout"):
+        precision = plan.techniques().get("precision") or Stored()
+        return PackedExperts(cast("CompiledModel", model), folders, precision, progress)
+    return TorchExperts(model, {"": resolve(plan.model), **folders}, progress)
+
+
+def resident_setting(residents: Residents, why: str) -> Setting:
+    told = f"{why}, {residents.cap_bytes / 1e9:.4g} GB; {residents.slot_bytes} bytes each"
+    return Setting("residents", f"{residents.num_slots} of {len(residents.sizes)} models", told)
