@@ -8,7 +8,7 @@ R rows  d hidden  H query heads  G key-value heads  D head size  F MLP width  V 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from lightwork.models.weights import Layer, Weights
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [R, H, D], k [R, G, D], v [R, G, D]) -> output [R, H, D]."""
+Reduce = Callable[[Tensor], Tensor]
+"""Sums what each of several tensor-parallel ranks has of a product; alone, a rank has all of it."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -35,16 +37,34 @@ def forward(
 ) -> Tensor:
     """The normalised hidden states [R, d] of R rows."""
     x_Rd = F.embedding(tokens_R, weights.embed)
-    cos_sin = None
     if weights.positions is not None:
         x_Rd = x_Rd + F.embedding(positions_R, weights.positions)
-    else:
+    return normalise(weights, spec, run_layers(weights.layers, spec, x_Rd, positions_R, attend))
+
+
+def run_layers(
+    layers: Sequence[Layer],
+    spec: ModelSpec,
+    x_Rd: Tensor,
+    positions_R: Tensor,
+    attend: Attend,
+    reduce: Reduce = lambda part: part,
+) -> Tensor:
+    """Hidden states [R, d] behind some layers. spec: of those, with the heads and widths that they have."""
+    cos_sin = None
+    if spec.position == "rotary":
         cos_sin = rotary(spec.rope, spec.head_size, positions_R, x_Rd.dtype)
-    for i, layer in enumerate(weights.layers):
+    for i, layer in enumerate(layers):
         h_Rd = _norm(x_Rd, layer.norm1, layer.norm1_bias, spec)
-        x_Rd = x_Rd + _attention(i, h_Rd, layer, spec, cos_sin, attend)
+        x_Rd = x_Rd + reduce(_attention(i, h_Rd, layer, spec, cos_sin, attend))
         h_Rd = _norm(x_Rd, layer.norm2, layer.norm2_bias, spec)
-        x_Rd = x_Rd + (_moe(h_Rd, layer, spec) if layer.router is not None else _mlp(h_Rd, layer, spec))
+        mlp = _moe if layer.router is not None else _mlp
+        x_Rd = x_Rd + reduce(mlp(h_Rd, layer, spec))
+    return x_Rd
+
+
+def normalise(weights: Weights, spec: ModelSpec, x_Rd: Tensor) -> Tensor:
+    """The last norm, before the head."""
     return _norm(x_Rd, weights.norm, weights.norm_bias, spec)
 
 

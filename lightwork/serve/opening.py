@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from lightwork.models.precisions import Precision
     from lightwork.models.spec import ModelSpec
     from lightwork.models.tokenizer import Tokenizer
+    from lightwork.serve.workers import Workers
 
-    Served = Model | CompiledModel
+    Served = Model | CompiledModel | Workers
 
 Progress = Callable[[str, int, int], None]
 SMALL_BYTES = 32e6
@@ -94,7 +95,8 @@ def open_one(
     parts: what else `Engine` takes.
     """
     chosen = plan.techniques()
-    model, kv_dtype, block_size, settings = _load(plan, chosen.get("precision"), progress)
+    load = _load if num_ranks(plan) == 1 else _start_workers
+    model, kv_dtype, block_size, settings = load(plan, chosen.get("precision"), progress)
     longest = context(plan, model.spec)
     free = free_bytes(plan.on) if memory_bytes is None else memory_bytes
     blocks = kv_blocks(plan, model.spec, kv_dtype, int(longest.value), free, block_size)
@@ -151,6 +153,35 @@ def _load(
     return model, dtype, BLOCK_SIZE, [Setting("dtype", dtype, reason)]
 
 
+def num_ranks(plan: Plan) -> int:
+    """Processes that compute one step together, on a real place."""
+    return (plan.tp or 1) * (plan.pp or 1)
+
+
+def _start_workers(
+    plan: Plan, precision: Precision | None, progress: Progress | None
+) -> tuple[Served, str, int, list[Setting]]:
+    """As `_load`, for a model that is cut over processes."""
+    from lightwork.serve.workers import start_workers
+
+    tp, pp = plan.tp or 1, plan.pp or 1
+    if plan.on != "cpu" or precision is not None or min(tp, pp) < 1:
+        raise SpecError(
+            f"{tp} tensor-parallel ranks times {pp} stages on {plan.on}, {precision or 'float32'}",
+            expected="on cpu, without a precision: processes of this machine that compute in float32",
+            fix="leave tp and pp out, or the precision",
+        )
+    threads = None if plan.threads is None else max(1, plan.threads // (tp * pp))
+    workers = start_workers(plan.model, tp=tp, pp=pp, cores=own_cores(), threads=threads, progress=progress)
+    settings = [
+        Setting("dtype", "float32", "what workers compute in"),
+        Setting("tp", str(tp), "as asked: processes that share each layer"),
+        Setting("pp", str(pp), "as asked: stages, and steps at once"),
+        Setting("threads", str(workers.threads), "of each process"),
+    ]
+    return workers, "float32", BLOCK_SIZE, settings
+
+
 def _quality(uri: str, precision: Precision | None, model: CompiledModel) -> list[Setting]:
     """What rounding costs: perplexity of the model's held-out text, as stored and as served."""
     from lightwork import models
@@ -183,7 +214,8 @@ def import_backend(place: str) -> None:
 
 
 def runner_for(place: str, model: Served) -> Callable[[Kernel, Any, KVCache], Runner]:
-    """Triton's kernels on a GPU, if they are installed and know the model; otherwise the model itself."""
+    """Triton's kernels on a GPU, if they are installed and know the model; otherwise the model itself, or
+    the processes that it is."""
     if place.startswith("cuda") and find_spec("triton") is not None:
         from lightwork.models.gpu_step import supports
         from lightwork.serve.gpu_runner import GpuRunner
@@ -191,13 +223,14 @@ def runner_for(place: str, model: Served) -> Callable[[Kernel, Any, KVCache], Ru
         if supports(model.spec):
             return GpuRunner
     from lightwork.serve.local_runner import LocalRunner
+    from lightwork.serve.workers import Workers, WorkersRunner
 
-    return LocalRunner
+    return WorkersRunner if isinstance(model, Workers) else LocalRunner
 
 
 def _threads(plan: Plan, model: Served) -> list[Setting]:
     """Give a CPU model the threads it can use."""
-    if plan.on != "cpu":
+    if plan.on != "cpu" or num_ranks(plan) > 1:
         return []
     if plan.threads is not None:
         model.set_threads(plan.threads)
