@@ -14,7 +14,7 @@ Claims: energonai
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -42,6 +42,20 @@ async def stage(
         await Wait(f"{me} sent", i if batch is None else i - room)
         if batch is None:
             return
+
+
+async def controller(me: int, n: int, batches: Sequence[Any], *, in_flight: int) -> list[Any]:
+    """Position n - 1: sends batches, so many at once, and returns what comes back, in order."""
+    results: list[Any] = []
+    for i, batch in enumerate(batches):
+        if i >= in_flight:
+            results.append(await Recv(me - 1))
+        await Send(0, batch)
+    while len(results) < len(batches):
+        results.append(await Recv(me - 1))
+    await Send(0, None)
+    await Recv(me - 1)
+    return results
 
 
 async def _receive(me: int, before: int, inbox: deque[Any]) -> None:
