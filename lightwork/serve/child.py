@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
-from subprocess import DEVNULL, Popen, TimeoutExpired
+from subprocess import DEVNULL, Popen
 from typing import Any
 
 from lightwork.errors import LightworkError
 from lightwork.models.checkpoint import Progress
 
-STOP_S = 5.0
 GRACE_S = 1.0
 """Who has lost another one is not the cause; so long the cause is waited for."""
 
@@ -63,14 +62,6 @@ class Child:
         elif name == "progress" and progress is not None:
             progress(*told)
         return self._ready is not None
-
-    def end(self) -> None:
-        """It hears that nobody needs it any more."""
-        self.pipe.close()
-        try:
-            self.process.wait(STOP_S)
-        except TimeoutExpired:
-            self.kill()
 
     def kill(self) -> None:
         self.process.kill()

@@ -12,7 +12,7 @@ A worker that is lost takes the others with it: what it held of keys and values 
 from __future__ import annotations
 
 import logging
-import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,8 +102,7 @@ Command = Allocate | Forward | Swap
 Array = NDArray[np.float32]
 Message = tuple[Command | None, Array | None]
 """A command, and the hidden states that the stage before computed; from the last stage: logits."""
-Then = Callable[[list[Any]], Any]
-"""From what the ranks of the last stage answer to what was asked for."""
+Answer = Callable[[list[Any], Exception | None], None]
 
 
 def send_message(pipe: Connection, message: Message) -> None:
@@ -127,7 +127,8 @@ class Workers:
     """The processes, as the model that they compute.
 
     depth: stages. into, out: pipes to the ranks of the first, and from those of the last. threads: of each.
-    nbytes: of all weights.
+    nbytes: of all weights. lost: why they compute no more. Commands are sent and answers collected by a
+    thread each.
     """
 
     def __init__(
@@ -145,10 +146,20 @@ class Workers:
         self.nbytes = sum(child.wait() for child in children)
         self.children = children
         self.depth = len(children) // len(into)
-        self.into = into
-        self.out = out
         self.threads = threads
-        self.closing = False
+        self.lost: LightworkError | None = None
+        self._into = into
+        self._out = out
+        self._closing = False
+        self._lock = Lock()
+        self._commands: SimpleQueue[Command | None] = SimpleQueue()
+        self._asked: deque[Answer] = deque()
+        self._threads = [
+            Thread(target=work, name=f"lightwork-workers{work.__name__}", daemon=True)
+            for work in (self._send, self._collect, self._watch)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def set_threads(self, num_threads: int) -> None:
         raise SpecError("the threads of workers are set when they start", expected="Plan(threads=...)")
@@ -158,13 +169,58 @@ class Workers:
 
     def close(self) -> None:
         """End the processes."""
-        self.closing = True
+        self._closing = True
         for child in self.children:
             child.process.kill()
+        for thread in self._threads:
+            thread.join()
         for child in self.children:
-            child.end()
-        for pipe in (*self.into, *self.out):
+            child.kill()
+        for pipe in (*self._into, *self._out):
             pipe.close()
+
+    def ask(self, command: Command, answer: Answer) -> None:
+        """Send a command. answer(parts, error): called from a thread, with what the ranks of the last stage
+        say. Raises LightworkError once a worker has been lost.
+        """
+        with self._lock:
+            if self.lost is not None:
+                raise self.lost
+            self._asked.append(answer)
+            self._commands.put(command)
+
+    def _send(self) -> None:
+        with suppress(OSError):  # the watching thread finds out why
+            while (command := self._commands.get()) is not None:
+                for pipe in self._into:
+                    send_message(pipe, (command, None))
+
+    def _collect(self) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                parts = [receive_message(pipe)[1] for pipe in self._out]
+                with self._lock:
+                    answer = self._asked.popleft() if self._asked else None
+                if answer is not None:
+                    answer(parts, None)
+
+    def _watch(self) -> None:
+        """Whoever waits is told, and the workers that are left have nothing to do any more."""
+        why = LightworkError("the workers were told to end")
+        try:
+            listen(self.children)
+        except LightworkError as error:
+            if not self._closing:
+                log.error("%s", error.wrong)
+                why = error
+        with self._lock:
+            self.lost = why
+            asked, self._asked = self._asked, deque()
+        for child in self.children:
+            child.process.kill()
+        for answer in asked:
+            answer([], why)
+        self._commands.put(None)
 
 
 def start_workers(
@@ -218,9 +274,10 @@ def start_workers(
 
 
 class WorkersRunner:
-    """Steps of a `Workers` model: as many at once as it has stages. kv: block tables of the engine it serves.
+    """Steps of a `Workers` model: as many at once as it has stages.
 
-    Commands are sent and results collected by a thread each.
+    kv: block tables of the engine it serves; keys and values are where the workers are, for one runner at a
+    time.
     """
 
     pool = None
@@ -230,17 +287,11 @@ class WorkersRunner:
         self.model = model
         self.kv = kv
         self.depth = model.depth
-        self._lost: LightworkError | None = None
-        self._pending: dict[Future, None] = {}
-        self._commands: SimpleQueue[Command | None] = SimpleQueue()
-        self._asked: SimpleQueue[tuple[Future, Then] | None] = SimpleQueue()
-        for work in (self._send, self._collect, self._watch):
-            threading.Thread(target=work, name=f"lightwork-workers-{work.__name__}", daemon=True).start()
-        self._ask(Allocate(kv.total, kv.block_size, kv.host.total if kv.host is not None else 0), list)
+        self._ask(Allocate(kv.total, kv.block_size, kv.host.total if kv.host is not None else 0))
 
     @property
     def alive(self) -> bool:
-        return self._lost is None
+        return self.model.lost is None
 
     def run(self, step: Step) -> Future:
         """Resolves to the step's LogitScores. Raises LightworkError once a worker has been lost."""
@@ -257,60 +308,23 @@ class WorkersRunner:
 
     def swap_out(self, runs: Sequence[Run]) -> Future:
         """In its turn among the steps."""
-        return self._ask(Swap(runs, out=True), list)
+        return self._ask(Swap(runs, out=True))
 
     def swap_in(self, runs: Sequence[Run]) -> Future:
-        return self._ask(Swap(runs, out=False), list)
+        return self._ask(Swap(runs, out=False))
 
-    def _ask(self, command: Command, then: Then) -> Future:
-        """Resolves to what `then` makes of the last stage's parts, one of each rank."""
-        if self._lost is not None:
-            raise self._lost
+    def _ask(self, command: Command, then: Callable[[list[Any]], object] = len) -> Future:
+        """Resolves to what `then` makes of the answer, on the thread that collects answers."""
         future = self.kernel.future(type(command).__name__.lower())
-        self._pending[future] = None
-        self._asked.put((future, then))
-        self._commands.put(command)
+
+        def answer(parts: list[Any], error: Exception | None) -> None:
+            value: object = None
+            if error is None:
+                try:
+                    value = then(parts)
+                except Exception as failed:
+                    error = failed
+            self.kernel.post(future.end, value, error)
+
+        self.model.ask(command, answer)
         return future
-
-    def _send(self) -> None:
-        with suppress(OSError):  # the watching thread finds out why
-            while (command := self._commands.get()) is not None:
-                for pipe in self.model.into:
-                    send_message(pipe, (command, None))
-
-    def _collect(self) -> None:
-        with suppress(EOFError, OSError):
-            while (asked := self._asked.get()) is not None:
-                future, then = asked
-                parts = [receive_message(pipe)[1] for pipe in self.model.out]
-                self.kernel.post(self._answer, future, *_outcome(then, parts))
-
-    def _answer(self, future: Future, value: Any, error: Exception | None) -> None:
-        if self._pending.pop(future, 0) is None:
-            future.end(value, error)
-
-    def _watch(self) -> None:
-        try:
-            listen(self.model.children)
-        except (LightworkError, OSError, ValueError) as error:  # of pipes that are being closed, too
-            if not self.model.closing:
-                self.kernel.post(self._end, error)
-        self._commands.put(None)
-        self._asked.put(None)
-
-    def _end(self, error: LightworkError) -> None:
-        """Whoever waits is told, and the workers that are left have nothing to do any more."""
-        self._lost = error
-        pending, self._pending = self._pending, {}
-        log.error("%s; %d steps fail", error.wrong, len(pending))
-        for child in self.model.children:
-            child.process.kill()
-        for future in pending:
-            future.fail(error)
-
-
-def _outcome(then: Then, parts: list[Any]) -> tuple[Any, Exception | None]:
-    try:
-        return then(parts), None
-    except Exception as error:
-        return None, error

@@ -22,12 +22,12 @@ from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.engine import Engine
-from lightwork.serve.opening import open_engine
-from lightwork.serve.plan import Plan
+from lightwork.serve.opening import open_engine, own_cores
+from lightwork.serve.plan import Plan, make_engine, make_kv, tier_blocks
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
-from lightwork.serve.workers import Workers
+from lightwork.serve.workers import Workers, WorkersRunner, start_workers
 
 pytestmark = [
     pytest.mark.multiproc,
@@ -38,29 +38,38 @@ LOAD = [
     Request(prompt=tuple(np.random.default_rng(i).integers(0, 256, 20 + 7 * i).tolist()), max_tokens=24)
     for i in range(10)
 ]
-GRIDS = [{"pp": 2}, {"tp": 2}, {"tp": 2, "pp": 2}]
-Open = Callable[..., tuple[Engine, Workers]]
+BLOCK_SIZE, NUM_BLOCKS = 16, 16
+GRIDS = [(1, 2), (2, 1), (2, 2)]
+
+Start = Callable[[int, int], Workers]
 
 
-@pytest.fixture
-def opened(checkpoint: Callable[..., Path]) -> Iterator[Open]:
-    """Opens engines on a tiny model, and ends their processes."""
-    models: list[Any] = []
+@pytest.fixture(scope="module")
+def started(checkpoint: Callable[..., Path]) -> Iterator[Callable[[int, int], Workers]]:
+    """Workers of a tiny model, as (stages, tensor ranks); started once."""
+    found: dict[tuple[int, int], Workers] = {}
 
-    def make(*use: object, family: str = "llama", **plan: Any) -> tuple[Engine, Any]:
-        kernel = Kernel(WallClock(), trace=Trace("real: processes"))
-        engine, model, _ = open_engine(
-            Plan(model=str(checkpoint(family)), use=use, max_len=512, **plan), kernel
-        )
-        models.append(model)
-        assert isinstance(engine, Engine)
-        return engine, model
+    def start(stages: int, ranks: int) -> Workers:
+        if (stages, ranks) not in found:
+            found[stages, ranks] = start_workers(
+                str(checkpoint("llama")), tp=ranks, pp=stages, cores=own_cores()
+            )
+        return found[stages, ranks]
 
-    yield make
-    for model in models:
-        model.close()
-    left = [c.name for m in models if isinstance(m, Workers) for c in m.children if c.process.poll() is None]
+    yield start
+    for workers in found.values():
+        workers.close()
+    left = [c.name for workers in found.values() for c in workers.children if c.process.poll() is None]
     assert left == []
+
+
+def engine_on(workers: Workers, *use: object, num_blocks: int = NUM_BLOCKS) -> Engine:
+    plan = Plan(use=use)
+    kernel = Kernel(WallClock(), trace=Trace("real: processes"))
+    kv = make_kv(plan, num_blocks, BLOCK_SIZE, tier_blocks(plan, 3 * 2 * 2 * 8 * 4 * BLOCK_SIZE))
+    return make_engine(
+        plan, kernel, kv, lambda kv: WorkersRunner(kernel, workers, kv), max_len=512, vocab_size=320
+    )
 
 
 def outputs(seqs: Sequence[Seq]) -> list[list[int]]:
@@ -95,22 +104,24 @@ class Told:
         self.error = error
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize(("stages", "ranks"), GRIDS)
 def test_texts_are_those_of_one_process(
-    opened: Open, expected: list[list[int]], grid: dict[str, int]
+    started: Start, expected: list[list[int]], stages: int, ranks: int
 ) -> None:
-    """Also in small chunks, with prompts shared, drafts, and blocks so short that sequences are preempted."""
-    engine, _ = opened("Sarathi(chunk=16)", "Ngram(k=3)", kv_bytes=16 * 16 * 384, **grid)
-    assert engine.runner.depth == grid.get("pp", 1)
+    """Also in small chunks, with drafts, and with so few blocks that sequences are preempted."""
+    engine = engine_on(started(stages, ranks), "Sarathi(chunk=16)", "Ngram(k=3)")
+    assert engine.runner.depth == stages
     seqs = run_load(engine, [0.001 * i for i in range(len(LOAD))], LOAD)
     assert outputs(seqs) == expected
     assert sum(seq.num_preempted for seq in seqs) > 0
     engine.kv.check()
-    assert outputs(run_load(engine, [0.0] * len(LOAD), LOAD)) == expected
+    assert outputs(run_load(engine, [0.0] * len(LOAD), LOAD)) == expected  # prompts are in the prefix cache
 
 
-@pytest.mark.parametrize("grid", [{"pp": 3}, {"tp": 2, "pp": 2}], ids=str)
-def test_log_probabilities_are_those_of_one_process(opened: Open, grid: dict[str, int]) -> None:
+@pytest.mark.parametrize(("stages", "ranks"), GRIDS)
+def test_log_probabilities_are_those_of_one_process(
+    started: Start, checkpoint: Callable[..., Path], stages: int, ranks: int
+) -> None:
     """Of every token of a prompt, and of what follows: float32 sums in another order."""
     load = [
         Request(
@@ -118,34 +129,27 @@ def test_log_probabilities_are_those_of_one_process(opened: Open, grid: dict[str
         )
         for r in LOAD[:4]
     ]
+    alone, model, _ = open_engine(Plan(model=str(checkpoint("llama"))), Kernel(WallClock()))
     heard = []
-    for plan in ({"use": ()}, grid):
+    for engine in (alone, engine_on(started(stages, ranks), num_blocks=64)):
         told = [Told() for _ in load]
-        engine, _ = opened(**{k: v for k, v in plan.items() if k != "use"})
         run_load(engine, [0.0] * len(load), load, told)
-        heard.append([[p.logprob for p in (*t.prompt_picks, *t.picks)] for t in told])
+        heard.append([[pick.logprob for pick in (*t.prompt_picks, *t.picks)] for t in told])
+    model.close()
     for one, cut in zip(*heard, strict=True):
         np.testing.assert_allclose(np.array(cut, float), np.array(one, float), atol=1e-5, rtol=1e-5)
 
 
-def test_keys_and_values_go_to_host_memory_and_back(opened: Open, expected: list[list[int]]) -> None:
-    engine, _ = opened(
-        "FastSwitch(every=4, stay=0.3)",
-        "HostMemory(gb=0.01)",
-        "BlockGroups",
-        kv_bytes=16 * 16 * 384,
-        tp=2,
-        pp=2,
-    )
-    seqs = run_load(engine, [0.0] * len(LOAD), LOAD)
-    assert outputs(seqs) == expected
-    kinds = {span.kind for span in engine.kernel.trace.spans}  # type: ignore[union-attr]
-    assert {"store", "fetch"} <= kinds
+def test_keys_and_values_go_to_host_memory_and_back(started: Start, expected: list[list[int]]) -> None:
+    engine = engine_on(started(2, 2), "FastSwitch(every=4, stay=0.3)", "HostMemory(gb=0.01)", "BlockGroups")
+    assert outputs(run_load(engine, [0.0] * len(LOAD), LOAD)) == expected
+    assert engine.kernel.trace is not None
+    assert {"store", "fetch"} <= {span.kind for span in engine.kernel.trace.spans}
 
 
-def test_sixteen_threads_are_answered_with_their_own_texts(opened: Open, expected: list[list[int]]) -> None:
+def test_sixteen_threads_are_answered_with_their_own_texts(started: Start, expected: list[list[int]]) -> None:
     """And steps in the order in which they were asked for."""
-    engine, _ = opened(pp=2)
+    engine = engine_on(started(2, 1), num_blocks=256)
     kernel, ended = engine.kernel, SimpleQueue[tuple[int, list[int]]]()
 
     class Ended(Told):
@@ -174,10 +178,15 @@ def test_sixteen_threads_are_answered_with_their_own_texts(opened: Open, expecte
     assert steps == sorted(steps)
 
 
-@pytest.mark.parametrize("victim", [0, 1, 3])
-def test_a_worker_that_is_killed_fails_what_is_pending(opened: Open, victim: int) -> None:
-    """In the middle of the load, within two seconds, by its name; and the others end, too."""
-    engine, workers = opened(tp=2, pp=2)
+@pytest.mark.parametrize("grid", [{"tp": 2}, {"pp": 2}], ids=str)
+def test_a_worker_that_is_killed_fails_what_is_pending(
+    checkpoint: Callable[..., Path], grid: dict[str, int]
+) -> None:
+    """In the middle of a plan's load, within two seconds, by its name; and the other ends, too."""
+    engine, workers, settings = open_engine(Plan(model=str(checkpoint("llama")), **grid), Kernel(WallClock()))
+    assert isinstance(engine, Engine)
+    assert isinstance(workers, Workers)
+    assert ("tp", str(grid.get("tp", 1))) in [setting[:2] for setting in settings]
     kernel, told, took_s = engine.kernel, [Told() for _ in LOAD], []
 
     async def main() -> None:
@@ -185,13 +194,17 @@ def test_a_worker_that_is_killed_fails_what_is_pending(opened: Open, victim: int
         while sum(seq.num_output for seq in seqs) < 20:
             await kernel.sleep(0.001)
         killed_s = kernel.now()
-        os.kill(workers.children[victim].process.pid, signal.SIGKILL)
+        os.kill(workers.children[1].process.pid, signal.SIGKILL)
         await engine.drained()
         took_s.append(kernel.now() - killed_s)
 
     serving = kernel.spawn(engine.run())
     kernel.run(main())
-    name = f"rank {victim} (stage {victim // 2}, tensor rank {victim % 2}) was lost"
+    name = (
+        "rank 1 (stage 0, tensor rank 1) was lost"
+        if "tp" in grid
+        else "rank 1 (stage 1, tensor rank 0) was lost"
+    )
     assert all(name in str(t.error) and "exit code -9" in str(t.error) for t in told if len(t.picks) < 24)
     assert any(t.error is not None for t in told)
     assert took_s[0] < 2.0
@@ -200,8 +213,8 @@ def test_a_worker_that_is_killed_fails_what_is_pending(opened: Open, victim: int
     kernel.run(_one_more(engine, late))
     assert name in str(late.error)
     serving.cancel()
-    for child in workers.children:
-        child.process.wait(10)
+    assert [child.process.wait(10) for child in workers.children] == [-signal.SIGKILL] * 2
+    workers.close()
 
 
 async def _one_more(engine: Engine, sink: Told) -> None:
@@ -212,7 +225,7 @@ async def _one_more(engine: Engine, sink: Told) -> None:
 HOST = """
 import os, signal, sys
 from lightwork.serve.workers import start_workers
-workers = start_workers(sys.argv[1], tp=2, pp=2, cores=[0])
+workers = start_workers(sys.argv[1], tp=1, pp=2, cores=[0])
 print(*[child.process.pid for child in workers.children], flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -225,7 +238,7 @@ def test_no_worker_outlives_its_controller(checkpoint: Callable[..., Path]) -> N
     )
     said, _ = host.communicate(timeout=120)
     assert host.returncode == -signal.SIGKILL
-    assert len(said.split()) == 4
+    assert len(said.split()) == 2
 
 
 def test_a_rank_that_cannot_load_fails_the_start(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
