@@ -43,8 +43,8 @@ class Plan:
 
     model: `tiny:llama`, `hf:./folder`, or a folder. on: `cpu`, `cuda:0`, `sim:h100x8`. max_len: tokens of
     context.
-    kv_bytes: memory for keys and values. tp, pp: tensor-parallel ranks and pipeline stages, when simulated.
-    threads: of a CPU. None: derived.
+    kv_bytes: memory for keys and values. tp, pp: tensor-parallel ranks and pipeline stages, devices when
+    simulated, processes on cpu. threads: of a CPU. None: derived.
     """
 
     model: str = "tiny:llama"
