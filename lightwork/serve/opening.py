@@ -175,8 +175,8 @@ def _start_workers(
     workers = start_workers(plan.model, tp=tp, pp=pp, cores=own_cores(), threads=threads, progress=progress)
     settings = [
         Setting("dtype", "float32", "what workers compute in"),
-        Setting("tp", str(tp), "as asked: processes that share each layer"),
-        Setting("pp", str(pp), "as asked: stages, and steps at once"),
+        Setting("tp", str(tp), "processes that share each layer"),
+        Setting("pp", str(pp), "stages, and steps at once"),
         Setting("threads", str(workers.threads), "of each process"),
     ]
     return workers, "float32", BLOCK_SIZE, settings

@@ -18,6 +18,7 @@ from lightwork.runtime.kernel import Kernel
 from lightwork.serve.engine import Engine
 from lightwork.serve.runner import Runner
 from lightwork.serve.schedulers import Scheduler
+from lightwork.serve.schedulers.microbatches import Microbatches
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Limits
 from lightwork.techniques import kind_of, parse_all
@@ -104,13 +105,15 @@ def make_engine(
 ) -> Engine:
     """The engine a plan describes, on any runner. parts: what else `Engine` takes."""
     chosen = plan.techniques()
-    scheduler: Scheduler[Any] = chosen.get("scheduler") or Sarathi()
+    runner = make_runner(kv)
+    plain = Microbatches(stages=runner.depth) if runner.depth > 1 else Sarathi()
+    scheduler: Scheduler[Any] = chosen.get("scheduler") or plain
     proposer: Proposer | None = chosen.get("proposer")
     verifier: Verifier | None = chosen.get("verifier")
     limits = Limits(max_len=max_len, max_seqs=plan.max_seqs, max_waiting=plan.max_waiting)
     return Engine(
         kernel,
-        make_runner(kv),
+        runner,
         kv,
         scheduler,
         limits=limits,
