@@ -35,6 +35,7 @@ def _llama(
 
 
 def _opt(hidden: int, layers: int, heads: int) -> ModelSpec:
+    """Also the shape of GPT-3 (Brown et al., 2020), but for its vocabulary of 50,257."""
     return ModelSpec(
         family="gpt2",
         vocab_size=50_272,
@@ -65,6 +66,7 @@ PRESETS = {
     "yi-34b": _llama(64_000, 7168, 60, 56, 8, 20_480, 200_000),
     "opt-13b": _opt(5120, 40, 40),
     "opt-66b": _opt(9216, 64, 72),
+    "opt-175b": _opt(12_288, 96, 96),
     # Falcon's MLP is not gated: two matrices. Trained on 2,048 positions, served on 8,192.
     "falcon-180b": ModelSpec(
         family="llama",
