@@ -10,36 +10,29 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from queue import SimpleQueue
 from statistics import fmean, median
-from typing import Any
 
 import numpy as np
 
-from lightwork import models
 from lightwork.claims import Lab, Measured, claim
+from lightwork.claims._padding import even, padding
+from lightwork.claims._pipelines import DELAY_S, LAYERS, NUM_BATCHES, Batch, blocking, periods, pipeline_s
+from lightwork.claims._pooling import FEW, MANY, POOLED_ROWS, layers, pooled, pooled_pass_s
 from lightwork.claims._random_llama import random_llama
 from lightwork.claims._real import serve
 from lightwork.cluster import CostModel, parse_place
-from lightwork.kernels.rows import Rows
 from lightwork.memory.kv import KVCache
-from lightwork.models.presets import preset
-from lightwork.models.spec import ModelSpec
-from lightwork.models.work import forward_work
-from lightwork.parallel.pipeline import controller, stage
+from lightwork.parallel.pipeline import stage
 from lightwork.runtime.clock import WallClock
-from lightwork.runtime.effects import Compute, Recv, Send
 from lightwork.runtime.kernel import Kernel
-from lightwork.runtime.simulated import SimWorld
 from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
 from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.loads.burst import Burst
-from lightwork.serve.opening import open_engine, own_cores
+from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan
 from lightwork.serve.schedulers import Step
 from lightwork.serve.schedulers.microbatches import Microbatches
@@ -48,22 +41,11 @@ from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Limits, Request
 from lightwork.serve.simulate import run_load
 from lightwork.serve.simulated_runner import SimulatedRunner, StepCost
-from lightwork.serve.workers import Allocate, Command, Forward, Link, Workers, start_workers
+from lightwork.serve.workers import Workers
 
-GPT3 = preset("opt-175b")
-LAYERS = 24
 PLACES = ("sim:a100x8", "sim:a100_pairsx8")
 BATCHES = ((4, 64), (8, 64), (16, 64), (32, 64), (4, 128), (8, 128), (16, 128), (32, 128))
 """(sequences, longest)"""
-
-
-def layers(num: int) -> ModelSpec:
-    return replace(GPT3, num_layers=num)
-
-
-def even(num: int, shortest: int, longest: int) -> list[int]:
-    """Lengths between the two, both included, at equal distances."""
-    return [round(n) for n in np.linspace(shortest, longest, num)]
 
 
 # -- padding, simulated
@@ -119,50 +101,6 @@ def padding_saved(lab: Lab) -> Measured:
 
 # -- the pipeline, simulated
 
-STAGES, NUM_BATCHES = 4, 64
-READY = 1
-"""The tag of a message that says that a stage takes what comes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What travels: hidden states in float16."""
-
-    lengths: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return 2 * sum(self.lengths) * GPT3.hidden_size
-
-
-async def blocking(me: int, n: int, compute: Callable[[Any], Compute]) -> None:
-    """A stage of the baseline: it and the next one meet for each batch."""
-    before, after = (me - 1) % n, (me + 1) % n
-    batch: Batch | None = Batch(())
-    while batch is not None:
-        await Send(before, None, tag=READY)
-        batch = await Recv(before)
-        result = None if batch is None else await compute(batch)
-        if after < n - 1:
-            await Recv(after, tag=READY)
-        await Send(after, result)
-
-
-def pipeline_s(place: str, batches: Sequence[Batch], make: Callable[..., Coroutine[Any, Any, None]]) -> float:
-    kernel, costs = Kernel(), CostModel(parse_place(place))
-    world = SimWorld(kernel, costs.price, costs.resources())
-    spec = layers(LAYERS // STAGES)
-
-    def compute(batch: Batch) -> Compute:
-        work = forward_work(spec, [(0, n) for n in batch.lengths], 0, dtype="float16")
-        return Compute(work, None, (batch,))
-
-    for me in range(STAGES):
-        world.launch(me, make(me, STAGES + 1, compute))
-    world.launch(STAGES, controller(STAGES, STAGES + 1, batches, in_flight=2 * STAGES))
-    world.run()
-    return kernel.now()
-
 
 @claim(
     "energonai",
@@ -182,48 +120,39 @@ def pipeline_gain(lab: Lab) -> Measured:
     return Measured(fmean(gains), note)
 
 
+# -- memory of peers, simulated
+
+
+@claim(
+    "energonai",
+    title="40 layers of GPT-3's on one A100 with those that do not fit at a peer, over all of them resident",
+    paper="limited slowdown; our bar 1.1",
+    expect=1.1,
+    within=0.0,
+    bound="at most",
+)
+def peer_slowdown(lab: Lab) -> Measured:
+    slow, fast = pooled_pass_s("peer:1", POOLED_ROWS), pooled_pass_s(None, POOLED_ROWS)
+    return Measured(slow / fast, f"{1e3 * slow:.0f} ms a pass of {POOLED_ROWS} tokens")
+
+
+@claim(
+    "energonai",
+    title="the same with those layers in host memory, over at a peer",
+    paper="- (our bar 3)",
+    expect=3.0,
+    within=0.0,
+    bound="at least",
+)
+def peer_over_host(lab: Lab) -> Measured:
+    gains = {
+        rows: pooled_pass_s("host", rows) / pooled_pass_s("peer:1", rows)
+        for rows in (POOLED_ROWS, 2 * POOLED_ROWS)
+    }
+    return Measured(gains[POOLED_ROWS], f"{gains[2 * POOLED_ROWS]:.1f}x with twice the tokens")
+
+
 # -- for real: the pipeline
-
-DELAY_S = 0.02
-ROWS, ROUNDS, PER_ROUND, IN_FLIGHT = 640, 7, 10, 4
-
-
-def period_s(workers: Workers, num: int) -> float:
-    """Seconds per step while several are on their way. The first ones, which fill the pipeline, do not
-    count."""
-    rows = Rows.of_text(np.zeros(ROWS, np.int64), 16)
-    rows.scored = rows.scored[:0]
-    done: SimpleQueue[Exception | None] = SimpleQueue()
-
-    def ask(command: Command) -> None:
-        workers.ask(command, lambda parts, error: done.put(error))
-
-    ask(Allocate(ROWS // 16, 16, 0))
-    clock, began_s = WallClock(), 0.0
-    for i in range(num + 2 * IN_FLIGHT):
-        if i >= IN_FLIGHT and (error := done.get()) is not None:
-            raise error
-        if i == 2 * IN_FLIGHT:
-            began_s = clock.now()
-        ask(Forward(rows, ()))
-    for _ in range(IN_FLIGHT + 1):
-        done.get()
-    return (clock.now() - began_s) / (num + IN_FLIGHT)
-
-
-@cache
-def periods() -> tuple[float, ...]:
-    """Of two stages: without a delay, with one, and with one while sends block. Measured in turns."""
-    links = (Link(), Link(delay_s=DELAY_S), Link(delay_s=DELAY_S, room=0))
-    with ExitStack() as stack:
-        pairs = [
-            stack.enter_context(
-                closing(start_workers("tiny:llama", tp=1, pp=2, cores=own_cores(), link=link))
-            )
-            for link in links
-        ]
-        rounds = [[period_s(workers, PER_ROUND) for workers in pairs] for _ in range(ROUNDS)]
-    return tuple(median(each) for each in zip(*rounds, strict=True))
 
 
 @claim(
@@ -317,66 +246,6 @@ def _loss_s(engine: Engine, workers: Workers, request: Request) -> float:
 
 # -- for real: padding
 
-REAL_LENGTHS = even(8, 16, 256)
-
-
-def packed_rows(lengths: Sequence[int], apart: int) -> Rows:
-    """Sequences one after the other, each in blocks of its own; the last row of each is scored."""
-    blocks, ends = -(-apart // 16), np.cumsum(lengths)
-    index = np.concatenate([np.arange(n) for n in lengths])
-    seqs = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-    return Rows(
-        tokens=index % 2048,
-        positions=index,
-        slots=seqs * blocks * 16 + index,
-        seqs=seqs,
-        index=index,
-        ancestors=np.zeros(len(index), np.uint64),
-        known=np.array(lengths),
-        tables=np.arange(len(lengths) * blocks, dtype=np.int32).reshape(len(lengths), blocks),
-        scored=ends - 1,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Padding:
-    """How many times the rows, the time of one product, and that of a model, padded over packed; and how far
-    the outputs are apart."""
-
-    rows: float
-    product: float
-    model: float
-    apart: float
-
-
-@cache
-def padding() -> Padding:
-    import torch
-
-    model = models.load(random_llama())
-    model.set_threads(len(own_cores()))
-    longest, num = max(REAL_LENGTHS), len(REAL_LENGTHS)
-    packed, padded = packed_rows(REAL_LENGTHS, longest), packed_rows([longest] * num, longest)
-    padded.scored = np.arange(num) * longest + np.array(REAL_LENGTHS) - 1
-    kv = model.new_kv(num * -(-longest // 16), 16)
-    weight = model.weights.layers[0].up
-    inputs = [torch.ones(len(rows.tokens), model.spec.hidden_size) for rows in (packed, padded)]
-    timed = []
-    for _ in range(3):
-        whole = [_timed_s(partial(model.logits, rows, kv)) for rows in (packed, padded)]
-        product = [_timed_s(partial(torch.nn.functional.linear, x, weight)) for x in inputs]
-        timed.append((product[1] / product[0], whole[1] / whole[0]))
-    apart = np.abs(model.logits(packed, kv) - model.logits(padded, kv)).max()
-    rows = len(padded.tokens) / len(packed.tokens)
-    products, wholes = zip(*timed, strict=True)
-    return Padding(rows, median(products), median(wholes), float(apart))
-
-
-def _timed_s(work: Callable[[], object]) -> float:
-    clock = WallClock()
-    work()
-    return clock.now()
-
 
 @claim(
     "energonai",
@@ -392,7 +261,7 @@ def rows_saved(lab: Lab) -> float:
 
 @claim(
     "energonai",
-    title="time of one product over them, padded over packed",
+    title="CPU time of one product over them, padded over packed",
     paper="- (1.83 on another CPU)",
     expect=1.83,
     within=0.1,
@@ -404,7 +273,7 @@ def product_saved(lab: Lab) -> float:
 
 @claim(
     "energonai",
-    title="time of a whole model over them (184M parameters), padded over packed",
+    title="CPU time of a whole model over them (184M parameters), padded over packed",
     paper="- (our bar 1.5)",
     expect=1.5,
     within=0.0,
@@ -413,3 +282,36 @@ def product_saved(lab: Lab) -> float:
 )
 def model_saved(lab: Lab) -> Measured:
     return Measured(padding().model, f"logits {padding().apart:.1e} apart")
+
+
+# -- for real: memory of peers
+
+
+@claim(
+    "energonai",
+    title="a pass of 256 rows with layers at another process, over one with all of them here",
+    paper="- (our bar 1.2)",
+    expect=1.2,
+    within=0.0,
+    bound="at most",
+    mode="real",
+)
+def peer_for_real(lab: Lab) -> Measured:
+    ratios, _, note = pooled()
+    return Measured(ratios[MANY], f"{note}; with {FEW} rows {ratios[FEW]:.1f}x")
+
+
+@claim(
+    "energonai",
+    title="share of two numbers of rows for which it was foreseen whether fetching is hidden",
+    paper="- (both)",
+    expect=1.0,
+    within=0.0,
+    mode="real",
+)
+def peer_foreseen(lab: Lab) -> Measured:
+    ratios, foreseen, _ = pooled()
+    right = fmean(foreseen[num] == (ratios[num] <= 1.2) for num in ratios)
+    return Measured(
+        right, ", ".join(f"{num} rows {'' if h else 'not '}hidden" for num, h in foreseen.items())
+    )

@@ -36,10 +36,14 @@ def forward(
     weights: Weights, spec: ModelSpec, tokens_R: Tensor, positions_R: Tensor, attend: Attend
 ) -> Tensor:
     """The normalised hidden states [R, d] of R rows."""
-    x_Rd = F.embedding(tokens_R, weights.embed)
-    if weights.positions is not None:
-        x_Rd = x_Rd + F.embedding(positions_R, weights.positions)
+    x_Rd = embed(weights, tokens_R, positions_R)
     return normalise(weights, spec, run_layers(weights.layers, spec, x_Rd, positions_R, attend))
+
+
+def embed(weights: Weights, tokens_R: Tensor, positions_R: Tensor) -> Tensor:
+    """Hidden states [R, d] before the first layer."""
+    x_Rd = F.embedding(tokens_R, weights.embed)
+    return x_Rd if weights.positions is None else x_Rd + F.embedding(positions_R, weights.positions)
 
 
 def run_layers(
@@ -49,12 +53,16 @@ def run_layers(
     positions_R: Tensor,
     attend: Attend,
     reduce: Reduce = lambda part: part,
+    first: int = 0,
 ) -> Tensor:
-    """Hidden states [R, d] behind some layers. spec: of those, with the heads and widths that they have."""
+    """Hidden states [R, d] behind some layers. spec: of those, with the heads and widths that they have.
+
+    first: what `attend` calls the first of them.
+    """
     cos_sin = None
     if spec.position == "rotary":
         cos_sin = rotary(spec.rope, spec.head_size, positions_R, x_Rd.dtype)
-    for i, layer in enumerate(layers):
+    for i, layer in enumerate(layers, first):
         h_Rd = _norm(x_Rd, layer.norm1, layer.norm1_bias, spec)
         x_Rd = x_Rd + reduce(_attention(i, h_Rd, layer, spec, cos_sin, attend))
         h_Rd = _norm(x_Rd, layer.norm2, layer.norm2_bias, spec)

@@ -5,36 +5,36 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from lightwork.runtime.drive import drive
-from lightwork.runtime.effects import Compute, Effect, Recv, Send, Signal, Sleep, Spawn, Wait
+from lightwork.runtime.effects import Compute, Effect, Signal, Sleep, Spawn, Wait
 
 
 class ThreadWorld:
-    """Carries out Compute, Send, Recv, Signal, Wait, Sleep and Spawn, each on the thread of its coroutine.
+    """Carries out effects, each on the thread of its coroutine.
 
-    send(to, x), recv(source): how messages travel. failed: told of an error in a child.
+    do: what else than Compute, Signal, Wait, Sleep and Spawn it can, by the class of the effect. failed: told
+    of an error in a child; who waits from then on is told as well.
     """
 
     def __init__(
         self,
-        send: Callable[[int, Any], None],
-        recv: Callable[[int], Any],
-        failed: Callable[[BaseException], object],
+        do: Mapping[type, Callable[[Any], Any]],
+        failed: Callable[[BaseException], object] = lambda error: None,
     ) -> None:
         self._failed = failed
+        self._error: BaseException | None = None
         self._counters: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._do: dict[type, Callable[[Any], Any]] = {
             Compute: lambda effect: effect.fn(*effect.args),
-            Send: lambda effect: send(effect.to, effect.x),
-            Recv: lambda effect: recv(effect.source),
             Signal: self._signal,
             Wait: self._wait,
             Sleep: lambda effect: time.sleep(effect.seconds),
             Spawn: self._spawn,
+            **do,
         }
 
     def run(self, coro: Coroutine[Any, Any, Any]) -> Any:
@@ -44,6 +44,12 @@ class ThreadWorld:
     def perform(self, effect: Effect) -> Any:
         return self._do[type(effect)](effect)
 
+    def fail(self, error: BaseException) -> None:
+        """Whoever waits, now or later, gets this error."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
     def _signal(self, effect: Signal) -> None:
         with self._changed:
             self._counters[effect.name] += effect.count
@@ -51,7 +57,9 @@ class ThreadWorld:
 
     def _wait(self, effect: Wait) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._counters[effect.name] >= effect.count)
+            self._changed.wait_for(lambda: self._error or self._counters[effect.name] >= effect.count)
+            if self._error is not None:
+                raise self._error
 
     def _spawn(self, effect: Spawn) -> None:
         name = f"lightwork-{effect.name}"
@@ -61,4 +69,5 @@ class ThreadWorld:
         try:
             self.run(coro)
         except BaseException as error:
+            self.fail(error)
             self._failed(error)

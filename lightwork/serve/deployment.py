@@ -17,9 +17,9 @@ from lightwork.errors import SpecError
 from lightwork.models import read_shape, resolve
 from lightwork.models.spec import ModelSpec, read_json
 from lightwork.models.tokenizer import Tokenizer
+from lightwork.parallel.child import Child
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
-from lightwork.serve.child import Child
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.opening import Progress, free_bytes, own_cores
 from lightwork.serve.plan import Plan, Setting, about

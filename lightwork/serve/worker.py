@@ -21,11 +21,11 @@ from torch import Tensor
 
 from lightwork.models.model import KVPool
 from lightwork.models.stage import Stage, open_stage
+from lightwork.parallel.child import LostError
 from lightwork.parallel.pipeline import stage
 from lightwork.parallel.processes import connect
-from lightwork.runtime.effects import Compute
+from lightwork.runtime.effects import Compute, Recv, Send
 from lightwork.runtime.threads import ThreadWorld
-from lightwork.serve.child import LostError
 from lightwork.serve.workers import (
     Allocate,
     Forward,
@@ -140,11 +140,11 @@ def main() -> None:
     order: WorkerOrder = pipe.recv()
     threading.Thread(target=_live_with, args=(pipe,), daemon=True).start()
 
-    def send(_: int, message: Message) -> None:
+    def send(effect: Send) -> None:
         with _others("ranks of the next stage"):
-            send_message(to, message)
+            send_message(to, effect.x)
 
-    def recv(_: int) -> Message:
+    def recv(effect: Recv) -> Message:
         with _others("ranks of the stage before"):
             return receive_message(source)
 
@@ -164,7 +164,7 @@ def main() -> None:
         pipe.send([("ready", worker.stage.weights.nbytes)])
         delay_s = 0.0 if worker.stage.ends else order.link.delay_s
         position = stage(1, 3, worker.compute, room=order.link.room, delay_s=delay_s)
-        ThreadWorld(send, recv, failed).run(position)
+        ThreadWorld({Send: send, Recv: recv}, failed).run(position)
     except BaseException as error:
         failed(error)
 

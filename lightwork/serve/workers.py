@@ -36,9 +36,9 @@ from lightwork.models import import_models, read_shape, resolve
 from lightwork.models.checkpoint import Progress
 from lightwork.models.spec import ModelSpec, read_json
 from lightwork.models.tokenizer import Tokenizer
+from lightwork.parallel.child import Child, listen
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
-from lightwork.serve.child import Child, listen
 from lightwork.serve.rows import build_rows
 from lightwork.serve.schedulers import Step
 from lightwork.serve.scores import LogitScores
