@@ -1,4 +1,5 @@
-"""Where keys and values live: blocks, the prefix tree over them, and the table of each sequence.
+"""Where keys and values live: blocks, the prefix tree over them, and the table of each sequence. And layers
+that have no room.
 
 blocks.py   reference-counted blocks and the order in which cached ones are given up
 prefix.py   the tree of published blocks: which text a block holds, found by walking from the root
@@ -6,7 +7,9 @@ kv.py       `KVCache`: the table of each sequence; reserve, commit, roll back, c
 host.py     blocks of host memory behind those, for texts that gave theirs up
 layouts/    kind: where a sequence's next block lies
 tiers/      kind: how KV goes to host memory and back
+residency.py  layers that are elsewhere, each fetched while those before it compute
+peers.py    a model that does so, with another process (peer.py) for its other layers
 
-Everything here counts and numbers; tensors belong to the runner. The engine is the only writer; schedulers
+Of keys and values everything here counts and numbers; tensors belong to the runner. The engine is the only writer; schedulers
 read.
 """

@@ -6,6 +6,7 @@ compiled.py     the same in one compiled call on a CPU, from packed.py's bytes
 precisions/     in which numbers that is stored and computed
 gpu_step.py     the same for dense Llama-like models on Triton's kernels, with CUDA graphs
 weights.py      fused weights, and their names in checkpoints
+slices.py       a part of a model: some layers, and of each a tensor-parallel rank's share; stage.py runs it
 checkpoint.py   tensors by name: of Hugging Face folders (sharded safetensors), memory-mapped
 gguf/           tensors, shape and tokenizer of GGUF files
 convert.py      matrices of checkpoints as the numbers or codes of a format

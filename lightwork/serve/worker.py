@@ -158,7 +158,7 @@ def main() -> None:
         threading.Event().wait()
 
     try:
-        if order.cores:
+        if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, order.cores)
         worker = _open(order, pipe)
         pipe.send([("ready", worker.stage.weights.nbytes)])
