@@ -10,6 +10,6 @@ tiers/      kind: how KV goes to host memory and back
 residency.py  layers that are elsewhere, each fetched while those before it compute
 peers.py    a model that does so, with another process (peer.py) for its other layers
 
-Of keys and values everything here counts and numbers; tensors belong to the runner. The engine is the only writer; schedulers
-read.
+Of keys and values everything here counts and numbers; tensors belong to the runner. The engine is the only
+writer; schedulers read.
 """

@@ -29,7 +29,7 @@ def runs(src: Sequence[int], dst: Sequence[int], *, merge: bool = True) -> list[
 class Transfer:
     """Copies in flight: block src[i] to dst[i], as `runs`. held: blocks of host memory that stay meanwhile.
 
-    tokens: the text from its start, of as many whole blocks as `held`.
+    tokens: the text from its start, of as many whole blocks as `held`. root: in the tree.
     """
 
     src: Sequence[int]
@@ -37,6 +37,7 @@ class Transfer:
     held: Sequence[int]
     tokens: Sequence[int]
     runs: Sequence[Run]
+    root: int
 
 
 class HostBlocks:
@@ -55,13 +56,13 @@ class HostBlocks:
     def total(self) -> int:
         return self._pool.num_blocks
 
-    def find(self, tokens: Sequence[int], limit: int) -> list[int]:
+    def find(self, tokens: Sequence[int], limit: int, root: int = ROOT) -> list[int]:
         """The blocks that hold tokens[:limit], as far as there are any, whole blocks only."""
-        return self._tree.whole(tokens, limit)
+        return self._tree.whole(tokens, limit, root)
 
-    def store(self, tokens: Sequence[int], blocks: Sequence[int]) -> Transfer | None:
+    def store(self, tokens: Sequence[int], blocks: Sequence[int], root: int = ROOT) -> Transfer | None:
         """Begin to copy a text's blocks, those that are not here yet, as far as there is room."""
-        held = self._hold(self._tree.whole(tokens, len(blocks) * self.block_size))
+        held = self._hold(self._tree.whole(tokens, len(blocks) * self.block_size, root))
         known = len(held)
         for _ in blocks[known:]:
             if not self._pool.free:
@@ -70,13 +71,13 @@ class HostBlocks:
         if len(held) == known:
             self._drop(held)
             return None
-        return self._transfer(blocks[known : len(held)], held[known:], held, tokens)
+        return self._transfer(blocks[known : len(held)], held[known:], held, tokens, root)
 
     def stored(self, transfer: Transfer, *, arrived: bool) -> None:
         """The copies have ended. What arrived is found from now on."""
         held = [*transfer.held]
         if arrived:
-            size, parent = self.block_size, ROOT
+            size, parent = self.block_size, transfer.root
             for i, block in enumerate(held):
                 edge = tuple(transfer.tokens[i * size : (i + 1) * size])
                 parent = self._tree.publish(parent, edge, block)
@@ -86,10 +87,10 @@ class HostBlocks:
                     held[i] = parent
         self._drop(held)
 
-    def fetch(self, tokens: Sequence[int], blocks: Sequence[int], known: int) -> Transfer:
+    def fetch(self, tokens: Sequence[int], blocks: Sequence[int], known: int, root: int = ROOT) -> Transfer:
         """Begin to copy a text back into `blocks`, all but the first `known`."""
-        held = self._hold(self._tree.whole(tokens, len(blocks) * self.block_size))
-        return self._transfer(held[known:], blocks[known : len(held)], held, tokens)
+        held = self._hold(self._tree.whole(tokens, len(blocks) * self.block_size, root))
+        return self._transfer(held[known:], blocks[known : len(held)], held, tokens, root)
 
     def fetched(self, transfer: Transfer) -> None:
         """The copies have ended."""
@@ -104,11 +105,11 @@ class HostBlocks:
         self._pool.check({})
 
     def _transfer(
-        self, src: Sequence[int], dst: Sequence[int], held: Sequence[int], tokens: Sequence[int]
+        self, src: Sequence[int], dst: Sequence[int], held: Sequence[int], tokens: Sequence[int], root: int
     ) -> Transfer:
         copies = runs(src, dst, merge=self.tier.merge)
         text = tuple(tokens[: len(held) * self.block_size])
-        return Transfer(src=src, dst=dst, held=held, tokens=text, runs=copies)
+        return Transfer(src=src, dst=dst, held=held, tokens=text, runs=copies, root=root)
 
     def _hold(self, blocks: list[int]) -> list[int]:
         for block in blocks:

@@ -33,7 +33,8 @@ class Copy(NamedTuple):
 
 @dataclass(slots=True)
 class Table:
-    """One sequence's blocks. committed: tokens whose KV counts. published: leading blocks in the tree.
+    """One sequence's blocks. committed: tokens whose KV counts. published: leading blocks in the tree,
+    below `root`.
 
     blocks: int32, so that a step's tables are filled by copying memory. shares_part: somebody else may read
     the partly committed block, as after attaching a prefix that ends in it.
@@ -43,12 +44,14 @@ class Table:
     committed: int = 0
     published: int = 0
     shares_part: bool = False
+    root: int = ROOT
 
 
 class KVCache:
     """KV blocks of one engine: tables by sequence id over a shared pool and prefix tree.
 
-    num_blocks blocks of block_size tokens. prefix_cache=False publishes nothing, so nothing is ever shared.
+    num_blocks blocks of block_size tokens, for sequences of one model or several of one shape: what these
+    compute of the same text is kept apart. prefix_cache=False publishes nothing, so nothing is ever shared.
     tier, tier_blocks: what keeps texts that were given up, and how many blocks of them.
     """
 
@@ -70,6 +73,7 @@ class KVCache:
         layout = layout or Paged()
         self._pool = BlockPool(num_blocks, self._tree.forget, layout)
         self._tables: dict[int, Table] = {}
+        self._roots = {"": ROOT}
         self._pins: dict[int, list[int]] = {}
         self.host = HostBlocks(tier_blocks, block_size, tier, layout) if tier is not None else None
         self._read: dict[int, list[Transfer]] = {}
@@ -106,20 +110,21 @@ class KVCache:
 
     # -- reading, for schedulers
 
-    def peek(self, tokens: Sequence[int], limit: int | None = None) -> Hit:
-        """The cached prefix that attach() would share, of at most `limit` tokens.
+    def peek(self, tokens: Sequence[int], limit: int | None = None, model: str = "") -> Hit:
+        """The prefix cached for a model that attach() would share, of at most `limit` tokens.
 
         At least the last token is left to compute.
         """
         most = _most(tokens, limit)
-        return self._tree.find(tokens, most) if self.prefix_cache and most > 0 else Hit([], 0)
+        found = self.prefix_cache and most > 0
+        return self._tree.find(tokens, most, self._root(model)) if found else Hit([], 0)
 
-    def fetchable(self, tokens: Sequence[int], cached: int, limit: int | None = None) -> int:
+    def fetchable(self, tokens: Sequence[int], cached: int, limit: int | None = None, model: str = "") -> int:
         """Tokens that host memory holds beyond the first `cached` ones, of at most `limit` in all."""
         if self.host is None:
             return 0
-        held = len(self.host.find(tokens, _most(tokens, limit))) * self.block_size
-        return max(0, held - cached)
+        held = self.host.find(tokens, _most(tokens, limit), self._root(model))
+        return max(0, len(held) * self.block_size - cached)
 
     def needs(self, seq_id: int, upto: int) -> int:
         """Free blocks that reserve(seq_id, upto) would take."""
@@ -143,18 +148,20 @@ class KVCache:
 
     # -- writing, for the engine
 
-    def attach(self, seq_id: int, tokens: Sequence[int], limit: int | None = None) -> int:
+    def attach(self, seq_id: int, tokens: Sequence[int], limit: int | None = None, model: str = "") -> int:
         """Open a table that shares the longest cached prefix, of at most `limit` tokens; returns how many it
         holds already."""
         if seq_id in self._tables:
             raise InvariantError(
                 f"sequence {seq_id} already has a KV table", expected="one attach per admission"
             )
-        hit = self.peek(tokens, limit)
+        hit = self.peek(tokens, limit, model)
         for block in hit.blocks:
             self._pool.hold(block)
         full, part = divmod(hit.num_tokens, self.block_size)
-        self._tables[seq_id] = Table(array("i", hit.blocks), hit.num_tokens, full, part > 0)
+        self._tables[seq_id] = Table(
+            array("i", hit.blocks), hit.num_tokens, full, part > 0, self._root(model)
+        )
         return hit.num_tokens
 
     def reserve(self, seq_id: int, upto: int) -> list[Copy] | None:
@@ -197,7 +204,7 @@ class KVCache:
         size = self.block_size
         while (table.published + 1) * size <= table.committed:
             i = table.published
-            parent = table.blocks[i - 1] if i else ROOT
+            parent = table.blocks[i - 1] if i else table.root
             mine = table.blocks[i]
             block = self._tree.publish(parent, tuple(tokens[i * size : (i + 1) * size]), mine)
             if block != mine:
@@ -225,11 +232,11 @@ class KVCache:
         for block in reversed(self._tables.pop(seq_id).blocks):
             self._drop(block)
 
-    def pin(self, name: int, tokens: Sequence[int]) -> None:
+    def pin(self, name: int, tokens: Sequence[int], model: str = "") -> None:
         """Hold the blocks of a text that are cached, all of its tokens at most, until unpin(name)."""
         if name in self._pins:
             raise InvariantError(f"a prefix {name} is already pinned", expected="one pin per name")
-        blocks = self._tree.find(tokens, len(tokens)).blocks if self.prefix_cache else []
+        blocks = self._tree.find(tokens, len(tokens), self._root(model)).blocks if self.prefix_cache else []
         for block in blocks:
             self._pool.hold(block)
         self._pins[name] = blocks
@@ -249,7 +256,7 @@ class KVCache:
         """
         table = self._tables[seq_id]
         full = table.blocks[: table.committed // self.block_size]
-        transfer = self.host.store(tokens, full) if self.host is not None and full else None
+        transfer = self.host.store(tokens, full, table.root) if self.host is not None and full else None
         if transfer is not None:
             for block in transfer.src:
                 self._read.setdefault(block, []).append(transfer)
@@ -273,7 +280,7 @@ class KVCache:
         assert self.host is not None
         table = self._tables[seq_id]
         blocks = table.blocks[: _most(tokens, None) // self.block_size]
-        return self.host.fetch(tokens, blocks, table.committed // self.block_size)
+        return self.host.fetch(tokens, blocks, table.committed // self.block_size, table.root)
 
     def fetched(self, transfer: Transfer) -> None:
         """Copies from host memory have ended."""
@@ -302,6 +309,9 @@ class KVCache:
         held = Counter(block for table in self._tables.values() for block in table.blocks)
         held.update(block for pinned in self._pins.values() for block in pinned)
         self._pool.check(held)
+
+    def _root(self, model: str) -> int:
+        return self._roots.setdefault(model, ROOT - len(self._roots))
 
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

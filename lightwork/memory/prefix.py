@@ -26,6 +26,9 @@ class Hit(NamedTuple):
 class PrefixTree:
     """Which published block holds which tokens after which parent.
 
+    Texts of different models lie below roots of their own, any negative number: what is the same text is not
+    the same keys and values.
+
     A block's children are always given up before it: whoever holds a block holds its ancestors, and
     sequences let go of their last block first, so the oldest cached block is a leaf.
     """
@@ -67,11 +70,11 @@ class PrefixTree:
     def is_leaf(self, block: int) -> bool:
         return block in self._edges and block not in self._children
 
-    def whole(self, tokens: Sequence[int], limit: int) -> list[int]:
+    def whole(self, tokens: Sequence[int], limit: int, root: int = ROOT) -> list[int]:
         """The blocks of the longest published prefix of tokens[:limit], whole blocks only."""
         size = self.block_size
         blocks: list[int] = []
-        parent = ROOT
+        parent = root
         for at in range(0, limit - size + 1, size):
             block = self._blocks.get((parent, tuple(tokens[at : at + size])))
             if block is None:
@@ -80,11 +83,11 @@ class PrefixTree:
             parent = block
         return blocks
 
-    def find(self, tokens: Sequence[int], limit: int) -> Hit:
+    def find(self, tokens: Sequence[int], limit: int, root: int = ROOT) -> Hit:
         """The longest published prefix of tokens[:limit]; its last block may be shared in part."""
         size = self.block_size
-        blocks = self.whole(tokens, limit)
-        parent, at = blocks[-1] if blocks else ROOT, len(blocks) * size
+        blocks = self.whole(tokens, limit, root)
+        parent, at = blocks[-1] if blocks else root, len(blocks) * size
         best, length = self._partial(parent, tokens[at : min(at + size, limit)])
         if length:
             blocks.append(best)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import gcd
 from pathlib import Path
@@ -141,6 +141,7 @@ class CompiledModel:
         self.generation = generation
         self.numbers = numbers
         self.nbytes = layout.nbytes
+        self.variants: Mapping[str, str] = {}
         self._state = State()
         self._state.set(**_constants(layout, weights, numbers.kv))
         self._buffers = Buffers(self.spec, layout.form, self._state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ class Model:
         self.generation = generation
         self.device = device
         self.dtype = weights.embed.dtype
+        self.variants: Mapping[str, str] = {}
 
     @property
     def nbytes(self) -> int:

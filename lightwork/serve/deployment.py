@@ -8,7 +8,7 @@ that all of them map, so that an engine pulls from another without that one's he
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -38,6 +38,7 @@ class Deployed:
     tokenizer: Tokenizer
     generation: dict[str, Any]
     nbytes: int
+    variants: Mapping[str, str]
     engines: Sequence[RemoteEngine]
 
     def warm_up(self) -> None:
@@ -93,6 +94,7 @@ def open_deployment(
         tokenizer=tokenizer,
         generation=generation,
         nbytes=told[0].nbytes,
+        variants=told[0].variants,
         engines=engines,
     )
     return Fleet(engines, router), model, settings

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
-from lightwork.decode.proposers import ROOT, Draft, Proposer
+from lightwork.decode.proposers import ROOT, Proposer
 from lightwork.decode.sampling import Pick
 from lightwork.decode.verifiers import Verdict, Verifier
 from lightwork.decode.verifiers.match import Match
@@ -19,6 +19,7 @@ from lightwork.errors import InvariantError
 from lightwork.memory.kv import Copy, KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve.drafting import offer
 from lightwork.serve.notes import Notes
 from lightwork.serve.runner import Runner, Scores
 from lightwork.serve.schedulers import NO_DRAFT, Chunk, Scheduler, Step, View
@@ -191,7 +192,7 @@ class Engine:
     def _apply(self, step: Step) -> None:
         """Carry out what the scheduler decided, holding it to the laws of a step."""
         for pin in step.pins:
-            self.kv.pin(pin.name, pin.tokens)
+            self.kv.pin(*pin)
         for name in step.unpins:
             self.kv.unpin(name)
         for seq in step.preempted:
@@ -217,34 +218,8 @@ class Engine:
                 raise InvariantError(f"{self.scheduler!r} planned {seq} without blocks for {known} tokens")
             step.copies += copies
             seq.busy += 1
-        step.after += self._transfers.conflicts()
         if self.proposer is not None:
-            self._draft(step, self.proposer)
-
-    def _draft(self, step: Step, proposer: Proposer) -> None:
-        """Offer what the chunks left of the budget to drafts.
-
-        Under memory pressure drafts are dropped first. Who may leave with its first token gets none: its KV
-        has to be in place.
-        """
-        may_leave = self.began is not None
-        ready = [
-            i
-            for i, chunk in enumerate(step.chunks)
-            if chunk.end == chunk.seq.known and not (may_leave and chunk.seq.first_token_s is None)
-        ]
-        room = step.budget - step.num_rows
-        if not ready or room < len(ready):
-            return
-        seqs = [step.chunks[i].seq for i in ready]
-        rows = [max(0, min(proposer.k, room // len(ready), seq.output_left - 1)) for seq in seqs]
-        step.drafts = [Draft()] * len(step.chunks)
-        for i, most, draft in zip(ready, rows, proposer.propose(seqs, rows), strict=True):
-            draft.check(repr(proposer), most, self.vocab_size)
-            copies = self.kv.reserve(step.chunks[i].seq.id, step.chunks[i].end + len(draft))
-            if copies is not None:
-                step.drafts[i] = draft
-                step.copies.extend(copies)
+            offer(step, self.proposer, self.kv, self.vocab_size, may_leave=self.began is not None)
         step.after += self._transfers.conflicts()
 
     async def _run_step(self, step: Step, number: int, start_s: float) -> None:
@@ -361,14 +336,17 @@ class Engine:
         """Its chunk starts behind what it shares of the prefix cache; None: its KV comes from elsewhere."""
         self.waiting.remove(seq)
         self.running.append(seq)
+        model = seq.request.model
         if seq.source is not None:
-            self.kv.attach(seq.id, ())
+            self.kv.attach(seq.id, (), model=model)
             return
         fetched = 0
         if start is None:  # what is fetched begins with a whole block
-            start = self.kv.peek(seq.tokens).num_tokens // self.kv.block_size * self.kv.block_size
-            fetched = self.kv.fetchable(seq.tokens, start)
-        seq.computed = self.kv.attach(seq.id, seq.tokens, start)
+            start = (
+                self.kv.peek(seq.tokens, None, model).num_tokens // self.kv.block_size * self.kv.block_size
+            )
+            fetched = self.kv.fetchable(seq.tokens, start, None, model)
+        seq.computed = self.kv.attach(seq.id, seq.tokens, start, model)
         if seq.started_s is None:
             seq.started_s = self.kernel.now()
             seq.cached = seq.computed + fetched

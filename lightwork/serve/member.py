@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -71,11 +71,12 @@ class Hosted:
         self.engine.watch(began=self._began if order.hands_over else None, left=self._left)
         self.model.warm_up()
         ready = Ready(
-            limits=self.engine.limits,
+            limits=replace(self.engine.limits, models=[*self.model.variants.values()]),
             vocab_size=self.engine.vocab_size,
             kv_tokens=self.engine.kv_tokens,
             num_blocks=self.engine.kv.total,
             nbytes=self.model.nbytes,
+            variants={**self.model.variants},
             settings=settings,
         )
         pipe.send([("ready", ready)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
@@ -44,7 +44,11 @@ SMALL_BYTES = 32e6
 
 
 class AnyModel(Protocol):
-    """What a server needs of a model, wherever it computes. nbytes: of its weights."""
+    """What a server needs of a model, wherever it computes.
+
+    nbytes: of its weights. variants: others of its shape that can be asked for, by name, and what requests
+    say in `model` to mean them; may change while it serves.
+    """
 
     @property
     def spec(self) -> ModelSpec: ...
@@ -54,6 +58,8 @@ class AnyModel(Protocol):
     def generation(self) -> dict[str, Any]: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def variants(self) -> Mapping[str, str]: ...
     def warm_up(self) -> None: ...
     def close(self) -> None: ...
 
@@ -112,6 +118,7 @@ def open_one(
         lambda kv: make_runner(kernel, model, kv),
         int(longest.value),
         model.spec.vocab_size,
+        model.variants.values(),
         **parts,
     )
     if kernel.trace is not None:

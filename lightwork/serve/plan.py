@@ -5,7 +5,7 @@ What nobody set is derived, and every derived value has its reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -101,16 +101,20 @@ def make_engine(
     make_runner: Callable[[KVCache], Runner],
     max_len: int,
     vocab_size: int,
+    models: Collection[str] | None = None,
     **parts: Any,
 ) -> Engine:
-    """The engine a plan describes, on any runner. parts: what else `Engine` takes."""
+    """The engine a plan describes, on any runner.
+
+    models: see `Limits`. parts: what else `Engine` takes.
+    """
     chosen = plan.techniques()
     runner = make_runner(kv)
     plain = Microbatches(stages=runner.depth) if runner.depth > 1 else Sarathi()
     scheduler: Scheduler[Any] = chosen.get("scheduler") or plain
     proposer: Proposer | None = chosen.get("proposer")
     verifier: Verifier | None = chosen.get("verifier")
-    limits = Limits(max_len=max_len, max_seqs=plan.max_seqs, max_waiting=plan.max_waiting)
+    limits = Limits(max_len=max_len, max_seqs=plan.max_seqs, max_waiting=plan.max_waiting, models=models)
     return Engine(
         kernel,
         runner,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -51,13 +51,14 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """What a member has become. nbytes: of its weights."""
+    """What a member has become. nbytes: of its weights. variants: of its model."""
 
     limits: Limits
     vocab_size: int
     kv_tokens: int
     num_blocks: int
     nbytes: int
+    variants: Mapping[str, str]
     settings: Sequence[Setting]
 
 

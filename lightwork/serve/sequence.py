@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -17,12 +17,14 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 class Limits:
     """What one engine accepts.
 
-    max_len: tokens of a sequence, prompt and output. max_waiting: queue length.
+    max_len: tokens of a sequence, prompt and output. max_waiting: queue length. models: what requests may
+    name beside "", now; None: anything.
     """
 
     max_len: int
     max_seqs: int = 128
     max_waiting: int = 4096
+    models: Collection[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,8 @@ class Request:
     max_tokens: output tokens per continuation. stop_ids: tokens that end it (they count, their text is not
     shown).
     prompt_logprobs: report log-probabilities of the prompt's tokens, with this many alternatives; None
-    reports none. tenant: on whose behalf, for schedulers that are fair.
+    reports none. tenant: on whose behalf, for schedulers that are fair. model: which of those that the engine
+    serves; "" is the one it was opened with.
     """
 
     prompt: tuple[int, ...]
@@ -42,6 +45,7 @@ class Request:
     n: int = 1
     prompt_logprobs: int | None = None
     tenant: str = ""
+    model: str = ""
     id: str = ""
 
 
@@ -171,6 +175,12 @@ def check_request(request: Request, limits: Limits, kv_tokens: int, num_waiting:
             f"a prompt of {len(request.prompt)} tokens with max_tokens {request.max_tokens} makes {asked}",
             expected=f"at most {min(limits.max_len, kv_tokens)} (context {limits.max_len}, KV {kv_tokens})",
             fix="shorten the prompt or lower max_tokens",
+        )
+    if request.model and limits.models is not None and request.model not in limits.models:
+        raise RangeError(
+            f"no model is called {request.model!r}",
+            expected=" or ".join(map(repr, ["", *limits.models])),
+            fix="name one of them",
         )
     if num_waiting + request.n > limits.max_waiting:
         raise BusyError(

@@ -56,6 +56,7 @@ class SyntheticRequests(Sequence[Request]):
             max_tokens=arrival.output_len,
             sampling=self._greedy,
             tenant=arrival.tenant,
+            model=arrival.model,
         )
 
     def _text(self, kind: int, number: int, length: int) -> list[int]:

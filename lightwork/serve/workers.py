@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -145,6 +145,7 @@ class Workers:
         self.generation: dict[str, Any] = read_json(folder, "generation_config.json", optional=True)
         self.nbytes = sum(child.wait() for child in children)
         self.children = children
+        self.variants: Mapping[str, str] = {}
         self.depth = len(children) // len(into)
         self.threads = threads
         self.lost: LightworkError | None = None

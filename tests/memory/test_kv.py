@@ -116,6 +116,23 @@ def test_a_shared_prefix_is_found_and_a_partly_shared_block_is_copied_on_write()
     kv.check()
 
 
+def test_what_models_compute_of_the_same_text_is_kept_apart() -> None:
+    kv = KVCache(8, 4)
+    fill(kv, 0, [1, 2, 3, 4, 5])
+    assert kv.peek([1, 2, 3, 4, 5], None, "other").num_tokens == 0
+    kv.attach(1, [1, 2, 3, 4, 5], model="other")
+    kv.reserve(1, 5)
+    kv.commit(1, [1, 2, 3, 4, 5], 5)
+    assert kv.table(0)[0] != kv.table(1)[0]
+    kv.pin(7, [1, 2, 3, 4], "other")
+    kv.release(0)
+    kv.release(1)
+    assert kv.free == 7
+    assert kv.peek([1, 2, 3, 4, 9], None, "other").blocks != kv.peek([1, 2, 3, 4, 9]).blocks
+    kv.unpin(7)
+    kv.check()
+
+
 def test_the_last_token_is_always_left_to_compute() -> None:
     kv = KVCache(8, 4)
     fill(kv, 0, [1, 2, 3, 4])

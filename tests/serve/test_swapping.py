@@ -42,7 +42,7 @@ SWITCHING = FastSwitch(inner=Sarathi(chunk=16), every=3, stay=0.3)
 
 
 class RememberingRunner(SimulatedRunner):
-    """slots, host: what each slot of the two memories holds, a text up to and with its token."""
+    """slots, host: what each slot of the two memories holds, a model and a text up to and with its token."""
 
     def __init__(self, kernel: Kernel, kv: KVCache, seed: int) -> None:
         super().__init__(UnitCost(), script=next_token)
@@ -57,9 +57,10 @@ class RememberingRunner(SimulatedRunner):
                 self.slots[dst + i] = self.slots[src + i]
         for seq, start, count in step.chunks:
             for i in range(start):
-                assert self.slots[self.kv.slot(seq.id, i)] == tuple(seq.tokens[: i + 1]), (seq, i)
+                held = (seq.request.model, *seq.tokens[: i + 1])
+                assert self.slots[self.kv.slot(seq.id, i)] == held, (seq, i)
             for i in range(start, start + count):
-                self.slots[self.kv.slot(seq.id, i)] = tuple(seq.tokens[: i + 1])
+                self.slots[self.kv.slot(seq.id, i)] = (seq.request.model, *seq.tokens[: i + 1])
         return super().run(step)
 
     def swap_out(self, runs: Sequence[Run]) -> Coroutine[Any, Any, None]:
@@ -123,6 +124,8 @@ def assert_clean(engine: Engine) -> None:
     ),
     cache=st.booleans(),
     broken=st.sampled_from([(), (), ("in",), ("out",)]),
+    scheduler=st.sampled_from([SWITCHING, PrefixGroups(inner=Sarathi(chunk=16))]),
+    models=st.sampled_from([("",), ("", "a", "b")]),
     seed=st.integers(0, 99),
 )
 def test_no_schedule_of_copies_is_read_before_it_has_ended(
@@ -133,13 +136,18 @@ def test_no_schedule_of_copies_is_read_before_it_has_ended(
     tier: HostMemory,
     cache: bool,
     broken: tuple[str, ...],
+    scheduler: Any,
+    models: Sequence[str],
     seed: int,
 ) -> None:
-    engine = make(blocks=blocks, host=host, layout=layout, tier=tier, prefix_cache=cache, seed=seed)
+    engine = make(
+        scheduler, blocks=blocks, host=host, layout=layout, tier=tier, prefix_cache=cache, seed=seed
+    )
     assert isinstance(engine.runner, RememberingRunner)
     engine.runner.broken = frozenset(broken)
     load = [
-        request(range(i % 3, i % 3 + prompt), max_tokens=output) for i, (prompt, output) in enumerate(sizes)
+        request(range(i % 3, i % 3 + prompt), max_tokens=output, model=models[i % len(models)])
+        for i, (prompt, output) in enumerate(sizes)
     ]
     seqs = run_load(engine, [0.004 * i for i in range(len(load))], load)
     assert [seq.tokens[seq.prompt_len :] for seq in seqs] == [expected(r) for r in load]

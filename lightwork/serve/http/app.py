@@ -51,7 +51,8 @@ class Api:
         requests = [await self._translate(request, chat_request, body, self.served)]
         shape = ChatChoices(body, self.served.tokenizer)
         streams = await self._submit(requests, body)
-        frame = self._frame("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
+        kind = "chat.completion.chunk" if body.stream else "chat.completion"
+        frame = self._frame("chatcmpl", kind, body.model)
         if body.stream:
             return self._stream(streams, frame, shape.piece, body, headers, shape.opening())
         choices = await self._until_left(request, replies.collect(streams), streams)
@@ -67,7 +68,7 @@ class Api:
         requests = await self._translate(request, completion_requests, body, self.served)
         shape = CompletionChoices(body, requests, self.served.tokenizer)
         streams = await self._submit(requests, body)
-        frame = self._frame("cmpl", "text_completion")
+        frame = self._frame("cmpl", "text_completion", body.model)
         if body.stream:
             return self._stream(streams, frame, shape.piece, body, headers)
         choices = await self._until_left(request, replies.collect(streams), streams)
@@ -98,11 +99,11 @@ class Api:
             )
 
     def _check_name(self, name: str) -> None:
-        if name != self.served.name:
+        if name not in self.served.names:
             raise errors.HttpError(
                 404,
                 f"no model is called {name[:80]!r}",
-                expected=self.served.name,
+                expected=" or ".join(self.served.names[:20]),
                 fix="GET /v1/models",
                 param="model",
                 code="model_not_found",
@@ -130,12 +131,12 @@ class Api:
             raise
         return streams
 
-    def _frame(self, prefix: str, kind: str) -> dict[str, Any]:
+    def _frame(self, prefix: str, kind: str, model: str) -> dict[str, Any]:
         return {
             "id": f"{prefix}-{secrets.token_hex(12)}",
             "object": kind,
             "created": unix_s(),
-            "model": self.served.name,
+            "model": model,
         }
 
     def _stream(
@@ -196,13 +197,16 @@ class Api:
     # -- the small routes
 
     async def models(self) -> dict[str, Any]:
-        model = {"id": self.served.name, "object": "model", "created": self.created, "owned_by": "lightwork"}
-        return {"object": "list", "data": [{**model, "max_model_len": self.served.limits.max_len}]}
+        return {"object": "list", "data": [self._model(name) for name in self.served.names]}
+
+    def _model(self, name: str) -> dict[str, Any]:
+        model = {"id": name, "object": "model", "created": self.created, "owned_by": "lightwork"}
+        parent = {} if name == self.served.name else {"parent": self.served.name}
+        return {**model, **parent, "max_model_len": self.served.limits.max_len}
 
     async def model(self, name: str) -> dict[str, Any]:
         self._check_name(name)
-        found: dict[str, Any] = (await self.models())["data"][0]
-        return found
+        return self._model(name)
 
     async def tokenize(self, body: TokenizeBody, request: Request) -> Response:
         headers = self._begin_small(body)

@@ -83,6 +83,7 @@ def load(
         vocab_size=model.spec.vocab_size,
         kv_tokens=engine.kv_tokens,
         defaults=model.generation,
+        variants=model.variants,
     )
     service = Service(kernel, engine, model.tokenizer)
     app = create_app(service, served, metrics, created=unix_s(), api_key=api_key)

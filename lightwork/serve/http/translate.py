@@ -30,7 +30,11 @@ from lightwork.serve.sequence import Limits, Request
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What requests are translated against. defaults: the model's generation_config.json."""
+    """What requests are translated against.
+
+    defaults: the model's generation_config.json. variants: other names it can be asked for under, as of now,
+    and what `Request.model` is then.
+    """
 
     name: str
     tokenizer: Tokenizer
@@ -38,6 +42,11 @@ class Served:
     vocab_size: int
     kv_tokens: int
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    variants: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        return [self.name, *self.variants]
 
 
 def unknown_fields(body: Lenient) -> list[str]:
@@ -156,6 +165,7 @@ def _request(
         n=body.n,
         prompt_logprobs=body.prompt_logprobs,
         tenant=body.user,
+        model=served.variants.get(body.model, ""),
     )
 
 

@@ -16,7 +16,8 @@ class Arrival(NamedTuple):
 
     at_s: seconds from the start or, if `after` is the number of another arrival, from when that one has
     ended. prompt_len: tokens of its own. They follow what is shared: with `continues` all that `after` read
-    and wrote; else the first shared_len tokens of the text numbered `shared`. tenant: who sends it.
+    and wrote; else the first shared_len tokens of the text numbered `shared`. tenant: who sends it. model:
+    of which it is asked.
     """
 
     at_s: float
@@ -27,6 +28,7 @@ class Arrival(NamedTuple):
     shared: int = 0
     shared_len: int = 0
     tenant: str = ""
+    model: str = ""
 
 
 class Load(Protocol):

@@ -35,10 +35,12 @@ class Chunk(NamedTuple):
 
 
 class Pin(NamedTuple):
-    """Keep the KV of a text's first tokens, whoever has computed it, until the pin is dropped by its name."""
+    """Keep the KV of a text's first tokens, whoever has computed it with `model`, until the pin is
+    dropped by its name."""
 
     name: int
     tokens: Sequence[int]
+    model: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,8 +89,10 @@ class Blocks(Protocol):
     def total(self) -> int: ...
     @property
     def free(self) -> int: ...
-    def peek(self, tokens: Sequence[int], limit: int | None = None) -> Hit: ...
-    def fetchable(self, tokens: Sequence[int], cached: int, limit: int | None = None) -> int: ...
+    def peek(self, tokens: Sequence[int], limit: int | None = None, model: str = "") -> Hit: ...
+    def fetchable(
+        self, tokens: Sequence[int], cached: int, limit: int | None = None, model: str = ""
+    ) -> int: ...
     def needs(self, seq_id: int, upto: int) -> int: ...
     def needs_new(self, hit: Hit, upto: int) -> int: ...
     def gains(self, seq_id: int) -> int: ...
@@ -211,13 +215,14 @@ class StepPlan:
         if seq.source is not None:
             share = 0
         blocks = self.view.blocks
-        hit = blocks.peek(seq.tokens, share)
+        model = seq.request.model
+        hit = blocks.peek(seq.tokens, share, model)
         need = blocks.needs_new(hit, seq.known)
         if need > self._free - (self._reserve if running else 0):
             return False
         self._free -= need
         self._admitted.append(seq)
-        if seq.source is not None or blocks.fetchable(seq.tokens, hit.num_tokens, share):
+        if seq.source is not None or blocks.fetchable(seq.tokens, hit.num_tokens, share, model):
             return True
         left = seq.known - hit.num_tokens
         self._add(seq, hit.num_tokens, left if whole else min(left, self.room))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lightwork.serve.sequence import Sequence as Seq
+
 ROOT = 0
 
 
@@ -29,6 +31,14 @@ def shared_prefixes(prompts: Sequence[Sequence[int]], block_size: int = 1) -> li
     """
     trie = _trie(prompts, block_size)
     return _groups(trie, _thresholds(trie))
+
+
+def sharing(seqs: Sequence[Seq], block_size: int) -> Iterator[tuple[int, list[Seq]]]:
+    """Prompt tokens that sequences of one model share, and which these are; see `shared_prefixes`."""
+    for model in dict.fromkeys(seq.request.model for seq in seqs):
+        some = [seq for seq in seqs if seq.request.model == model]
+        for length, members in shared_prefixes([seq.tokens for seq in some], block_size):
+            yield length, [some[i] for i in members]
 
 
 class _Trie(NamedTuple):

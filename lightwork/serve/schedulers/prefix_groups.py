@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from lightwork.errors import RangeError
+from lightwork.memory.prefix import Hit
 from lightwork.serve.schedulers import Pin, Scheduler, Step, View
-from lightwork.serve.schedulers._shared_prefixes import shared_prefixes
+from lightwork.serve.schedulers._shared_prefixes import sharing
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Sequence as Seq
 
@@ -124,8 +125,8 @@ class PrefixGroups:
                 come.append(seq)
         alone = dict.fromkeys(come)
         groups = []
-        for prefix, numbers in shared_prefixes([seq.tokens for seq in come], view.blocks.block_size):
-            members = [come[i] for i in numbers if view.blocks.peek(come[i].tokens).num_tokens < prefix]
+        for prefix, seqs in sharing(come, view.blocks.block_size):
+            members = [seq for seq in seqs if _cached(view, seq).num_tokens < prefix]
             if len(members) > 1:
                 groups.append(Group(next(state.names), prefix, members, deque(members)))
                 for seq in members:
@@ -155,6 +156,10 @@ class PrefixGroups:
                 yield seq
 
 
+def _cached(view: View, seq: Seq, limit: int | None = None) -> Hit:
+    return view.blocks.peek(seq.tokens, limit, seq.request.model)
+
+
 def _send_back(state: State, seq: Seq) -> None:
     group = state.of[seq.id]
     group.waiting.appendleft(seq)
@@ -179,10 +184,10 @@ def _settle(state: State, view: View) -> Step:
             group.pinned = False
             step.unpins.append(group.name)
         elif group.prefix and not group.pinned and keep:
-            tokens = group.members[0].tokens
-            if view.blocks.peek(tokens, group.prefix).num_tokens == group.prefix:
+            first = group.members[0]
+            if _cached(view, first, group.prefix).num_tokens == group.prefix:
                 group.pinned = True
-                step.pins.append(Pin(group.name, tokens[: group.prefix]))
+                step.pins.append(Pin(group.name, first.tokens[: group.prefix], first.request.model))
         if group.leader is not None and (group.leader.finished or group.leader in group.waiting):
             group.leader = None
     return step
@@ -196,7 +201,7 @@ def _is_next(state: State, view: View, group: Group) -> bool:
     if not state.queue or state.queue[0] is not group:
         return False
     seq = next(seq for seq in group.waiting if not seq.finished)
-    hit = view.blocks.peek(seq.tokens, group.prefix)
+    hit = _cached(view, seq, group.prefix)
     return view.blocks.needs_new(hit, seq.known + seq.output_left) <= view.blocks.free
 
 
