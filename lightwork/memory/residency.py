@@ -38,7 +38,7 @@ def pass_s(num_layers: int, num_away: int, compute_s: float, fetch_s: float) -> 
 def hidden(num_layers: int, num_away: int, compute_s: float, fetch_s: float) -> bool:
     """Whether fetching costs no time: it takes no longer than the computing between two layers that are
     away."""
-    return num_away * fetch_s <= num_layers * compute_s
+    return pass_s(num_layers, num_away, compute_s, fetch_s) <= num_layers * compute_s
 
 
 async def passes(

@@ -28,6 +28,7 @@ BILLIONS = {
     "yi-34b": 34.4,
     "opt-13b": 12.85,
     "opt-66b": 65.7,
+    "opt-175b": 175.0,
     "falcon-180b": 179.5,
     "mixtral-8x7b": 46.7,
 }
