@@ -26,6 +26,12 @@ seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed
 trace = click.option(
     "--trace", type=click.Path(dir_okay=False), help="Write the run as a Chrome trace to this file."
 )
+tp = click.option(
+    "--tp",
+    type=click.IntRange(1),
+    help="Ranks that share each layer: processes on cpu, devices when simulated.",
+)
+pp = click.option("--pp", type=click.IntRange(1), help="Pipeline stages, each of some layers, likewise.")
 load = click.option(
     "--load",
     default="Poisson(rate=4)",

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from lightwork.serve.plan import Plan
 
 MAX_BYTES = 1 << 20
-KEYS: dict[str, type] = {"model": str, "on": str, "use": list, "max_seqs": int, "threads": int}
+KEYS: dict[str, type] = {
+    "model": str,
+    "on": str,
+    "use": list,
+    "max_seqs": int,
+    "threads": int,
+    "tp": int,
+    "pp": int,
+}
 WANTED = {str: "a string", list: "a list of strings", int: "a whole number of at least 1"}
 
 
@@ -34,13 +42,15 @@ class Chosen(NamedTuple):
     use: tuple[str, ...]
     max_seqs: int | None = None
     threads: int | None = None
+    tp: int | None = None
+    pp: int | None = None
 
     def plan(self, **settings: Any) -> Plan:
-        """What these come to, and further settings of a plan."""
+        """What these come to, and further settings of a plan; None leaves one as it is."""
         from lightwork.serve.plan import Plan
 
-        numbers = {name: n for name in ("max_seqs", "threads") if (n := getattr(self, name)) is not None}
-        return Plan(model=self.model, on=self.on, use=self.use, **numbers, **settings)
+        told = self._asdict() | {name: value for name, value in settings.items() if value is not None}
+        return Plan(**{name: value for name, value in told.items() if value is not None})
 
 
 def choose(model: str, on: str | None, use: tuple[str, ...], default_on: str) -> Chosen:
@@ -49,7 +59,7 @@ def choose(model: str, on: str | None, use: tuple[str, ...], default_on: str) ->
     Raises SpecError for a file or a technique that cannot be understood, before anything is loaded.
     """
     plan: dict[str, Any] = _read(Path(model)) if model.endswith(".toml") else {"model": model}
-    numbers = (plan.get("max_seqs"), plan.get("threads"))
+    numbers = (plan.get(name) for name in ("max_seqs", "threads", "tp", "pp"))
     chosen = Chosen(
         plan["model"], on or plan.get("on", default_on), use or tuple(plan.get("use", ())), *numbers
     )

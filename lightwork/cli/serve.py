@@ -29,6 +29,8 @@ from lightwork.cli._verbs import verb
 @click.option(
     "--kv-memory", type=_options.size, metavar="SIZE", help="Memory for KV blocks, e.g. 2GB; unset, derived."
 )
+@_options.tp
+@_options.pp
 @_options.trace
 def command(
     model: str,
@@ -39,12 +41,14 @@ def command(
     name: str | None,
     max_len: int | None,
     kv_memory: int | None,
+    tp: int | None,
+    pp: int | None,
     trace: str | None,
 ) -> None:
     from lightwork.serve.http.main import serve
 
     chosen = choose(model, on, use, "cpu")
-    plan = chosen.plan(max_len=max_len, kv_bytes=kv_memory)
+    plan = chosen.plan(max_len=max_len, kv_bytes=kv_memory, tp=tp, pp=pp)
     serve(
         plan,
         host=host,

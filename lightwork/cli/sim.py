@@ -22,12 +22,22 @@ HIDDEN = ("simulated", "num_within_slo")  # said above the table, and nothing is
 @click.argument("model")
 @_options.use
 @_options.on("sim:a100x8", "The simulated place: sim: and a preset, times how many.")
+@_options.tp
+@_options.pp
 @_options.load
 @_options.seed
 @_options.trace
 @_options.as_json
 def command(
-    model: str, use: tuple[str, ...], on: str | None, load: str, seed: int, trace: str | None, as_json: bool
+    model: str,
+    use: tuple[str, ...],
+    on: str | None,
+    tp: int | None,
+    pp: int | None,
+    load: str,
+    seed: int,
+    trace: str | None,
+    as_json: bool,
 ) -> None:
     from lightwork.cli._output import show_json, show_table
     from lightwork.runtime.perfetto import write_chrome_trace
@@ -35,7 +45,7 @@ def command(
     from lightwork.serve.simulate import simulate
 
     chosen = choose(model, on, use, "sim:a100x8")
-    run = simulate(chosen.plan(), parse_load(load), seed=seed, keep_spans=trace is not None)
+    run = simulate(chosen.plan(tp=tp, pp=pp), parse_load(load), seed=seed, keep_spans=trace is not None)
     if trace:
         write_chrome_trace(trace, [run.trace])
     figures = run.summary.to_dict()

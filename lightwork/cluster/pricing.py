@@ -66,10 +66,7 @@ class CostModel:
         if isinstance(effect, Compute):
             return Price((((f"compute:{rank}",), self.seconds(effect.work)),))
         if isinstance(effect, Send):
-            same = rank // self.cluster.per_node == effect.to // self.cluster.per_node
-            out, into = ("out", "in") if same else ("nic_out", "nic_in")
-            latency_s = self.cluster.link(rank, effect.to).latency_s
-            return Price((((f"{out}:{rank}", f"{into}:{effect.to}"), nbytes(effect.x)),), latency_s)
+            return self._carried(rank, effect.to, nbytes(effect.x))
         if isinstance(effect, Move):
             return self._move(effect, rank)
         if isinstance(effect, Collective):
@@ -138,8 +135,19 @@ class CostModel:
         """Resources for a SimWorld, each made when a price first names it."""
         return _Resources(self)
 
+    def _carried(self, src: int, dst: int, nbytes: float) -> Price:
+        """Over the link between two ranks."""
+        same = src // self.cluster.per_node == dst // self.cluster.per_node
+        out, into = ("out", "in") if same else ("nic_out", "nic_in")
+        latency_s = self.cluster.link(src, dst).latency_s
+        return Price((((f"{out}:{src}", f"{into}:{dst}"), nbytes),), latency_s)
+
     def _move(self, effect: Move, rank: int) -> Price:
-        """Through the slower of the two memories; adding to the target reads it as well."""
+        """Through the slower of the two memories; adding to the target reads it as well. From the memory of
+        another rank, `peer:1`, over the link.
+        """
+        if effect.src.startswith("peer:"):
+            return self._carried(int(effect.src.removeprefix("peer:")), rank, nbytes(effect.x))
         amount = nbytes(effect.x) * (2 if effect.op == "add" else 1)
         device = self.cluster.device
         slow = min((effect.src, effect.dst), key=lambda name: device.memory(name).read_bytes_per_s)

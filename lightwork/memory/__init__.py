@@ -9,7 +9,9 @@ layouts/    kind: where a sequence's next block lies
 tiers/      kind: how KV goes to host memory and back
 residents.py   which items lie in a memory with a hard limit: experts, layers
 residencies/   kind: which of them stay
+spilled.py     layers that are elsewhere, each fetched while those before it compute
+peers.py       a model that does so, with another process (peer.py) for its other layers
 
-Everything here counts and numbers; tensors belong to the runner. The engine is the only writer; schedulers
-read.
+Of keys and values everything here counts and numbers; tensors belong to the runner. The engine is the only
+writer; schedulers read.
 """

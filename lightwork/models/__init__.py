@@ -11,6 +11,7 @@ experts.py      several checkpoints of one shape, and the memory that some are c
 gpu_step.py     the same for dense Llama-like models on Triton's kernels, with CUDA graphs
 parts.py        which tensors of a checkpoint each weight is made of
 weights.py      fused weights
+slices.py       a part of a model: some layers, and of each a tensor-parallel rank's share; stage.py runs it
 checkpoint.py   tensors by name: of Hugging Face folders (sharded safetensors), memory-mapped
 gguf/           tensors, shape and tokenizer of GGUF files
 convert.py      matrices of checkpoints as the numbers or codes of a format

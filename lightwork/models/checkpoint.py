@@ -50,6 +50,10 @@ class Source(Protocol):
         """A matrix [N, K] in the quantised form it is stored in, or None if it is stored in full."""
         ...
 
+    def skip(self, name: str) -> None:
+        """Leave a tensor to somebody else, who has a place for it."""
+        ...
+
     def check_all_read(self) -> None:
         """Refuses weights that the model has no place for."""
         ...
@@ -116,6 +120,11 @@ class Checkpoint:
         if tuple(tensor.shape) != shape:
             raise misshapen(name, tuple(tensor.shape), shape, "config.json")
         return tensor
+
+    def skip(self, name: str) -> None:
+        """A tensor that is not wanted here."""
+        stem = name.removesuffix(".weight")
+        self._reading.names |= {name, name.removeprefix("transformer."), *(f"{stem}.{p}" for p in PARTS)}
 
     def codes(self, name: str, shape: tuple[int, ...]) -> Codes | None:
         """A matrix in quantised form, or None if it is stored in full. Raises CheckpointError."""

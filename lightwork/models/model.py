@@ -20,7 +20,7 @@ from lightwork.models.arena import arrays, discard
 from lightwork.models.checkpoint import Progress, open_checkpoint
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
-from lightwork.models.transformer import forward, logits
+from lightwork.models.transformer import Attend, forward, logits
 from lightwork.models.weights import Weights, from_checkpoint
 
 DTYPES = {
@@ -141,22 +141,27 @@ class Model:
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: KVPool) -> Tensor:
         """Write the rows' keys and values and return the logits of the scored ones, float32 [N, V]."""
-        spec, device = self.spec, self.device
-        tokens_R = torch.from_numpy(rows.tokens).to(device)
-        positions_R = torch.from_numpy(rows.positions).to(device)
-        slots_R = torch.from_numpy(rows.slots).to(device)
-        scored_N = torch.from_numpy(rows.scored).to(device)
-        adapt = adapt_rows(self.adapters.of(rows.models), torch.from_numpy(rows.seqs).to(device))
-        groups = plan_groups(rows, kv.block_size, device, windows=bool(spec.windowed))
-
-        def attend(layer: int, q_RHD: Tensor, k_RGD: Tensor, v_RGD: Tensor) -> Tensor:
-            keys_TGD, values_TGD = kv.keys_LTGD[layer], kv.values_LTGD[layer]
-            keys_TGD.index_copy_(0, slots_R, k_RGD)
-            values_TGD.index_copy_(0, slots_R, v_RGD)
-            return paged_attention(q_RHD, keys_TGD, values_TGD, groups, spec.window(layer))
-
-        hidden_Rd = forward(self.weights, spec, tokens_R, positions_R, attend, adapt)
+        tokens_R = torch.from_numpy(rows.tokens).to(self.device)
+        positions_R = torch.from_numpy(rows.positions).to(self.device)
+        scored_N = torch.from_numpy(rows.scored).to(self.device)
+        adapt = adapt_rows(self.adapters.of(rows.models), torch.from_numpy(rows.seqs).to(self.device))
+        attend = paged(self.spec, rows, kv, self.device)
+        hidden_Rd = forward(self.weights, self.spec, tokens_R, positions_R, attend, adapt)
         return logits(self.weights, hidden_Rd[scored_N])
+
+
+def paged(spec: ModelSpec, rows: Rows, kv: KVPool, device: str) -> Attend:
+    """Attention of a step's rows: their keys and values are written, then read with all others they see."""
+    slots_R = torch.from_numpy(rows.slots).to(device)
+    groups = plan_groups(rows, kv.block_size, device, windows=bool(spec.windowed))
+
+    def attend(layer: int, q_RHD: Tensor, k_RGD: Tensor, v_RGD: Tensor) -> Tensor:
+        keys_TGD, values_TGD = kv.keys_LTGD[layer], kv.values_LTGD[layer]
+        keys_TGD.index_copy_(0, slots_R, k_RGD)
+        values_TGD.index_copy_(0, slots_R, v_RGD)
+        return paged_attention(q_RHD, keys_TGD, values_TGD, groups, spec.window(layer))
+
+    return attend
 
 
 def open_model(folder: Path, *, dtype: str, device: str, progress: Progress | None) -> Model:

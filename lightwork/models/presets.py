@@ -35,6 +35,7 @@ def _llama(
 
 
 def _opt(hidden: int, layers: int, heads: int) -> ModelSpec:
+    """Also the shape of GPT-3 (Brown et al., 2020), but for its vocabulary of 50,257."""
     return ModelSpec(
         family="gpt2",
         vocab_size=50_272,
@@ -84,6 +85,7 @@ PRESETS = {
         gated=False,
         activation="gelu",
     ),
+    "opt-175b": _opt(12_288, 96, 96),
     # Falcon's MLP is not gated: two matrices. Trained on 2,048 positions, served on 8,192.
     "falcon-180b": ModelSpec(
         family="llama",

@@ -8,7 +8,7 @@ R rows  d hidden  H query heads  G key-value heads  D head size  F MLP width  V 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ CosSin = tuple[Tensor, Tensor]
 
 Adapt = Callable[[int, str, Tensor, Tensor], Tensor]
 """(layer, product of MATRICES, its input [R, ...], its output [R, ...]) -> the output to go on with."""
+Reduce = Callable[[Tensor], Tensor]
+"""Sums what each of several tensor-parallel ranks has of a product; alone, a rank has all of it."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -32,6 +34,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
+
+
+def _as_it_is(layer: int, product: str, x: Tensor, y: Tensor) -> Tensor:
+    return y
+
+
+def _whole(part: Tensor) -> Tensor:
+    return part
 
 
 def forward(
@@ -43,16 +53,37 @@ def forward(
     adapt: Adapt | None = None,
 ) -> Tensor:
     """The normalised hidden states [R, d] of R rows. adapt: changes products, but for those of experts."""
-    adapt = adapt or _as_it_is
+    x_Rd = embed(weights, tokens_R, positions_R)
+    x_Rd = run_layers(weights.layers, spec, x_Rd, positions_R, attend, adapt=adapt or _as_it_is)
+    return normalise(weights, spec, x_Rd)
+
+
+def embed(weights: Weights, tokens_R: Tensor, positions_R: Tensor) -> Tensor:
+    """Hidden states [R, d] before the first layer."""
     x_Rd = F.embedding(tokens_R, weights.embed)
+    return x_Rd if weights.positions is None else x_Rd + F.embedding(positions_R, weights.positions)
+
+
+def run_layers(
+    layers: Sequence[Layer],
+    spec: ModelSpec,
+    x_Rd: Tensor,
+    positions_R: Tensor,
+    attend: Attend,
+    reduce: Reduce = _whole,
+    first: int = 0,
+    adapt: Adapt = _as_it_is,
+) -> Tensor:
+    """Hidden states [R, d] behind some layers. spec: of those, with the heads and widths that they have.
+
+    first: what `attend` calls the first of them.
+    """
     cos_sin = None
-    if weights.positions is not None:
-        x_Rd = x_Rd + F.embedding(positions_R, weights.positions)
-    else:
+    if spec.position == "rotary":
         cos_sin = rotary(spec.rope, spec.head_size, positions_R, x_Rd.dtype)
-    for i, layer in enumerate(weights.layers):
-        x_Rd = block(i, x_Rd, layer, spec, cos_sin, attend, adapt)
-    return norm(x_Rd, weights.norm, weights.norm_bias, spec)
+    for i, layer in enumerate(layers, first):
+        x_Rd = block(i, x_Rd, layer, spec, cos_sin, attend, adapt, reduce)
+    return x_Rd
 
 
 def block(
@@ -62,18 +93,20 @@ def block(
     spec: ModelSpec,
     cos_sin: CosSin | None,
     attend: Attend,
-    adapt: Adapt,
+    adapt: Adapt = _as_it_is,
+    reduce: Reduce = _whole,
 ) -> Tensor:
     """Layer i, from its input to the next one's. cos_sin: of the rows, see `rotary`."""
     h_Rd = norm(x_Rd, layer.norm1, layer.norm1_bias, spec)
-    x_Rd = x_Rd + _attention(i, h_Rd, layer, spec, cos_sin, attend, adapt)
+    x_Rd = x_Rd + reduce(_attention(i, h_Rd, layer, spec, cos_sin, attend, adapt))
     h_Rd = norm(x_Rd, layer.norm2, layer.norm2_bias, spec)
     dense = layer.router is None
-    return x_Rd + (_mlp(i, h_Rd, layer, spec, adapt) if dense else _moe(h_Rd, layer, spec))
+    return x_Rd + reduce(_mlp(i, h_Rd, layer, spec, adapt) if dense else _moe(h_Rd, layer, spec))
 
 
-def _as_it_is(layer: int, product: str, x: Tensor, y: Tensor) -> Tensor:
-    return y
+def normalise(weights: Weights, spec: ModelSpec, x_Rd: Tensor) -> Tensor:
+    """The last norm, before the head."""
+    return norm(x_Rd, weights.norm, weights.norm_bias, spec)
 
 
 def logits(weights: Weights, hidden_Nd: Tensor) -> Tensor:

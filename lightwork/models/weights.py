@@ -20,6 +20,8 @@ from lightwork.models.spec import ModelSpec
 
 Get = Callable[[str, tuple[int, ...]], Tensor]
 """(name, expected shape) -> the tensor; raises CheckpointError."""
+Cut = Callable[[str, Tensor], Tensor]
+"""(name of a weight, one of its tensors, output-major) -> what is wanted of it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,7 +50,10 @@ class Layer:
 
 @dataclass(slots=True, kw_only=True)
 class Weights:
-    """embed [V, d], positions [max_len, d] or None, head [V, d] (the same tensor as embed when tied)."""
+    """embed [V, d], positions [max_len, d] or None, head [V, d] (the same tensor as embed when tied).
+
+    Of a slice of a model (`slices`): what it has of them, and empty tensors for what it lacks.
+    """
 
     embed: Tensor
     positions: Tensor | None = None
@@ -78,15 +83,17 @@ def from_checkpoint(spec: ModelSpec, get: Get) -> Weights:
     others: dict[str, Tensor] = {}
     for part in each_part(spec):
         tied = part.name == "head" and spec.tied
-        whole = others["embed"] if tied else _joined(spec, part, get)
+        whole = others["embed"] if tied else joined(spec, part, get)
         (others if part.layer < 0 else layers[part.layer])[part.name] = whole
     return Weights(layers=[Layer(**parts) for parts in layers], **others)
 
 
-def _joined(spec: ModelSpec, part: Part, get: Get) -> Tensor:
+def joined(spec: ModelSpec, part: Part, get: Get, cut: Cut = lambda name, tensor: tensor) -> Tensor:
+    """A weight of its tensors, or of what is cut from each."""
     tensors = [get(name, shape) for name, shape in part.tensors]
     if part.transposed:
         tensors = [tensor.T.contiguous() for tensor in tensors]
+    tensors = [cut(part.name, tensor) for tensor in tensors]
     whole = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
     of_experts = part.layer in spec.moe and part.name in ("up", "down")
     return whole.view(spec.num_experts, -1, whole.shape[1]) if of_experts else whole

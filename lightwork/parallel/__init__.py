@@ -1,6 +1,6 @@
 """Splitting work over ranks, and the exchanges between them.
 
-What lives here: one strategy per file (`ring`), and `processes`, the backend that runs any of them on
+What lives here: one strategy per file (`ring`, `pipeline`), and `processes`, the backend that runs them on
 processes of this machine. A strategy is a coroutine of effects: the same file runs on hundreds of simulated
 ranks.
 

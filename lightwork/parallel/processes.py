@@ -154,6 +154,24 @@ def _rank(
         pipe.recv()
 
 
+def connect(store: str, rank: int, n: int, timeout_s: float) -> Any:
+    """Meet the other ranks at a file; returns the group of all, for torch.distributed.
+
+    timeout_s: how long what they do together may take. Starting may take longer.
+    """
+    import torch.distributed
+
+    dist: Any = torch.distributed
+    _use_loopback()
+    start_s = max(_START_S, timeout_s)
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(store, n), rank=rank, world_size=n, timeout=timedelta(seconds=start_s)
+    )
+    dist.barrier()
+    # new processes start at different times, later effects are waited for no longer than asked
+    return dist.new_group(list(range(n)), timeout=timedelta(seconds=timeout_s))
+
+
 class GlooWorld:
     """Carries out the effects of one rank, blocking. trace: its spans, from when all ranks were connected."""
 
@@ -162,7 +180,6 @@ class GlooWorld:
         import torch.distributed as dist
 
         torch.set_num_threads(1)
-        _use_loopback()
         self.rank = rank
         self.n = n
         self.trace = Trace("real: processes")
@@ -173,17 +190,7 @@ class GlooWorld:
         self._to_self: dict[int, deque[Any]] = {}
         self._groups: dict[tuple[int, ...], Any] = {}
         self._counters: dict[str, int] = {}
-        start = timedelta(seconds=_START_S)
-        dist.init_process_group(
-            "gloo",
-            store=self._dist.FileStore(store, n),
-            rank=rank,
-            world_size=n,
-            timeout=max(start, self._timeout),
-        )
-        dist.barrier()
-        # new processes start at different times, later effects are waited for no longer than asked
-        self._groups[tuple(range(n))] = dist.new_group(list(range(n)), timeout=self._timeout)
+        self._groups[tuple(range(n))] = connect(store, rank, n, timeout_s)
         self._clock = WallClock()
         self._do: dict[type, Callable[[Any], Any]] = {
             Compute: self._compute,

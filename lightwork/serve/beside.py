@@ -15,6 +15,7 @@ from lightwork.runtime.trace import Trace
 from lightwork.serve.cost import CalibratedCost, TrainingCost
 from lightwork.serve.engine import Engine
 from lightwork.serve.loads import Arrival
+from lightwork.serve.plan import Setting
 from lightwork.serve.replay import calibrate
 from lightwork.serve.runner import Runner
 from lightwork.serve.schedulers.sarathi import Sarathi
@@ -22,9 +23,34 @@ from lightwork.serve.sequence import Limits
 from lightwork.serve.simulate import SyntheticRequests, run_load
 from lightwork.serve.simulated_runner import StepCost
 from lightwork.serve.training import Slice, Trainer, Training
+from lightwork.serve.training_runner import TrainingRunner
 
 SMALL, LARGE, TIMES = 8, 64, 3
 """Tokens of the windows that are timed, and how often."""
+
+
+def train_beside(
+    tuning: Any, runner: Runner, kernel: Kernel, model: Any, kv: KVCache
+) -> tuple[TrainingRunner, dict[str, Any], list[Setting]]:
+    """The runner that trains too, what its engine takes, and what was derived.
+
+    tuning: a `Tuning`. runner: of the model, which is a `Model` or a `CompiledModel`.
+    """
+    trainer = tuning.begin(model, model.spec.max_len)
+    training = Training(trainer.lengths, trainer.num_layers)
+    cost = measured(trainer, type(runner), model, kv.block_size)
+    settings = [
+        Setting(
+            "training", f"{len(trainer.lengths)} sequences", f"{sum(trainer.lengths)} tokens of {tuning.data}"
+        ),
+        Setting(
+            "training_s",
+            f"{(cost.forward[1] + cost.back[1]) * trainer.num_layers + cost.head[1]:.2g} a token",
+            "measured",
+        ),
+    ]
+    beside = {"training": training, "predict": lambda step: sum(cost.stages(step))}
+    return TrainingRunner(kernel, runner, trainer, training), beside, settings
 
 
 def measured(

@@ -8,24 +8,22 @@ that all of them map, so that an engine pulls from another without that one's he
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from multiprocessing import Pipe
-from subprocess import DEVNULL, Popen
 from typing import Any
 
-from lightwork.errors import LightworkError, SpecError
+from lightwork.errors import SpecError
 from lightwork.models import read_shape, resolve
 from lightwork.models.spec import ModelSpec, read_json
 from lightwork.models.tokenizer import Tokenizer
+from lightwork.parallel.child import Child
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.opening import Progress, free_bytes, own_cores
 from lightwork.serve.plan import Plan, Setting, about
-from lightwork.serve.remote import Order, Ready, RemoteEngine
+from lightwork.serve.remote import Order, RemoteEngine
 from lightwork.serve.routers import Seat
 
 ALIKE = {"precision", "kv_dtype", "dtype", "adapters", "max_len", "scheduler", "perplexity"}
@@ -59,11 +57,11 @@ def open_deployment(
     router = plan.techniques()["router"]
     seats: list[Seat] = router.seats()
     _check(plan, seats)
-    started: list[_Starting] = []
+    started: list[Child] = []
     files = [os.memfd_create(f"lightwork-kv-{i}") for i in range(len(seats))]
     try:
         for order in _orders(plan, kernel, seats, files):
-            started.append(_Starting(order))
+            started.append(Child(f"engine {order.number}", "lightwork.serve.member", order, order.files))
             if len(started) == 1:  # it converts weights and compiles, if need be, for all of them
                 started[0].wait(progress)
         told = [each.wait(progress) for each in started]
@@ -109,9 +107,9 @@ def _check(plan: Plan, seats: Sequence[Seat]) -> None:
             expected="--on cpu, on Linux; or a simulated place",
             fix=f"lightwork sim {plan.model} --on sim:a100x8",
         )
-    if any((seat.tp or 1) * (seat.pp or 1) > 1 for seat in seats):
+    if any((seat.tp or plan.tp or 1) * (seat.pp or plan.pp or 1) > 1 for seat in seats):
         raise SpecError(
-            "an engine of several devices is simulated only",
+            "an engine of several devices behind a router is simulated only",
             expected="tp and pp of 1",
             fix="leave them out",
         )
@@ -134,39 +132,3 @@ def _orders(plan: Plan, kernel: Kernel, seats: Sequence[Seat], files: Sequence[i
             origin_s=kernel.clock.origin_s,
             hands_over=seat.hands_over,
         )
-
-
-class _Starting:
-    """A process that loads its model."""
-
-    def __init__(self, order: Order) -> None:
-        self._number = order.number
-        self.pipe, theirs = Pipe()
-        self.process = Popen(
-            [sys.executable, "-m", "lightwork.serve.member", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(), *order.files),
-            stdin=DEVNULL,
-        )
-        theirs.close()
-        self.pipe.send(order)
-        self._ready: Ready | None = None
-
-    def wait(self, progress: Progress | None) -> Ready:
-        """Until it can serve. Raises LightworkError if it cannot."""
-        while self._ready is None:
-            try:
-                name, *told = self.pipe.recv()[0]
-            except (EOFError, OSError):
-                name, told = "failed", [f"it ended with exit code {self.process.wait()}"]
-            if name == "failed":
-                raise LightworkError(f"engine {self._number} did not start: {told[0]}")
-            if name == "ready":
-                self._ready = told[0]
-            elif progress is not None:
-                progress(*told)
-        return self._ready
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.pipe.close()

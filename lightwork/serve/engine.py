@@ -127,7 +127,7 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        return True
+        return self.runner.alive
 
     @property
     def kv_tokens(self) -> int:

@@ -57,6 +57,10 @@ class ExpertRunner:
         self._coming: Future | None = None
 
     @property
+    def alive(self) -> bool:
+        return self.inner.alive
+
+    @property
     def pool(self) -> Any:
         return self.inner.pool
 

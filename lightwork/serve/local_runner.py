@@ -39,6 +39,7 @@ class LocalRunner:
     """
 
     depth = 1
+    alive = True
 
     def __init__(
         self, kernel: Kernel, model: Model | CompiledModel, kv: KVCache, shared: int | None = None

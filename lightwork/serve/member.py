@@ -26,6 +26,7 @@ from lightwork.serve.opening import import_backend, open_one
 from lightwork.serve.remote import Figures, Order, Ready
 from lightwork.serve.sequence import FinishReason, Request
 from lightwork.serve.sequence import Sequence as Seq
+from lightwork.serve.workers import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Hosted:
         self._pools: dict[int, Any] = {}
         self.kernel = Kernel(WallClock(order.origin_s), trace=Trace("real: cpu", keep=0, observers=[self]))
         import_backend(order.plan.on)
-        self.engine, self.model, settings = open_one(
+        self.engine, model, settings = open_one(
             order.plan,
             self.kernel,
             lambda *progress: pipe.send([("progress", *progress)]),
@@ -65,6 +66,8 @@ class Hosted:
             name=f"engine {order.number}",
             ids=self._ids(),
         )
+        assert not isinstance(model, Workers), "a deployment refuses tp and pp"
+        self.model = model
         self.engine.watch(began=self._began if order.hands_over else None, left=self._left)
         self.model.warm_up()
         ready = Ready(

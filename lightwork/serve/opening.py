@@ -14,7 +14,7 @@ from lightwork.memory.kv import KVCache
 from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.adapters import put_adapter
-from lightwork.serve.beside import measured
+from lightwork.serve.beside import train_beside
 from lightwork.serve.composing import compose
 from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
@@ -31,7 +31,6 @@ from lightwork.serve.plan import (
     tier_blocks,
 )
 from lightwork.serve.runner import Runner
-from lightwork.serve.training import Training
 from lightwork.serve.training_runner import TrainingRunner
 
 if TYPE_CHECKING:
@@ -41,8 +40,10 @@ if TYPE_CHECKING:
     from lightwork.models.precisions import Precision
     from lightwork.models.spec import ModelSpec
     from lightwork.models.tokenizer import Tokenizer
+    from lightwork.serve.workers import Workers
 
-    Served = Model | CompiledModel
+    Local = Model | CompiledModel
+    Served = Local | Workers
 
 Progress = Callable[[str, int, int], None]
 SMALL_BYTES = 32e6
@@ -107,8 +108,10 @@ def open_one(
     parts: what else `Engine` takes.
     """
     chosen = plan.techniques()
-    model, kv_dtype, block_size, settings = _load(plan, chosen.get("precision"), progress)
-    settings += _adapters(chosen.get("adapters"), model)
+    load = _load if num_ranks(plan) == 1 else _start_workers
+    model, kv_dtype, block_size, settings = load(plan, chosen.get("precision"), progress)
+    if "adapters" in chosen:
+        settings.append(_adapters(chosen["adapters"], _local(model)))
     longest = context(plan, model.spec)
     free = free_bytes(plan.on) if memory_bytes is None else memory_bytes
     blocks = kv_blocks(plan, model.spec, kv_dtype, int(longest.value), free, block_size)
@@ -120,18 +123,20 @@ def open_one(
         make_runner = partial(make_runner, shared=shared)
     models: Collection[str] = model.adapters
     if composition is not None:
-        make_runner, told = compose(plan, model, make_runner, free, progress, parts.get("name", "engine"))
+        make_runner, told = compose(
+            plan, _local(model), make_runner, free, progress, parts.get("name", "engine")
+        )
         settings.append(told)
         models = [*model.variants.values()]
     runner = make_runner(kernel, model, kv)
     if "tuning" in chosen:
-        runner, beside, more = _train_beside(chosen["tuning"], runner, kernel, model, kv)
+        runner, beside, more = train_beside(chosen["tuning"], runner, kernel, _local(model), kv)
         parts |= beside
         settings += more
     max_len, vocab_size = int(longest.value), model.spec.vocab_size
     engine = make_engine(plan, kernel, kv, runner, max_len, vocab_size, models, **parts)
     if isinstance(runner, TrainingRunner):
-        runner.publish = partial(put_adapter, engine, model)
+        runner.publish = partial(put_adapter, engine, _local(model))
     if kernel.trace is not None:
         derived = {"kv_blocks": kv.total, "block_size": block_size, "tier_blocks": behind}
         kernel.trace.about = about(plan, **derived, max_len=max_len)
@@ -143,27 +148,6 @@ def _scheduler(chosen: Mapping[str, Any], engine: Engine) -> Setting:
     asked = "as asked" if "scheduler" in chosen else "the default"
     asked += "; models take turns" * ("composition" in chosen)
     return Setting("scheduler", repr(engine.scheduler), asked)
-
-
-def _train_beside(
-    tuning: Any, runner: Runner, kernel: Kernel, model: Served, kv: KVCache
-) -> tuple[Runner, dict[str, Any], list[Setting]]:
-    """The runner that trains too, what its engine takes, and what was derived."""
-    trainer = tuning.begin(model, model.spec.max_len)
-    training = Training(trainer.lengths, trainer.num_layers)
-    cost = measured(trainer, type(runner), model, kv.block_size)
-    settings = [
-        Setting(
-            "training", f"{len(trainer.lengths)} sequences", f"{sum(trainer.lengths)} tokens of {tuning.data}"
-        ),
-        Setting(
-            "training_s",
-            f"{(cost.forward[1] + cost.back[1]) * trainer.num_layers + cost.head[1]:.2g} a token",
-            "measured",
-        ),
-    ]
-    beside = {"training": training, "predict": lambda step: sum(cost.stages(step))}
-    return TrainingRunner(kernel, runner, trainer, training), beside, settings
 
 
 def _load(
@@ -192,6 +176,35 @@ def _load(
     return model, dtype, BLOCK_SIZE, [Setting("dtype", dtype, reason)]
 
 
+def num_ranks(plan: Plan) -> int:
+    """Processes that compute one step together, on a real place."""
+    return (plan.tp or 1) * (plan.pp or 1)
+
+
+def _start_workers(
+    plan: Plan, precision: Precision | None, progress: Progress | None
+) -> tuple[Served, str, int, list[Setting]]:
+    """As `_load`, for a model that is cut over processes."""
+    from lightwork.serve.workers import start_workers
+
+    tp, pp = plan.tp or 1, plan.pp or 1
+    if plan.on != "cpu" or precision is not None or min(tp, pp) < 1:
+        raise SpecError(
+            f"{tp} tensor-parallel ranks times {pp} stages on {plan.on}, {precision or 'float32'}",
+            expected="on cpu, without a precision: processes of this machine that compute in float32",
+            fix="leave tp and pp out, or the precision",
+        )
+    threads = None if plan.threads is None else max(1, plan.threads // (tp * pp))
+    workers = start_workers(plan.model, tp=tp, pp=pp, cores=own_cores(), threads=threads, progress=progress)
+    settings = [
+        Setting("dtype", "float32", "what workers compute in"),
+        Setting("tp", str(tp), "processes that share each layer"),
+        Setting("pp", str(pp), "stages, and steps at once"),
+        Setting("threads", str(workers.threads), "of each process"),
+    ]
+    return workers, "float32", BLOCK_SIZE, settings
+
+
 def _quality(uri: str, precision: Precision | None, model: CompiledModel) -> list[Setting]:
     """What rounding costs: perplexity of the model's held-out text, as stored and as served."""
     from lightwork import models
@@ -208,15 +221,27 @@ def _quality(uri: str, precision: Precision | None, model: CompiledModel) -> lis
     return [Setting("perplexity", value, f"of {num_tokens} held-out tokens, as stored and as served")]
 
 
-def _adapters(source: Adapters | None, model: Served) -> list[Setting]:
+def _local(model: Served) -> Local:
+    """A model in this process. Raises SpecError for one that is processes."""
+    from lightwork.serve.workers import Workers
+
+    if isinstance(model, Workers):
+        model.close()
+        raise SpecError(
+            "adapters, experts and training need the whole model in one process",
+            expected="neither tp nor pp",
+            fix="leave them out",
+        )
+    return model
+
+
+def _adapters(source: Adapters, model: Local) -> Setting:
     """Let the model compute with the adapters that are there, and what each of them takes."""
-    if source is None:
-        return []
     found = source.read(model.spec)
     for adapter in found:
         model.adapters.put(adapter)
     told = ", ".join(f"{adapter.name} ({adapter.nbytes / 1e6:.2f} MB)" for adapter in found)
-    return [Setting("adapters", told, f"float32, rank up to {max(adapter.rank for adapter in found)}")]
+    return Setting("adapters", told, f"float32, rank up to {max(adapter.rank for adapter in found)}")
 
 
 def compiles(place: str) -> bool:
@@ -235,7 +260,8 @@ def import_backend(place: str) -> None:
 
 
 def runner_for(place: str, model: Served, *, moves: bool = False) -> Callable[[Kernel, Any, KVCache], Runner]:
-    """Triton's kernels on a GPU, if they are installed and know the model; otherwise the model itself.
+    """Triton's kernels on a GPU, if they are installed and know the model; otherwise the model itself, or the
+    processes that it is.
 
     moves: where its weights are changes between steps, which recorded steps do not know.
     """
@@ -246,13 +272,14 @@ def runner_for(place: str, model: Served, *, moves: bool = False) -> Callable[[K
         if supports(model.spec):
             return GpuRunner
     from lightwork.serve.local_runner import LocalRunner
+    from lightwork.serve.workers import Workers, WorkersRunner
 
-    return LocalRunner
+    return WorkersRunner if isinstance(model, Workers) else LocalRunner
 
 
 def _threads(plan: Plan, model: Served) -> list[Setting]:
     """Give a CPU model the threads it can use."""
-    if plan.on != "cpu":
+    if plan.on != "cpu" or num_ranks(plan) > 1:
         return []
     if plan.threads is not None:
         model.set_threads(plan.threads)

@@ -21,6 +21,7 @@ from lightwork.serve.engine import Engine
 from lightwork.serve.runner import Runner
 from lightwork.serve.schedulers import Scheduler
 from lightwork.serve.schedulers.co_serve import CoServe
+from lightwork.serve.schedulers.microbatches import Microbatches
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.schedulers.time_sharing import TimeSharing
 from lightwork.serve.sequence import Limits
@@ -58,8 +59,8 @@ class Plan:
 
     model: `tiny:llama`, `hf:./folder`, or a folder. on: `cpu`, `cuda:0`, `sim:h100x8`. max_len: tokens of
     context.
-    kv_bytes: memory for keys and values. tp, pp: tensor-parallel ranks and pipeline stages, when simulated.
-    threads: of a CPU. None: derived.
+    kv_bytes: memory for keys and values. tp, pp: tensor-parallel ranks and pipeline stages, devices when
+    simulated, processes on cpu. threads: of a CPU. None: derived.
     """
 
     model: str = "tiny:llama"
@@ -129,7 +130,8 @@ def make_engine(
     models: see `Limits`. parts: what else `Engine` takes.
     """
     chosen = plan.techniques()
-    usual = CoServe() if "tuning" in chosen else Sarathi()
+    plain = Microbatches(stages=runner.depth) if runner.depth > 1 else Sarathi()
+    usual = CoServe() if "tuning" in chosen else plain
     scheduler: Scheduler[Any] = chosen.get("scheduler") or usual
     if "tuning" in chosen and not isinstance(scheduler, CoServe | TimeSharing):
         raise SpecError(

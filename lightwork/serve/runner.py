@@ -1,6 +1,7 @@
 """Who carries a step out.
 
-For real on this machine (`local_runner`, `gpu_runner`), or on the simulated clock (`simulated_runner`).
+For real on this machine (`local_runner`, `gpu_runner`, `workers`), or on the simulated clock
+(`simulated_runner`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ class Runner(Protocol):
 
     @property
     def depth(self) -> int: ...
+
+    @property
+    def alive(self) -> bool:
+        """False once it can run no more steps."""
+        ...
 
     @property
     def pool(self) -> Any:

@@ -41,6 +41,8 @@ class SimulatedRunner:
     pieces.
     """
 
+    alive = True
+
     def __init__(
         self,
         cost: StepCost,

@@ -34,6 +34,10 @@ class TrainingRunner:
         self._notes = Notes(kernel, "training")
 
     @property
+    def alive(self) -> bool:
+        return self.inner.alive
+
+    @property
     def pool(self) -> Any:
         return self.inner.pool
 

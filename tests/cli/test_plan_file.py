@@ -40,6 +40,12 @@ def test_what_was_tuned_is_read(plan):
     assert (chosen.max_seqs, chosen.threads) == (16, 1)
 
 
+def test_ranks_and_stages_are_read_and_replaced(plan):
+    chosen = choose(plan('model = "tiny:llama"\ntp = 2\npp = 4\n'), None, (), "cpu")
+    assert (chosen.plan().tp, chosen.plan().pp) == (2, 4)
+    assert (chosen.plan(tp=None, pp=3).tp, chosen.plan(pp=3).pp) == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -125,6 +125,7 @@ def test_moves_take_the_slower_memory_and_waiting_is_free():
     assert into.demands == ((("host:3",), x.nbytes),)
     added = COSTS.price(Move(x, "memory", "host", op="add"), 3)
     assert added.demands == ((("host:3",), 2 * x.nbytes),)
+    assert COSTS.price(Move(x, "peer:7", "memory"), 0) == COSTS.price(Send(0, x), 7)
     for effect in (Recv(0), Wait("ready")):
         assert COSTS.price(effect, 0).demands == ()
     assert COSTS.price(Compute([matmul(4)]), 5).demands == ((("compute:5",), COSTS.seconds([matmul(4)])),)

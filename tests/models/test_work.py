@@ -34,6 +34,7 @@ BILLIONS = {
     "opt-13b": 12.85,
     "opt-66b": 65.7,
     "gptj-6b": 6.05,
+    "opt-175b": 175.0,
     "falcon-180b": 179.5,
     "mixtral-8x7b": 46.7,
 }

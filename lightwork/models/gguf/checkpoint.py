@@ -57,6 +57,10 @@ class GGUFCheckpoint:
         tensor = torch.from_numpy(self._file.bytes_of(place)).view(PLAIN[place.format.name]).view(shape)
         return tensor[torch.from_numpy(self._order(place))] if self._is_rotated(name) else tensor
 
+    def skip(self, name: str) -> None:
+        """A tensor that is not wanted here."""
+        self._reading.names.add(gguf_name(name)[0])
+
     def codes(self, name: str, shape: tuple[int, ...]) -> Codes | None:
         """A matrix in quantised form, or None if the file holds it in full."""
         place = self._place(name, shape)

@@ -1,0 +1,173 @@
+"""One rank of a model: `python -m lightwork.serve.worker CONTROL BEFORE AFTER`.
+
+Descriptors: of the pipe to the controller, which says first what to be (`WorkerOrder`), and of those from the
+stage before and to the stage after. It ends with the controller.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightwork.models.model import KVPool
+from lightwork.models.stage import Stage, open_stage
+from lightwork.parallel.child import LostError
+from lightwork.parallel.pipeline import stage
+from lightwork.parallel.processes import connect
+from lightwork.runtime.effects import Compute, Recv, Send
+from lightwork.runtime.threads import ThreadWorld
+from lightwork.serve.workers import (
+    Allocate,
+    Forward,
+    Message,
+    Swap,
+    WorkerOrder,
+    receive_message,
+    send_message,
+)
+
+STUCK_S = 120.0
+"""What the ranks of a stage do together takes no longer."""
+
+
+class Worker:
+    """Carries out commands, one after the other."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.pool: KVPool | None = None
+        self.host: KVPool | None = None
+
+    def compute(self, message: Message) -> Compute:
+        return Compute((), self._carry_out, (message,), "step")
+
+    def _carry_out(self, message: Message) -> Message:
+        command, x = message
+        if isinstance(command, Allocate):
+            self.pool = self.stage.new_kv(command.num_blocks, command.block_size)
+            self.host = (
+                self.stage.new_kv(command.host_blocks, command.block_size) if command.host_blocks else None
+            )
+            y = None
+        elif isinstance(command, Swap):
+            assert self.pool is not None
+            assert self.host is not None
+            to, source = (self.host, self.pool) if command.out else (self.pool, self.host)
+            to.pull(source, command.runs)
+            y = None
+        else:
+            assert isinstance(command, Forward)
+            y = self._forward(command, x)
+        return (None if self.stage.ends else command), y
+
+    def _forward(self, command: Forward, x: Any) -> Any:
+        assert self.pool is not None
+        for copy in command.copies:
+            self.pool.copy(
+                range(copy.src, copy.src + copy.num_slots), range(copy.dst, copy.dst + copy.num_slots)
+            )
+        x_Rd = None if x is None else torch.from_numpy(x)
+        return self.stage.forward(command.rows, self.pool, x_Rd).numpy()
+
+
+@contextmanager
+def _others(which: str) -> Iterator[None]:
+    """What fails here fails because of others."""
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        raise LostError(f"{which} do not answer: {str(error)[:200]}") from error
+
+
+def _summing(order: WorkerOrder) -> Callable[[Tensor], Tensor]:
+    """Sums in place over the ranks of a stage."""
+    mine = order.slice
+    if mine.ranks == 1:
+        return lambda part: part
+    import torch.distributed as dist
+
+    with _others("ranks of its stage"):
+        group = connect(order.store, mine.rank, mine.ranks, STUCK_S)
+
+    def reduce(part: Tensor) -> Tensor:
+        with _others("ranks of its stage"):
+            dist.all_reduce(part, group=group)
+        return part
+
+    return reduce
+
+
+def _open(order: WorkerOrder, control: Connection) -> Worker:
+    torch.set_num_threads(order.threads)
+    tells = order.slice.first == order.slice.rank == 0
+    opened = open_stage(
+        order.path,
+        order.slice,
+        dtype="float32",
+        device="cpu",
+        reduce=_summing(order),
+        progress=(lambda *told: control.send([("progress", *told)])) if tells else None,
+    )
+    opened.warm_up()
+    return Worker(opened)
+
+
+def _live_with(control: Connection) -> None:
+    """Nothing is said here any more: what comes is the end."""
+    with suppress(EOFError, OSError):
+        control.recv()
+    os._exit(0)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
+    control, before, after = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    pipe, source, to = (
+        Connection(control),
+        Connection(before, writable=False),
+        Connection(after, readable=False),
+    )
+    order: WorkerOrder = pipe.recv()
+    threading.Thread(target=_live_with, args=(pipe,), daemon=True).start()
+
+    def send(effect: Send) -> None:
+        with _others("ranks of the next stage"):
+            send_message(to, effect.x)
+
+    def recv(effect: Recv) -> Message:
+        with _others("ranks of the stage before"):
+            return receive_message(source)
+
+    def failed(error: BaseException) -> None:
+        """Say why, and wait for the end: that of this process would look like a cause."""
+        lost = isinstance(error, LostError)
+        if not lost:
+            traceback.print_exception(error)
+        with suppress(OSError):
+            pipe.send([("lost" if lost else "failed", f"{type(error).__name__}: {error}")])
+        threading.Event().wait()
+
+    try:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, order.cores)
+        worker = _open(order, pipe)
+        pipe.send([("ready", worker.stage.weights.nbytes)])
+        delay_s = 0.0 if worker.stage.ends else order.link.delay_s
+        position = stage(1, 3, worker.compute, room=order.link.room, delay_s=delay_s)
+        ThreadWorld({Send: send, Recv: recv}, failed).run(position)
+    except BaseException as error:
+        failed(error)
+
+
+if __name__ == "__main__":
+    main()

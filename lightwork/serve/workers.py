@@ -1,0 +1,332 @@
+"""A model as worker processes of this machine: pipeline stages of tensor-parallel ranks, and one controller.
+
+The controller (the engine's process) decides alone: it sends each step's command to the ranks of the first
+stage and collects logits from those of the last. Rank r of a stage hands commands and hidden states on to
+rank r of the next, so there are tp chains of pp workers, each a `parallel.pipeline`; the ranks of a stage sum
+what they have of a product by torch.distributed. Pipes are first in, first out: all ranks carry out all
+commands in one order, and so their keys and values are of the same age.
+
+A worker that is lost takes the others with it: what it held of keys and values is nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import TemporaryDirectory
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightwork.errors import LightworkError, SpecError
+from lightwork.kernels.rows import Rows
+from lightwork.memory.host import Run
+from lightwork.memory.kv import Copy, KVCache
+from lightwork.models import import_models, read_shape, resolve
+from lightwork.models.checkpoint import Progress
+from lightwork.models.spec import ModelSpec, read_json
+from lightwork.models.tokenizer import Tokenizer
+from lightwork.parallel.child import Child, listen
+from lightwork.runtime.futures import Future
+from lightwork.runtime.kernel import Kernel
+from lightwork.serve.rows import build_rows
+from lightwork.serve.schedulers import Step
+from lightwork.serve.scores import LogitScores
+
+if TYPE_CHECKING:
+    from lightwork.models.slices import Slice
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """Between stages. delay_s: how much longer it is busy with each message than a pipe is, for experiments
+    with slow links.
+
+    room: messages that may wait to be sent; 0: a stage computes nothing while it sends.
+    """
+
+    delay_s: float = 0.0
+    room: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOrder:
+    """What a worker is to be. store: a file at which the ranks of its stage meet."""
+
+    path: Path
+    slice: Slice
+    store: str
+    cores: Sequence[int]
+    threads: int
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class Allocate:
+    """Make room for keys and values, here and in host memory."""
+
+    num_blocks: int
+    block_size: int
+    host_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Copy slots, then compute rows."""
+
+    rows: Rows
+    copies: Sequence[Copy]
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Copy blocks to host memory, or back."""
+
+    runs: Sequence[Run]
+    out: bool
+
+
+Command = Allocate | Forward | Swap
+Array = NDArray[np.float32]
+Message = tuple[Command | None, Array | None]
+"""A command, and the hidden states that the stage before computed; from the last stage: logits."""
+Answer = Callable[[list[Any], Exception | None], None]
+
+
+def send_message(pipe: Connection, message: Message) -> None:
+    """An array's bytes go as they are."""
+    command, x = message
+    pipe.send((command, None if x is None else x.shape))
+    if x is not None and x.size:
+        pipe.send_bytes(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
+
+
+def receive_message(pipe: Connection) -> Message:
+    command, shape = pipe.recv()
+    if shape is None:
+        return command, None
+    x = np.empty(shape, np.float32)
+    if x.size:
+        pipe.recv_bytes_into(x.reshape(-1).view(np.uint8).data)
+    return command, x
+
+
+class Workers:
+    """The processes, as the model that they compute.
+
+    depth: stages. into, out: pipes to the ranks of the first, and from those of the last. threads: of each.
+    nbytes: of all weights. lost: why they compute no more. Commands are sent and answers collected by a
+    thread each.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        children: Sequence[Child],
+        into: Sequence[Connection],
+        out: Sequence[Connection],
+        threads: int,
+    ) -> None:
+        folder = resolve(uri)
+        self.spec: ModelSpec = read_shape(uri)
+        self.tokenizer = Tokenizer(folder)
+        self.generation: dict[str, Any] = read_json(folder, "generation_config.json", optional=True)
+        self.nbytes = sum(child.wait() for child in children)
+        self.children = children
+        self.variants: Mapping[str, str] = {}
+        self.adapters: Collection[str] = ()
+        self.depth = len(children) // len(into)
+        self.threads = threads
+        self.lost: LightworkError | None = None
+        self._into = into
+        self._out = out
+        self._closing = False
+        self._lock = Lock()
+        self._commands: SimpleQueue[Command | None] = SimpleQueue()
+        self._asked: deque[Answer] = deque()
+        self._threads = [
+            Thread(target=work, name=f"lightwork-workers{work.__name__}", daemon=True)
+            for work in (self._send, self._collect, self._watch)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def set_threads(self, num_threads: int) -> None:
+        raise SpecError("the threads of workers are set when they start", expected="Plan(threads=...)")
+
+    def warm_up(self) -> None:
+        """They have, before they were ready."""
+
+    def close(self) -> None:
+        """End the processes."""
+        self._closing = True
+        for child in self.children:
+            child.process.kill()
+        for thread in self._threads:
+            thread.join()
+        for child in self.children:
+            child.kill()
+        for pipe in (*self._into, *self._out):
+            pipe.close()
+
+    def ask(self, command: Command, answer: Answer) -> None:
+        """Send a command. answer(parts, error): called from a thread, with what the ranks of the last stage
+        say. Raises LightworkError once a worker has been lost.
+        """
+        with self._lock:
+            if self.lost is not None:
+                raise self.lost
+            self._asked.append(answer)
+            self._commands.put(command)
+
+    def _send(self) -> None:
+        with suppress(OSError):  # the watching thread finds out why
+            while (command := self._commands.get()) is not None:
+                for pipe in self._into:
+                    send_message(pipe, (command, None))
+
+    def _collect(self) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                parts = [receive_message(pipe)[1] for pipe in self._out]
+                with self._lock:
+                    answer = self._asked.popleft() if self._asked else None
+                if answer is not None:
+                    answer(parts, None)
+
+    def _watch(self) -> None:
+        """Whoever waits is told, and the workers that are left have nothing to do any more."""
+        why = LightworkError("the workers were told to end")
+        try:
+            listen(self.children)
+        except LightworkError as error:
+            if not self._closing:
+                log.error("%s", error.wrong)
+                why = error
+        with self._lock:
+            self.lost = why
+            asked, self._asked = self._asked, deque()
+        for child in self.children:
+            child.process.kill()
+        for answer in asked:
+            answer([], why)
+        self._commands.put(None)
+
+
+def start_workers(
+    uri: str,
+    *,
+    tp: int,
+    pp: int,
+    cores: Sequence[int],
+    threads: int | None = None,
+    link: Link | None = None,
+    progress: Progress | None = None,
+) -> Workers:
+    """Start a process for each rank, which loads its slice in float32. threads: of each rank; None: its share
+    of the cores.
+
+    Raises SpecError for a model that cannot be cut so; CheckpointError, LightworkError if one does not start.
+    """
+    import_models()
+    from lightwork.models.slices import slices
+
+    grid = slices(read_shape(uri), pp, tp)
+    each = max(1, len(cores) // (tp * pp))
+    pipes = [[Pipe(duplex=False) for _ in range(pp + 1)] for _ in range(tp)]  # before each stage, and behind
+    started: list[Child] = []
+    with TemporaryDirectory() as folder:
+        try:
+            for number, mine in enumerate(mine for row in grid for mine in row):
+                s, r = divmod(number, tp)
+                order = WorkerOrder(
+                    path=resolve(uri).absolute(),
+                    slice=mine,
+                    store=f"{folder}/stage-{s}",
+                    cores=[cores[(number * each + k) % len(cores)] for k in range(each)],
+                    threads=threads or each,
+                    link=link or Link(),
+                )
+                fds = (pipes[r][s][0].fileno(), pipes[r][s + 1][1].fileno())
+                name = f"rank {number} (stage {s}, tensor rank {r})"
+                started.append(Child(name, "lightwork.serve.worker", order, fds))
+            for chain in pipes:
+                for received, sent in pairwise(chain):
+                    received[0].close()
+                    sent[1].close()
+            listen(started, progress, until_ready=True)
+        except BaseException:
+            for child in started:
+                child.kill()
+            raise
+    into, out = [chain[0][1] for chain in pipes], [chain[-1][0] for chain in pipes]
+    return Workers(uri, started, into, out, threads or each)
+
+
+class WorkersRunner:
+    """Steps of a `Workers` model: as many at once as it has stages.
+
+    kv: block tables of the engine it serves; keys and values are where the workers are, for one runner at a
+    time.
+    """
+
+    pool = None
+
+    def __init__(self, kernel: Kernel, model: Workers, kv: KVCache) -> None:
+        self.kernel = kernel
+        self.model = model
+        self.kv = kv
+        self.depth = model.depth
+        self._ask(Allocate(kv.total, kv.block_size, kv.host.total if kv.host is not None else 0))
+
+    @property
+    def alive(self) -> bool:
+        return self.model.lost is None
+
+    def run(self, step: Step) -> Future:
+        """Resolves to the step's LogitScores. Raises LightworkError once a worker has been lost."""
+        rows, first = build_rows(step, self.kv)
+        return self._ask(
+            Forward(rows, step.copies),
+            lambda parts: LogitScores(step, np.concatenate(parts, 1) if len(parts) > 1 else parts[0], first),
+        )
+
+    def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Future:
+        raise SpecError(
+            "workers have no engine beside them", expected="one engine", fix="leave the router out"
+        )
+
+    def swap_out(self, runs: Sequence[Run]) -> Future:
+        """In its turn among the steps."""
+        return self._ask(Swap(runs, out=True))
+
+    def swap_in(self, runs: Sequence[Run]) -> Future:
+        return self._ask(Swap(runs, out=False))
+
+    def _ask(self, command: Command, then: Callable[[list[Any]], object] = len) -> Future:
+        """Resolves to what `then` makes of the answer, on the thread that collects answers."""
+        future = self.kernel.future(type(command).__name__.lower())
+
+        def answer(parts: list[Any], error: Exception | None) -> None:
+            value: object = None
+            if error is None:
+                try:
+                    value = then(parts)
+                except Exception as failed:
+                    error = failed
+            self.kernel.post(future.end, value, error)
+
+        self.model.ask(command, answer)
+        return future
