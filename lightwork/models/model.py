@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,11 @@ class KVPool:
 
 
 class Model:
-    """Weights and tokenizer of one checkpoint. generation: its generation_config.json."""
+    """Weights and tokenizer of one checkpoint. generation: its generation_config.json.
+
+    hidden: (rows, kv) -> normalised hidden states [R, d], keys and values written; how its layers are carried
+    out, for others to replace.
+    """
 
     def __init__(
         self, spec: ModelSpec, weights: Weights, tokenizer: Tokenizer, generation: dict[str, Any], device: str
@@ -97,6 +101,7 @@ class Model:
         self.generation = generation
         self.device = device
         self.dtype = weights.embed.dtype
+        self.hidden: Callable[[Rows, KVPool], Tensor] = self._layer_by_layer
 
     @property
     def nbytes(self) -> int:
@@ -129,11 +134,14 @@ class Model:
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: KVPool) -> Tensor:
         """Write the rows' keys and values and return the logits of the scored ones, float32 [N, V]."""
+        hidden_Rd = self.hidden(rows, kv)
+        return logits(self.weights, hidden_Rd[torch.from_numpy(rows.scored).to(self.device)])
+
+    def _layer_by_layer(self, rows: Rows, kv: KVPool) -> Tensor:
         spec, device = self.spec, self.device
         tokens_R = torch.from_numpy(rows.tokens).to(device)
         positions_R = torch.from_numpy(rows.positions).to(device)
         slots_R = torch.from_numpy(rows.slots).to(device)
-        scored_N = torch.from_numpy(rows.scored).to(device)
         groups = plan_groups(rows, kv.block_size, device, windows=bool(spec.windowed))
 
         def attend(layer: int, q_RHD: Tensor, k_RGD: Tensor, v_RGD: Tensor) -> Tensor:
@@ -142,8 +150,7 @@ class Model:
             values_TGD.index_copy_(0, slots_R, v_RGD)
             return paged_attention(q_RHD, keys_TGD, values_TGD, groups, spec.window(layer))
 
-        hidden_Rd = forward(self.weights, spec, tokens_R, positions_R, attend)
-        return logits(self.weights, hidden_Rd[scored_N])
+        return forward(self.weights, spec, tokens_R, positions_R, attend)
 
 
 def open_model(folder: Path, *, dtype: str, device: str, progress: Progress | None) -> Model:

@@ -20,6 +20,8 @@ from lightwork.models.weights import Layer, Weights
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [R, H, D], k [R, G, D], v [R, G, D]) -> output [R, H, D]."""
+CosSin = tuple[Tensor, Tensor]
+"""Cosines and sines of each row's rotation angles, [R, 1, D/2] each."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -34,18 +36,22 @@ def forward(
     weights: Weights, spec: ModelSpec, tokens_R: Tensor, positions_R: Tensor, attend: Attend
 ) -> Tensor:
     """The normalised hidden states [R, d] of R rows."""
-    x_Rd = F.embedding(tokens_R, weights.embed)
-    cos_sin = None
-    if weights.positions is not None:
-        x_Rd = x_Rd + F.embedding(positions_R, weights.positions)
-    else:
-        cos_sin = rotary(spec.rope, spec.head_size, positions_R, x_Rd.dtype)
+    x_Rd, cos_sin = embed(weights, spec, tokens_R, positions_R)
     for i, layer in enumerate(weights.layers):
-        h_Rd = _norm(x_Rd, layer.norm1, layer.norm1_bias, spec)
-        x_Rd = x_Rd + _attention(i, h_Rd, layer, spec, cos_sin, attend)
-        h_Rd = _norm(x_Rd, layer.norm2, layer.norm2_bias, spec)
-        x_Rd = x_Rd + (_moe(h_Rd, layer, spec) if layer.router is not None else _mlp(h_Rd, layer, spec))
-    return _norm(x_Rd, weights.norm, weights.norm_bias, spec)
+        heads_RHD = attend(i, *queries_keys_values(x_Rd, layer, spec, cos_sin))
+        x_Rd = x_Rd + F.linear(heads_RHD.flatten(1), layer.out, layer.out_bias)
+        x_Rd = x_Rd + mlp_down(mlp_up(x_Rd, layer, spec), layer)
+    return norm(x_Rd, weights.norm, weights.norm_bias, spec)
+
+
+def embed(
+    weights: Weights, spec: ModelSpec, tokens_R: Tensor, positions_R: Tensor
+) -> tuple[Tensor, CosSin | None]:
+    """What the first layer reads, [R, d], and each row's rotation if positions are told that way."""
+    x_Rd = F.embedding(tokens_R, weights.embed)
+    if weights.positions is not None:
+        return x_Rd + F.embedding(positions_R, weights.positions), None
+    return x_Rd, rotary(spec.rope, spec.head_size, positions_R, x_Rd.dtype)
 
 
 def logits(weights: Weights, hidden_Nd: Tensor) -> Tensor:
@@ -53,14 +59,14 @@ def logits(weights: Weights, hidden_Nd: Tensor) -> Tensor:
     return F.linear(hidden_Nd, weights.head).float()
 
 
-def rotary(rope: Rope, head_size: int, positions_R: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary(rope: Rope, head_size: int, positions_R: Tensor, dtype: torch.dtype) -> CosSin:
     """Cosines and sines of each row's rotation angles, [R, 1, D/2] each."""
     frequencies = torch.from_numpy(rope.frequencies(head_size)).to(positions_R.device)
     angles = positions_R.float()[:, None, None] * frequencies
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def _norm(x_Rd: Tensor, weight: Tensor, bias: Tensor | None, spec: ModelSpec) -> Tensor:
+def norm(x_Rd: Tensor, weight: Tensor, bias: Tensor | None, spec: ModelSpec) -> Tensor:
     if spec.norm == "layer":
         return F.layer_norm(x_Rd, weight.shape, weight, bias, spec.norm_eps)
     return _rms(x_Rd, weight, spec.norm_eps)
@@ -73,10 +79,12 @@ def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * F.rms_norm(x.float(), weight.shape, None, eps).to(x.dtype)
 
 
-def _attention(
-    i: int, h_Rd: Tensor, layer: Layer, spec: ModelSpec, cos_sin: tuple[Tensor, Tensor] | None, attend: Attend
-) -> Tensor:
+def queries_keys_values(
+    x_Rd: Tensor, layer: Layer, spec: ModelSpec, cos_sin: CosSin | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [R, H, D], keys and values [R, G, D] each, rotated."""
     heads, groups = spec.num_heads, spec.num_kv_heads
+    h_Rd = norm(x_Rd, layer.norm1, layer.norm1_bias, spec)
     qkv = F.linear(h_Rd, layer.qkv, layer.qkv_bias).view(len(h_Rd), heads + 2 * groups, spec.head_size)
     qk, v_RGD = qkv[:, : heads + groups], qkv[:, heads + groups :]
     if layer.q_norm is not None and layer.k_norm is not None:
@@ -84,8 +92,7 @@ def _attention(
         qk = torch.cat((_rms(q, layer.q_norm, spec.norm_eps), _rms(k, layer.k_norm, spec.norm_eps)), 1)
     if cos_sin is not None:
         qk = _rotate(qk, *cos_sin)
-    out_RHD = attend(i, qk[:, :heads], qk[:, heads:], v_RGD)
-    return F.linear(out_RHD.reshape(len(h_Rd), heads * spec.head_size), layer.out, layer.out_bias)
+    return qk[:, :heads], qk[:, heads:], v_RGD
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -94,9 +101,17 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
-def _mlp(h_Rd: Tensor, layer: Layer, spec: ModelSpec) -> Tensor:
-    up = F.linear(h_Rd, layer.up, layer.up_bias)
-    return F.linear(_activate(up, spec), layer.down, layer.down_bias)
+def mlp_up(x_Rd: Tensor, layer: Layer, spec: ModelSpec) -> Tensor:
+    """The MLP's activations [R, F]; of a layer of experts what they give, [R, d]."""
+    h_Rd = norm(x_Rd, layer.norm2, layer.norm2_bias, spec)
+    if layer.router is not None:
+        return _moe(h_Rd, layer, spec)
+    return _activate(F.linear(h_Rd, layer.up, layer.up_bias), spec)
+
+
+def mlp_down(wide_RF: Tensor, layer: Layer) -> Tensor:
+    """What the MLP adds, [R, d]."""
+    return wide_RF if layer.router is not None else F.linear(wide_RF, layer.down, layer.down_bias)
 
 
 def _activate(up: Tensor, spec: ModelSpec) -> Tensor:

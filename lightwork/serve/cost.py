@@ -49,8 +49,7 @@ class ClusterCost:
     def stages(self, step: Step) -> Sequence[float]:
         """Seconds in each of the pp stages; layers are split evenly and so is the time."""
         chunks = rows_of(step)
-        scored = sum(c.start + c.count == len(c.seq.tokens) for c in step.chunks) + sum(map(len, step.drafts))
-        work = forward_work(self.spec, chunks, scored, dtype=self.dtype, tp=self.tp)
+        work = forward_work(self.spec, chunks, num_scored(step), dtype=self.dtype, tp=self.tp)
         hidden_bytes = sum(count for _, count in chunks) * self.spec.hidden_size * DTYPE_BYTES[self.dtype]
         seconds = self.costs.seconds(work)
         exchange_s = 0.0
@@ -95,6 +94,11 @@ class EagerCost:
     def stages(self, step: Step) -> Sequence[float]:
         host_s = self.layer_s * self.device.spec.num_layers / self.device.pp
         return [max(device_s, host_s) for device_s in self.device.stages(step)]
+
+
+def num_scored(step: Step) -> int:
+    """Rows whose scores are wanted: the last of each text, and drafts."""
+    return sum(c.start + c.count == len(c.seq.tokens) for c in step.chunks) + sum(map(len, step.drafts))
 
 
 def rows_of(step: Step) -> list[tuple[int, int]]:
