@@ -14,8 +14,8 @@ from typing import Any
 
 from lightwork.errors import SpecError
 
-Curve = tuple[tuple[int, float], ...]
-"""(rows, share of the saturated rate), rows ascending; straight lines in between, flat outside."""
+Curve = tuple[tuple[float, float], ...]
+"""(x, y), x ascending; straight lines in between, flat outside. Of a unit: (rows, share of its rate)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,14 +78,16 @@ class Link:
 class Device:
     """One accelerator or processor. memories: inner to outer; "memory" is its main one.
 
-    step_s: host time that every engine step costs on top of its kernels. sources: by field, e.g.
-    "unit.rates".
+    step_s: host time that every engine step costs on top of its kernels. sharing: (share of the units, speed
+    over its speed alone) of kernels bound by "memory" or "network" that run beside a matrix product, which
+    keeps the rest; none: as the share. sources: by field, e.g. "unit.rates".
     """
 
     name: str
     unit: Unit
     memories: tuple[Memory, ...]
     step_s: float = 0.0
+    sharing: Mapping[str, Curve] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def level(self, footprint_bytes: float) -> str:
@@ -107,6 +109,7 @@ class Device:
         names = [f"unit.{n}" for n in ("count", "rates", "launch_s", "curve", "tile_rows")] + ["step_s"]
         names += ["unit.curves"] if self.unit.curves else []
         names += ["unit.fuses"] if self.unit.fuses else []
+        names += [f"sharing.{resource}" for resource in self.sharing]
         for level in self.memories:
             names += [f"{level.name}.{f.name}" for f in fields(level) if f.name != "name"]
         return names
@@ -143,6 +146,7 @@ class Cluster:
             unit["curves"] = {name: _curve(points) for name, points in unit.get("curves", {}).items()}
             device["unit"] = Unit(**unit)
             device["memories"] = tuple(Memory(**m) for m in device["memories"])
+            device["sharing"] = {name: _curve(points) for name, points in device.get("sharing", {}).items()}
             inner, outer = (Link(**data[k]) if data.get(k) else None for k in ("inner", "outer"))
             return cls(
                 device=Device(**device),
@@ -159,7 +163,7 @@ class Cluster:
 
 
 def _curve(points: Sequence[Sequence[float]]) -> Curve:
-    return tuple((int(rows), float(share)) for rows, share in points)
+    return tuple((x, float(y)) for x, y in points)
 
 
 def interpolate(curve: Curve, x: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,11 @@ class KVPool:
 
 
 class Model:
-    """Weights and tokenizer of one checkpoint. generation: its generation_config.json."""
+    """Weights and tokenizer of one checkpoint. generation: its generation_config.json.
+
+    hidden: (rows, kv) -> normalised hidden states [R, d], keys and values written; how its layers are carried
+    out, for others to replace.
+    """
 
     def __init__(
         self, spec: ModelSpec, weights: Weights, tokenizer: Tokenizer, generation: dict[str, Any], device: str
@@ -109,6 +113,7 @@ class Model:
             spec, lambda adapter: place(adapter, spec, self.dtype, device)
         )
         self.variants: Mapping[str, str] = self.adapters.variants
+        self.hidden: Callable[[Rows, KVPool], Tensor] = self._layer_by_layer
 
     @property
     def nbytes(self) -> int:
@@ -141,13 +146,15 @@ class Model:
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: KVPool) -> Tensor:
         """Write the rows' keys and values and return the logits of the scored ones, float32 [N, V]."""
+        hidden_Rd = self.hidden(rows, kv)
+        return logits(self.weights, hidden_Rd[torch.from_numpy(rows.scored).to(self.device)])
+
+    def _layer_by_layer(self, rows: Rows, kv: KVPool) -> Tensor:
         tokens_R = torch.from_numpy(rows.tokens).to(self.device)
         positions_R = torch.from_numpy(rows.positions).to(self.device)
-        scored_N = torch.from_numpy(rows.scored).to(self.device)
         adapt = adapt_rows(self.adapters.of(rows.models), torch.from_numpy(rows.seqs).to(self.device))
         attend = paged(self.spec, rows, kv, self.device)
-        hidden_Rd = forward(self.weights, self.spec, tokens_R, positions_R, attend, adapt)
-        return logits(self.weights, hidden_Rd[scored_N])
+        return forward(self.weights, self.spec, tokens_R, positions_R, attend, adapt)
 
 
 def paged(spec: ModelSpec, rows: Rows, kv: KVPool, device: str) -> Attend:

@@ -9,6 +9,7 @@ R rows  d hidden  H query heads  G key-value heads  D head size  F MLP width  V 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ CosSin = tuple[Tensor, Tensor]
 
 Adapt = Callable[[int, str, Tensor, Tensor], Tensor]
 """(layer, product of MATRICES, its input [R, ...], its output [R, ...]) -> the output to go on with."""
+Change = Callable[[str, Tensor, Tensor], Tensor]
+"""The same of one layer."""
 Reduce = Callable[[Tensor], Tensor]
 """Sums what each of several tensor-parallel ranks has of a product; alone, a rank has all of it."""
 
@@ -37,6 +40,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _as_it_is(layer: int, product: str, x: Tensor, y: Tensor) -> Tensor:
+    return y
+
+
+def _unchanged(product: str, x: Tensor, y: Tensor) -> Tensor:
     return y
 
 
@@ -78,9 +85,7 @@ def run_layers(
 
     first: what `attend` calls the first of them.
     """
-    cos_sin = None
-    if spec.position == "rotary":
-        cos_sin = rotary(spec.rope, spec.head_size, positions_R, x_Rd.dtype)
+    cos_sin = rotation(spec, positions_R, x_Rd.dtype)
     for i, layer in enumerate(layers, first):
         x_Rd = block(i, x_Rd, layer, spec, cos_sin, attend, adapt, reduce)
     return x_Rd
@@ -97,11 +102,10 @@ def block(
     reduce: Reduce = _whole,
 ) -> Tensor:
     """Layer i, from its input to the next one's. cos_sin: of the rows, see `rotary`."""
-    h_Rd = norm(x_Rd, layer.norm1, layer.norm1_bias, spec)
-    x_Rd = x_Rd + reduce(_attention(i, h_Rd, layer, spec, cos_sin, attend, adapt))
-    h_Rd = norm(x_Rd, layer.norm2, layer.norm2_bias, spec)
-    dense = layer.router is None
-    return x_Rd + reduce(_mlp(i, h_Rd, layer, spec, adapt) if dense else _moe(h_Rd, layer, spec))
+    change = partial(adapt, i)
+    heads_RK = attend(i, *queries_keys_values(x_Rd, layer, spec, cos_sin, change)).flatten(1)
+    x_Rd = x_Rd + reduce(change("out", heads_RK, F.linear(heads_RK, layer.out, layer.out_bias)))
+    return x_Rd + reduce(mlp_down(mlp_up(x_Rd, layer, spec, change), layer, change))
 
 
 def normalise(weights: Weights, spec: ModelSpec, x_Rd: Tensor) -> Tensor:
@@ -113,6 +117,11 @@ def logits(weights: Weights, hidden_Nd: Tensor) -> Tensor:
     """Scores over the vocabulary [N, V], float32 at least."""
     scores_NV = F.linear(hidden_Nd, weights.head)
     return scores_NV if scores_NV.dtype == torch.float64 else scores_NV.float()
+
+
+def rotation(spec: ModelSpec, positions_R: Tensor, dtype: torch.dtype) -> CosSin | None:
+    """Of rows at these positions; None where positions are learned."""
+    return rotary(spec.rope, spec.head_size, positions_R, dtype) if spec.position == "rotary" else None
 
 
 def rotary(rope: Rope, head_size: int, positions_R: Tensor, dtype: torch.dtype) -> CosSin:
@@ -135,17 +144,13 @@ def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * F.rms_norm(x.float(), weight.shape, None, eps).to(x.dtype)
 
 
-def _attention(
-    i: int,
-    h_Rd: Tensor,
-    layer: Layer,
-    spec: ModelSpec,
-    cos_sin: CosSin | None,
-    attend: Attend,
-    adapt: Adapt,
-) -> Tensor:
+def queries_keys_values(
+    x_Rd: Tensor, layer: Layer, spec: ModelSpec, cos_sin: CosSin | None, change: Change = _unchanged
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [R, H, D], keys and values [R, G, D] each, rotated."""
     heads, groups = spec.num_heads, spec.num_kv_heads
-    qkv = adapt(i, "qkv", h_Rd, F.linear(h_Rd, layer.qkv, layer.qkv_bias))
+    h_Rd = norm(x_Rd, layer.norm1, layer.norm1_bias, spec)
+    qkv = change("qkv", h_Rd, F.linear(h_Rd, layer.qkv, layer.qkv_bias))
     qkv = qkv.view(len(h_Rd), heads + 2 * groups, spec.head_size)
     qk, v_RGD = qkv[:, : heads + groups], qkv[:, heads + groups :]
     if layer.q_norm is not None and layer.k_norm is not None:
@@ -153,9 +158,7 @@ def _attention(
         qk = torch.cat((_rms(q, layer.q_norm, spec.norm_eps), _rms(k, layer.k_norm, spec.norm_eps)), 1)
     if cos_sin is not None:
         qk = _rotate(qk, *cos_sin)
-    out_RHD = attend(i, qk[:, :heads], qk[:, heads:], v_RGD)
-    out = out_RHD.reshape(len(h_Rd), heads * spec.head_size)
-    return adapt(i, "out", out, F.linear(out, layer.out, layer.out_bias))
+    return qk[:, :heads], qk[:, heads:], v_RGD
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -164,10 +167,19 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
-def _mlp(i: int, h_Rd: Tensor, layer: Layer, spec: ModelSpec, adapt: Adapt) -> Tensor:
-    up = adapt(i, "up", h_Rd, F.linear(h_Rd, layer.up, layer.up_bias))
-    wide = _activate(up, spec)
-    return adapt(i, "down", wide, F.linear(wide, layer.down, layer.down_bias))
+def mlp_up(x_Rd: Tensor, layer: Layer, spec: ModelSpec, change: Change = _unchanged) -> Tensor:
+    """The MLP's activations [R, F]; of a layer of experts what they give, [R, d]."""
+    h_Rd = norm(x_Rd, layer.norm2, layer.norm2_bias, spec)
+    if layer.router is not None:
+        return _moe(h_Rd, layer, spec)
+    return _activate(change("up", h_Rd, F.linear(h_Rd, layer.up, layer.up_bias)), spec)
+
+
+def mlp_down(wide_RF: Tensor, layer: Layer, change: Change = _unchanged) -> Tensor:
+    """What the MLP adds, [R, d]."""
+    if layer.router is not None:
+        return wide_RF
+    return change("down", wide_RF, F.linear(wide_RF, layer.down, layer.down_bias))
 
 
 def _activate(up: Tensor, spec: ModelSpec) -> Tensor:

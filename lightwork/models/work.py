@@ -21,22 +21,10 @@ def forward_work(
 
     Linear layers, attention over (start + count) keys, the head for scored rows, and the elementwise rest.
     """
-    kv_bytes = spec.kv_bytes_per_token(dtype)
-    heads_ops = 4 * spec.num_heads * spec.head_size
-    rows, ops, keys_read = _keys(spec, chunks)
+    chunks = [*chunks]
+    rows = sum(count for _, count in chunks)
     size = DTYPE_BYTES[dtype]
     linear, moved = _linear(spec, rows)
-    attention = tuple(
-        Work(
-            kind="attention",
-            dtype=dtype,
-            ops=ops[long] * heads_ops / tp,
-            bytes=keys_read[long] * kv_bytes / spec.num_layers / tp,
-            launches=spec.num_layers,
-        )
-        for long in (False, True)
-        if ops[long]
-    )
     return (
         Work(
             kind="matmul",
@@ -46,9 +34,9 @@ def forward_work(
             rows=rows,
             launches=4 * spec.num_layers,
         ),
-        *attention,
+        *attention_work(spec, chunks, dtype=dtype, tp=tp),
         _elementwise(spec, rows, dtype, tp),
-        _head(spec, num_scored, dtype, tp),
+        head_work(spec, num_scored, dtype=dtype, tp=tp),
     )
 
 
@@ -75,13 +63,58 @@ def layer_work(
     )
 
 
-def _keys(spec: ModelSpec, chunks: Iterable[tuple[int, int]]) -> tuple[int, list[float], list[float]]:
-    """Rows; rows times keys seen, and keys read, in all layers: of chunks with few rows, and others."""
+def attention_work(
+    spec: ModelSpec, chunks: Iterable[tuple[int, int]], *, dtype: str, tp: int = 1
+) -> tuple[Work, ...]:
+    """Of all layers' attention over (start + count) keys: of chunks with few rows, and of others."""
+    ops, keys_read = _keys(spec, chunks)
+    return tuple(
+        Work(
+            kind="attention",
+            dtype=dtype,
+            ops=ops[long] * 4 * spec.num_heads * spec.head_size / tp,
+            bytes=keys_read[long] * spec.kv_bytes_per_token(dtype) / spec.num_layers / tp,
+            launches=spec.num_layers,
+        )
+        for long in (False, True)
+        if ops[long]
+    )
+
+
+def product_work(spec: ModelSpec, rows: int, *, dtype: str, tp: int = 1) -> dict[str, tuple[Work, ...]]:
+    """Of one layer's matrix products ("qkv", "out", "up", "down"), each with the elementwise work around it.
+
+    An MLP is the mean of all layers'.
+    """
+    s, size = spec, DTYPE_BYTES[dtype]
+    out = s.hidden_size * s.head_size * s.num_heads
+    met, read = ((n / s.num_layers - s.attention_params) for n in _linear(s, rows))
+    up = 2 / 3 if s.gated else 1 / 2
+    params = {
+        "qkv": (s.attention_params - out,) * 2,
+        "out": (out, out),
+        "up": (met * up, read * up),
+        "down": (met * (1 - up), read * (1 - up)),
+    }
+    around = {
+        name: [Work(kind="vector", dtype=dtype, ops=n * rows, bytes=n * rows * size, launches=launches)]
+        for name, (n, launches) in _moved_per_row(s, tp).items()
+    }
+    return {
+        name: (
+            Work(kind="matmul", dtype=dtype, ops=2.0 * rows * used / tp, bytes=moved * size / tp, rows=rows),
+            *around.get(name, ()),
+        )
+        for name, (used, moved) in params.items()
+    }
+
+
+def _keys(spec: ModelSpec, chunks: Iterable[tuple[int, int]]) -> tuple[list[float], list[float]]:
+    """Rows times keys seen, and keys read, in all layers: of chunks with few rows, and others."""
     window = spec.sliding_window
     full, windowed = spec.num_layers - len(spec.windowed), len(spec.windowed)
-    rows, ops, keys_read = 0, [0.0, 0.0], [0.0, 0.0]
+    ops, keys_read = [0.0, 0.0], [0.0, 0.0]
     for start, count in chunks:
-        rows += count
         if count == 1 and not windowed:  # a token being generated, as nearly all are
             ops[0] += full * (start + 1)
             keys_read[0] += full * (start + 1)
@@ -90,7 +123,7 @@ def _keys(spec: ModelSpec, chunks: Iterable[tuple[int, int]]) -> tuple[int, list
         average, read = start + (count + 1) / 2, start + count
         ops[long] += count * (full * average + windowed * min(average, window or average))
         keys_read[long] += full * read + windowed * min(read, (window or read) + count)
-    return rows, ops, keys_read
+    return ops, keys_read
 
 
 @cache
@@ -106,20 +139,32 @@ def _linear(spec: ModelSpec, rows: int) -> tuple[float, float]:
     return attention + spec.mlp_params(spec.experts_per_token), attention + spec.mlp_params(touched)
 
 
+def _moved_per_row(spec: ModelSpec, tp: int) -> dict[str, tuple[float, int]]:
+    """Numbers that the elementwise kernels around a layer's product move for a row, and how many those are.
+
+    Around the first: norm and residual (read and write), rotation, and storing keys and values; around the
+    MLP's: the same of the other norm, and activation.
+    """
+    norm = 5.0 * spec.hidden_size
+    heads = 2 * (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_size / tp
+    wide = 3 * spec.ffn_size * max(1, spec.experts_per_token) / tp
+    return {"qkv": (norm + heads, 3), "up": (norm + wide, 2)}
+
+
 def _elementwise(spec: ModelSpec, rows: int, dtype: str, tp: int) -> Work:
-    """Norms and residuals (read and write, twice), rotation, activation, and storing keys and values."""
-    per_row = 10 * spec.hidden_size + 3 * spec.ffn_size * max(1, spec.experts_per_token) / tp
-    per_row += 2 * (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_size / tp
+    parts = _moved_per_row(spec, tp).values()
+    per_row = sum(numbers for numbers, _ in parts)
     return Work(
         kind="vector",
         dtype=dtype,
         ops=per_row * rows * spec.num_layers,
         bytes=per_row * rows * spec.num_layers * DTYPE_BYTES[dtype],
-        launches=5 * spec.num_layers,
+        launches=sum(launches for _, launches in parts) * spec.num_layers,
     )
 
 
-def _head(spec: ModelSpec, num_scored: int, dtype: str, tp: int) -> Work:
+def head_work(spec: ModelSpec, num_scored: int, *, dtype: str, tp: int = 1) -> Work:
+    """Of scoring rows over the vocabulary."""
     table = spec.vocab_size * spec.hidden_size / tp
     scored = 2.0 * num_scored * table
     return Work(

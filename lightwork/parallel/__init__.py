@@ -1,13 +1,30 @@
-"""Splitting work over ranks, and the exchanges between them.
+"""Splitting work: over ranks, with the exchanges between them, and within one device.
 
-What lives here: one strategy per file (`ring`, `pipeline`), and `processes`, the backend that runs them on
-processes of this machine. A strategy is a coroutine of effects: the same file runs on hundreds of simulated
-ranks.
+ring.py            an all-reduce, as a strategy of one rank
+pipeline.py        one stage of a pipeline, as a strategy
+processes.py       the backend that runs such strategies on processes of this machine (child.py: their start)
+op_plan.py         a layer cut into nano-operations, and what such a plan must hold
+overlap.py         the strategy that carries a plan out, and a simulated device on whose shares kernels run
+operator_times.py  what operators take alone, priced
+lanes.py           the backend of strategies whose children compute side by side: threads, streams of a GPU
+nano_forward.py    a model's forward by a plan, for real
 
-To add one: write a coroutine `name(me, n, ...)` that awaits Send, Recv, Compute and Collective, with a header
-as in `ring`; test it by value on a SimWorld(execute=True), in time against its closed form, and on processes.
+A strategy is a coroutine of effects: the same file runs on hundreds of simulated ranks. To add one: write a
+coroutine that awaits effects, with a header as in `ring`; test it by value on a SimWorld(execute=True) or a
+real backend, and in time against its closed form.
 """
 
+from lightwork.parallel.op_plan import NanoOp, Operator, OpPlan, layer_operators, serial_plan
+from lightwork.parallel.overlap import carry_out, seconds_of
 from lightwork.parallel.ring import ring_all_reduce
 
-__all__ = ["ring_all_reduce"]
+__all__ = [
+    "NanoOp",
+    "OpPlan",
+    "Operator",
+    "carry_out",
+    "layer_operators",
+    "ring_all_reduce",
+    "seconds_of",
+    "serial_plan",
+]

@@ -1,6 +1,7 @@
 """Searches over plans, priced by simulation.
 
 serving.py   how to serve a model on a cluster under an objective: `search(problem) -> Found`
+nano.py      how to cut a layer into nano-operations that overlap: `search(layers) -> Found`
 
 A search asks one question of each choice: does it beat the best so far? A simulation of the engine that would
 run for real answers it, so whatever is a technique can be chosen.

@@ -71,6 +71,15 @@ class Fair:
         """Call done(*args) when `amount` bytes have passed."""
         transfer(kernel, (self,), amount, done, *args)
 
+    def retune(self, kernel: Kernel, bytes_per_s: float) -> None:
+        """What passes from now on, also of what is on its way. Raises RangeError unless that is positive."""
+        if not bytes_per_s > 0:
+            raise RangeError(
+                f"{self!r} is tuned to {bytes_per_s} bytes per second", expected="a positive rate"
+            )
+        self.bytes_per_s = bytes_per_s
+        _share(kernel, (self,))
+
     def __repr__(self) -> str:
         return f"Fair({self.name!r})"
 

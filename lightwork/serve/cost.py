@@ -54,7 +54,7 @@ class ClusterCost:
     def stages(self, step: Step) -> Sequence[float]:
         """Seconds in each of the pp stages; layers are split evenly and so is the time."""
         chunks = rows_of(step)
-        scored = sum(c.start + c.count == len(c.seq.tokens) for c in step.chunks) + sum(map(len, step.drafts))
+        scored = num_scored(step)
         scored += 2 * sum(s.count for s in step.slices if s.layer == self.spec.num_layers)  # and back
         work = (
             forward_work(self.spec, chunks, scored, dtype=self.dtype, tp=self.tp) if chunks or scored else ()
@@ -158,6 +158,11 @@ class TrainingCost:
             trained_s += slice_s + token_s * piece.count
         first, *rest = self.rows.stages(step) if step.chunks else (0.0,)
         return [first + trained_s, *rest]
+
+
+def num_scored(step: Step) -> int:
+    """Rows whose scores are wanted: the last of each text, and drafts."""
+    return sum(c.start + c.count == len(c.seq.tokens) for c in step.chunks) + sum(map(len, step.drafts))
 
 
 def rows_of(step: Step) -> list[tuple[int, int]]:

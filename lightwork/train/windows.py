@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightwork.errors import InvariantError
 from lightwork.models.spec import ModelSpec
-from lightwork.models.transformer import Attend, block, rotary
+from lightwork.models.transformer import Attend, block, rotation
 from lightwork.models.weights import Layer
 from lightwork.serve.training import Slice, Training
 from lightwork.train.lora import Lora
@@ -149,10 +149,9 @@ class Windows:
             self._dv_TGD.zero_()
 
     def _block(self, layer: int, x_Rd: Tensor, start: int, attend: Attend) -> Tensor:
-        spec, cos_sin = self._frozen.spec, None
-        if spec.position == "rotary":
-            positions_R = torch.arange(start, start + len(x_Rd), device=x_Rd.device)
-            cos_sin = rotary(spec.rope, spec.head_size, positions_R, x_Rd.dtype)
+        spec = self._frozen.spec
+        positions_R = torch.arange(start, start + len(x_Rd), device=x_Rd.device)
+        cos_sin = rotation(spec, positions_R, x_Rd.dtype)
         return block(layer, x_Rd, self._frozen.layer(layer), spec, cos_sin, attend, self._lora.adapt)
 
     def _attend(self, i: int, q_RHD: Tensor, keys_SGD: Tensor, values_SGD: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ DEVICES = st.builds(
     unit=UNITS,
     memories=st.lists(MEMORIES, max_size=3).map(tuple),
     step_s=POSITIVE,
+    sharing=st.dictionaries(st.sampled_from(["memory", "network"]), CURVES, max_size=2),
     sources=st.dictionaries(st.text(max_size=5), st.text(max_size=5)),
 )
 CLUSTERS = st.builds(

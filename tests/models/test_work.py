@@ -14,7 +14,7 @@ from lightwork import models
 from lightwork.errors import SpecError
 from lightwork.models.presets import PRESETS, preset
 from lightwork.models.transformer import forward, logits
-from lightwork.models.work import forward_work
+from lightwork.models.work import forward_work, product_work
 
 BILLIONS = {
     "mistral-7b": 7.24,
@@ -90,6 +90,18 @@ def test_ranks_share_the_work() -> None:
     spec = preset("llama-3-70b")
     one, eight = (forward_work(spec, [(0, 64)], 1, dtype="bfloat16", tp=n)[0] for n in (1, 8))
     assert math.isclose(one.ops, 8 * eight.ops)
+
+
+@pytest.mark.parametrize("name", ["llama-2-70b", "opt-13b", "mixtral-8x7b"])
+def test_a_layers_products_make_up_the_forward(name: str) -> None:
+    spec, rows = preset(name), 300
+    whole = forward_work(spec, [(0, rows)], 0, dtype="bfloat16", tp=2)
+    products = [w for some in product_work(spec, rows, dtype="bfloat16", tp=2).values() for w in some]
+    for kind in ("matmul", "vector"):
+        for unit in ("ops", "bytes", "launches"):
+            parts = spec.num_layers * sum(getattr(w, unit) for w in products if w.kind == kind)
+            head = 1 if (kind, unit) == ("matmul", "launches") else 0
+            assert parts + head == pytest.approx(sum(getattr(w, unit) for w in whole if w.kind == kind))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])

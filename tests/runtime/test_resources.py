@@ -86,6 +86,16 @@ def test_flows_change_speed_as_others_come_and_go():
     assert ends == {"short": 4.0, "long": 5.0}
 
 
+def test_what_is_on_its_way_through_a_retuned_link_changes_its_speed():
+    kernel, link, ends = Kernel(), Fair("link", 10.0), []
+    transfer(kernel, (link,), 40.0, lambda: ends.append(kernel.now()))
+    kernel.at(1.0, link.retune, kernel, 5.0)  # 10 have passed, 10 more by 3
+    kernel.at(3.0, link.retune, kernel, 20.0)  # and 20 in a second
+    kernel.at(3.5, transfer, kernel, (link,), 5.0, lambda: ends.append(kernel.now()))  # both at 10
+    kernel.run()
+    assert ends == [4.0, 4.25]
+
+
 def test_flows_of_other_links_are_not_touched():
     kernel, here, there, ends = Kernel(), Fair("here", 1.0), Fair("there", 1.0), []
     transfer(kernel, (there,), 5.0, ends.append, "there")
@@ -144,6 +154,8 @@ def test_amounts_that_cannot_be_are_refused():
     ):
         with pytest.raises(RangeError):
             Kernel().run(asks(effect))
+    with pytest.raises(RangeError, match="is tuned to 0"):
+        Fair("link", 1.0).retune(Kernel(), 0.0)
     for make in (lambda: Fifo("core", 0), lambda: Fair("link", 0.0), lambda: Store("memory", 0.0)):
         with pytest.raises(RangeError):
             make()

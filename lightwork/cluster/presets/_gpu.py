@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from lightwork.cluster.devices import Cluster, Device, Link, Memory, Unit
+from lightwork.cluster.devices import Cluster, Curve, Device, Link, Memory, Unit
 
 PER_NODE = 8
 CACHE_SOURCES = {
@@ -67,6 +67,7 @@ def gpu_nodes(
     inner_latency_s: float,
     outer_bytes_per_s: float,
     step_s: float,
+    sharing: Mapping[str, Curve] | None = None,
     sources: Mapping[str, str],
     link_sources: Mapping[str, str],
 ) -> Cluster:
@@ -83,7 +84,12 @@ def gpu_nodes(
     )
     return Cluster(
         device=Device(
-            name=unit.name, unit=unit, memories=(*caches, memory, host), step_s=step_s, sources=sources
+            name=unit.name,
+            unit=unit,
+            memories=(*caches, memory, host),
+            step_s=step_s,
+            sharing=sharing or {},
+            sources=sources,
         ),
         num_devices=num_devices,
         per_node=PER_NODE,

@@ -17,6 +17,10 @@ RATES = {
 }
 CURVE = ((1, 0.35), (128, 0.80), (256, 0.89), (512, 0.96), (1024, 1.0))
 CACHES = (cache("l1", 149 << 10, 1.95e13, 23.4e-9), cache("l2", 19_956 << 10, 7.2e12, 145.4e-9))
+SHARING = {
+    "memory": ((0.0, 0.0), (0.1, 0.2), (0.2, 0.3), (0.4, 0.8), (0.8, 0.85), (0.9, 0.95), (1.0, 1.0)),
+    "network": ((0.0, 0.0), (0.1, 0.3), (0.2, 0.5), (0.8, 0.9), (0.9, 1.0), (1.0, 1.0)),
+}
 SOURCES = {
     **cache_sources(
         "published: NVIDIA A100 white paper, 128 bytes per clock and SM; at 1.41 GHz",
@@ -33,6 +37,11 @@ SOURCES = {
     "unit.curve": ("published: the same layer profiles; below 128 rows assumed, memory is the bound there"),
     "unit.tile_rows": "published: 128-row tiles of the vendor libraries",
     "step_s": "assumed: scheduling, sampling and detokenising on the host, as 2023 Python engines",
+    "sharing.memory": (
+        "published: decode attention beside matrix products, in the NanoFlow publication: 0.3 at 0.2 and 0.8 "
+        "at 0.4; 0.85 at 0.8 second-hand, the others remembered"
+    ),
+    "sharing.network": "assumed: that publication's row for collectives as remembered; not looked up",
     "memory.bytes": "published: 80 GB",
     "memory.read_bytes_per_s": "published: the same profiles: 1.46-1.56 TB/s at up to 64 rows",
     "memory.write_bytes_per_s": "assumed: as reading",
@@ -70,6 +79,7 @@ def cluster(num_devices: int) -> Cluster:
         inner_latency_s=8e-6,
         outer_bytes_per_s=2.2e10,
         step_s=0.003,
+        sharing=SHARING,
         sources=SOURCES,
         link_sources=LINK_SOURCES,
     )

@@ -19,11 +19,10 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
-import numpy as np
-
 from lightwork.errors import RangeError
 from lightwork.memory.prefix import Hit
 from lightwork.serve.schedulers import Pin, Scheduler, Step, View
+from lightwork.serve.schedulers._peak import Peak
 from lightwork.serve.schedulers._shared_prefixes import sharing
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Sequence as Seq
@@ -143,14 +142,18 @@ class PrefixGroups:
         """
         if not state.queue:
             return
-        peak = _Peak(state, view)
+        pinned = sum(group.prefix for group in state.begun.values() if group.pinned)
+        peak = Peak(view.blocks.block_size, pinned)
+        for seq in view.running:
+            running = state.of.get(seq.id)
+            peak.add(seq.known - (running.prefix if running and running.pinned else 0), seq.output_left)
         limit = self.memory * view.blocks.total
         for group in state.queue:
             shared = group.prefix if group.pinned else 0
             for seq in group.ready():
-                if len(peak) and peak.blocks_with(seq, shared) > limit:
+                if len(peak) and peak.blocks_with(seq.known - shared, seq.output_left) > limit:
                     return
-                peak.add(seq, shared)
+                peak.add(seq.known - shared, seq.output_left)
                 if group.prefix:
                     shares[seq.id] = shared
                 yield seq
@@ -210,34 +213,3 @@ def _forget_ended(state: State, group: Group) -> None:
         if seq.finished:
             del state.of[seq.id]
     group.members = [seq for seq in group.members if not seq.finished]
-
-
-class _Peak:
-    """KV blocks that the running sequences will need when they need most, if each decodes to its end.
-
-    A sequence of n tokens of its own holds n + t after t more steps, until its output ends.
-    """
-
-    def __init__(self, state: State, view: View) -> None:
-        self._size = view.blocks.block_size
-        self._pinned = sum(group.prefix for group in state.begun.values() if group.pinned)
-        self._own: list[int] = []
-        self._left: list[int] = []
-        for seq in view.running:
-            group = state.of.get(seq.id)
-            self.add(seq, group.prefix if group is not None and group.pinned else 0)
-
-    def __len__(self) -> int:
-        return len(self._own)
-
-    def add(self, seq: Seq, shared: int) -> None:
-        self._own.append(seq.known - shared + self._size)  # the last block is not full
-        self._left.append(seq.output_left)
-
-    def blocks_with(self, seq: Seq, shared: int) -> float:
-        """The peak with one more."""
-        left = np.array([*self._left, seq.output_left])
-        own = np.array([*self._own, seq.known - shared + self._size])
-        longest = np.argsort(-left, kind="stable")
-        held = own[longest].cumsum() + np.arange(1, len(own) + 1) * left[longest]
-        return float(held.max() + self._pinned) / self._size
