@@ -204,7 +204,7 @@ def over_time_sharing(lab: Lab) -> Measured:
 
 REAL_SLO_S = 0.075
 ROUNDS = 3
-LIGHT = Poisson(rate=1.0, num_requests=25, lengths=Lognormal(prompt=96, output=32))
+LIGHT = Poisson(rate=1.0, num_requests=16, lengths=Lognormal(prompt=96, output=32))
 FULL = Poisson(rate=50.0, num_requests=60, lengths=Lognormal(prompt=96, output=32))
 
 

@@ -46,7 +46,7 @@ def constants(machine: Cluster) -> Iterator[tuple[str, str, str]]:
     parts = {"unit": device.unit, "": device} | {level.name: level for level in device.memories}
     for constant in device.constants():
         part, _, field = constant.rpartition(".")
-        value = getattr(parts[part], field)
+        value = device.sharing[field] if part == "sharing" else getattr(parts[part], field)
         if isinstance(value, int | float):
             yield constant, readable(value, unit_of(field)), device.sources.get(constant, "")
     for link in (machine.inner, machine.outer):

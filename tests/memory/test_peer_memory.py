@@ -55,8 +55,8 @@ def test_an_engine_serves_with_it(checkpoint: Make) -> None:
     texts = []
     for model in (whole, Pooled(folder, int(0.8 * whole.nbytes))):
         kernel = Kernel(WallClock())
-        runner = lambda kv, model=model, kernel=kernel: LocalRunner(kernel, model, kv)  # noqa: E731
-        engine = make_engine(Plan(), kernel, KVCache(64, 16), runner, max_len=200, vocab_size=320)
+        kv = KVCache(64, 16)
+        engine = make_engine(Plan(), kernel, kv, LocalRunner(kernel, model, kv), max_len=200, vocab_size=320)
         texts.append([seq.tokens for seq in run_load(engine, [0.0] * len(load), load)])
         model.close()
     assert texts[0] == texts[1]

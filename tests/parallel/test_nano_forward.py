@@ -154,7 +154,6 @@ def _texts(folder: Path, requests: list[Request], lanes: Lanes | None) -> list[l
         model.hidden = NanoForward(model, random_pipeline(5, 32), lanes)
     kernel = Kernel(WallClock())
     plan = Plan(use=(NanoFlow(inner=Sarathi(chunk=32)),))
-    engine = make_engine(
-        plan, kernel, make_kv(plan, 24, 16, 0), lambda kv: LocalRunner(kernel, model, kv), 200, 256
-    )
+    kv = make_kv(plan, 24, 16, 0)
+    engine = make_engine(plan, kernel, kv, LocalRunner(kernel, model, kv), 200, 256)
     return [seq.tokens for seq in run_load(engine, [0.0] * len(requests), requests)]

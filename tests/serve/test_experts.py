@@ -218,14 +218,8 @@ def test_torch_copies_tensors(folders: dict[str, Path]) -> None:
     for name in NAMES[:3]:
         own = load(str(folders[name]))
         kernel = Kernel(WallClock())
-        plain = make_engine(
-            Plan(max_len=200),
-            kernel,
-            KVCache(200, 16),
-            lambda kv, kernel=kernel, own=own: LocalRunner(kernel, own, kv),  # type: ignore[misc]
-            200,
-            320,
-        )
+        kv = KVCache(200, 16)
+        plain = make_engine(Plan(max_len=200), kernel, kv, LocalRunner(kernel, own, kv), 200, 320)
         mine = [seq for seq in seqs if seq.request.model == name]
         asked = [replace(seq.request, model="") for seq in mine]
         assert [s.tokens for s in run_load(plain, [0.0] * len(mine), asked)] == [s.tokens for s in mine]

@@ -67,9 +67,7 @@ def engine_on(workers: Workers, *use: object, num_blocks: int = NUM_BLOCKS) -> E
     plan = Plan(use=use)
     kernel = Kernel(WallClock(), trace=Trace("real: processes"))
     kv = make_kv(plan, num_blocks, BLOCK_SIZE, tier_blocks(plan, 3 * 2 * 2 * 8 * 4 * BLOCK_SIZE))
-    return make_engine(
-        plan, kernel, kv, lambda kv: WorkersRunner(kernel, workers, kv), max_len=512, vocab_size=320
-    )
+    return make_engine(plan, kernel, kv, WorkersRunner(kernel, workers, kv), max_len=512, vocab_size=320)
 
 
 def outputs(seqs: Sequence[Seq]) -> list[list[int]]:

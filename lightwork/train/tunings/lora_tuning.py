@@ -32,8 +32,8 @@ class LoraTuning:
     between. epochs, batch, learning_rate: see `Schedule`.
     """
 
-    data: str
-    out: str
+    data: str = "examples.jsonl"
+    out: str = "adapters/tuned"
     rank: int = 16
     alpha: float = 32.0
     modules: str = "all-linear"

@@ -99,14 +99,8 @@ def test_served_texts_equal_those_of_torch(checkpoint: Make) -> None:
     texts = []
     for runner in (GpuRunner, LocalRunner):
         kernel = Kernel(WallClock())
-        engine = make_engine(
-            Plan(use=(Ngram(k=2),)),
-            kernel,
-            KVCache(64, 4),
-            lambda kv, runner=runner, kernel=kernel: runner(kernel, model, kv),
-            200,
-            model.spec.vocab_size,
-        )
+        plan, kv = Plan(use=(Ngram(k=2),)), KVCache(64, 4)
+        engine = make_engine(plan, kernel, kv, runner(kernel, model, kv), 200, model.spec.vocab_size)
         texts.append([seq.tokens for seq in run_load(engine, [0.0] * len(load), load)])
     assert texts[0] == texts[1]
 
