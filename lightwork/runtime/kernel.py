@@ -80,7 +80,7 @@ class Kernel:
         self._dropped: set[int] = set()
         self._sequence = 0
         self._inbox: SimpleQueue[Call] = SimpleQueue()
-        self._pools: dict[bool, ThreadPoolExecutor] = {}
+        self._pools: dict[tuple[str, bool], ThreadPoolExecutor] = {}
         self._rngs: dict[str, np.random.Generator] = {}
         self._tasks: dict[Task, None] = {}
         self._failed: dict[Future, None] = {}
@@ -209,21 +209,30 @@ class Kernel:
             future.fail(CancelledError(future.name))
 
     def offload(
-        self, fn: Callable[..., Any], *args: Any, cost_s: float = 0.0, background: bool = False
+        self,
+        fn: Callable[..., Any],
+        *args: Any,
+        cost_s: float = 0.0,
+        background: bool = False,
+        thread: str = "",
     ) -> Future:
         """Run fn(*args) beside the kernel's thread. background: giving way to all else that wants the core.
 
+        thread: one after another, on a thread of this name: libraries such as torch keep helpers per thread.
         On a virtual clock: now, and the result comes cost_s later.
         """
         future = self.future(getattr(fn, "__name__", "offload"))
         if self.clock.virtual:
             self.at(self.now() + cost_s, _settle, future, *_outcome(fn, args))
             return future
-        if background not in self._pools:
-            self._pools[background] = ThreadPoolExecutor(
-                max_workers=4, thread_name_prefix="lightwork", initializer=_give_way if background else None
+        pool = self._pools.get((thread, background))
+        if pool is None:
+            pool = self._pools[thread, background] = ThreadPoolExecutor(
+                max_workers=1 if thread else 4,
+                thread_name_prefix=thread or "lightwork",
+                initializer=_give_way if background else None,
             )
-        self._pools[background].submit(lambda: self._inbox.put((_settle, (future, *_outcome(fn, args)))))
+        pool.submit(lambda: self._inbox.put((_settle, (future, *_outcome(fn, args)))))
         return future
 
     def attempt(self, fn: Callable[..., Any], *args: Any) -> Future:

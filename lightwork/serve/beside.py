@@ -59,20 +59,27 @@ def measured(
     """What steps cost here, from a few of them, which takes as long as a hundred."""
     kernel = Kernel(WallClock())
     spec, length = model.spec, SMALL + LARGE
-    took: dict[tuple[str, int], list[float]] = defaultdict(list)
+    took: dict[tuple[str, int, bool], list[float]] = defaultdict(list)
     for _ in range(TIMES):
         compute, way = trainer.rehearsal(length), Training([length], spec.num_layers)
         for stage in range(2 * spec.num_layers + 1):
             what = "head" if stage == spec.num_layers else "back" if stage > spec.num_layers else "forward"
-            for count in (SMALL, LARGE) if stage % 2 else (LARGE, SMALL):
+            sizes = (SMALL, LARGE) if stage % 2 else (LARGE, SMALL)
+            for count in sizes:
                 (piece,) = way.ahead(count)
-                took[what, count].append(_seconds(kernel, compute, piece))
+                comes = what != "head" and count == sizes[0]
+                took[what, count, comes].append(_seconds(kernel, compute, piece))
                 way.move([piece])
-    forward, back, head = (
-        _line(took[what, SMALL], took[what, LARGE]) for what in ("forward", "back", "head")
-    )
+    lines = {w: _line(took[w, SMALL, False], took[w, LARGE, False]) for w in ("forward", "back", "head")}
+    comes_s = [
+        s - lines[what][0] - lines[what][1] * count
+        for (what, count, comes), times in took.items()
+        if comes
+        for s in times
+    ]
     rows = _rows_cost(make_runner, model, block_size)
-    return TrainingCost(rows=rows, num_layers=spec.num_layers, forward=forward, back=back, head=head)
+    layer_s = max(0.0, float(np.median(comes_s)))
+    return TrainingCost(rows=rows, num_layers=spec.num_layers, layer_s=layer_s, **lines)
 
 
 def _seconds(kernel: Kernel, compute: Callable[[Slice], object], piece: Slice) -> float:

@@ -141,7 +141,7 @@ class TrainingCost:
     """Steps of which slices of training are computed after the rows.
 
     rows: seconds of these. forward, back, head: (seconds of a slice, however small, more per token) through
-    a layer, back through one, and through the head.
+    a layer, back through one, and through the head. layer_s: more where a step comes to another layer.
     """
 
     rows: StepCost
@@ -149,10 +149,13 @@ class TrainingCost:
     forward: tuple[float, float]
     back: tuple[float, float]
     head: tuple[float, float]
+    layer_s: float = 0.0
 
     def stages(self, step: Step) -> Sequence[float]:
-        trained_s = 0.0
+        trained_s, before = 0.0, step.slices[0].layer if step.slices else 0
         for piece in step.slices:
+            trained_s += self.layer_s if piece.layer != before or not (piece.back or piece.start) else 0.0
+            before = piece.layer
             of_head = piece.layer == self.num_layers
             slice_s, token_s = self.head if of_head else self.back if piece.back else self.forward
             trained_s += slice_s + token_s * piece.count

@@ -108,6 +108,8 @@ def open_one(
     parts: what else `Engine` takes.
     """
     chosen = plan.techniques()
+    if "tuning" in chosen:  # between operators torch's threads would spin, on the cores that steps need
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     load = _load if num_ranks(plan) == 1 else _start_workers
     model, kv_dtype, block_size, settings = load(plan, chosen.get("precision"), progress)
     if "adapters" in chosen:

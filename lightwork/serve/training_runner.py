@@ -50,7 +50,7 @@ class TrainingRunner:
     async def _train(self, step: Step) -> None:
         self._busy = True
         try:
-            updates = await self.kernel.offload(self.trainer.run, step.slices)
+            updates = await self.kernel.offload(self.trainer.run, step.slices, thread="training")
         except Exception as error:
             log.error("training has stopped: %s", error)
             self._notes.event("training failed", type(error).__name__, why=str(error))

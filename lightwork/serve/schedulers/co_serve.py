@@ -33,7 +33,7 @@ class CoServe:
 
     inner: Scheduler[Any] = field(default_factory=Sarathi)
     slo_s: float = 0.05
-    fill: float = 0.8
+    fill: float = 0.65
 
     def __post_init__(self) -> None:
         if not self.slo_s > 0 or not 0 < self.fill <= 1:
