@@ -5,8 +5,8 @@ transformer.py  `forward(weights, spec, tokens, positions, attend)`: all familie
 compiled.py     the same in one compiled call on a CPU, from packed.py's bytes
 precisions/     in which numbers that is stored and computed
 adapters/       small changes to a model's matrices, which each request chooses (LoRA)
-adapter_set.py  those of a model by name and version; peft.py: on disk; adapted.py, adapted_step.py: in torch's
-                forward and in the compiled step
+adapter_set.py  those of a model by name and version; peft.py: on disk; adapted.py, adapted_step.py: in the
+                torch forward and in the compiled step
 gpu_step.py     the same for dense Llama-like models on Triton's kernels, with CUDA graphs
 parts.py        which tensors of a checkpoint each weight is made of
 weights.py      fused weights
