@@ -190,6 +190,19 @@ def test_what_does_not_fit_changes_nothing(checkpoint: Make) -> None:
     assert held.variants == {"a": "a@1"}
 
 
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "torch"])
+def test_what_is_written_to_an_adapter_later_is_not_served(checkpoint: Make, compiled: bool) -> None:
+    folder = str(checkpoint("llama"))
+    model: Any = models.load_compiled(folder, precision=Stored()) if compiled else models.load(folder)
+    adapter = random_adapter(model.spec, "one")
+    model.adapters.put(adapter)
+    before = Asking(model).run([PARTS[0]])[0].copy()
+    for delta in adapter.deltas.values():
+        delta.a[:] = delta.b[:] = 0
+    np.testing.assert_array_equal(Asking(model).run([PARTS[0]])[0], before)
+    model.close()
+
+
 # -- PEFT's format
 
 
