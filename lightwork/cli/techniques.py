@@ -43,4 +43,5 @@ def _show(technique: Technique, as_json: bool) -> None:
     for label in labels:
         if text := getattr(technique, label):
             print(f"  {label:<8} {text}")
-    print(f"  {'use':<8} --use '{defaults}'")
+    in_double_quotes = defaults.replace("'", '"')
+    print(f"  {'use':<8} --use '{in_double_quotes}'")

@@ -23,7 +23,8 @@ def place(adapter: Adapter, spec: ModelSpec, dtype: torch.dtype, device: str) ->
     for module in each_module(spec):
         delta = adapter.deltas.get(module.path)
         if delta is not None:
-            a, b = (torch.from_numpy(x).to(device, kind) for x in (delta.a, delta.b))
+            # Copies: who trains an adapter goes on writing where it came from.
+            a, b = (torch.tensor(x, dtype=kind, device=device) for x in (delta.a, delta.b))
             placed.setdefault((module.layer, module.product), []).append((module.first, a, delta.scale * b))
     return placed
 

@@ -27,7 +27,6 @@ from lightwork.kernels.rows import Rows
 from lightwork.models.adapter_set import AdapterSet
 from lightwork.models.adapters import Adapter, Delta
 from lightwork.models.adapters.lora import Lora
-from lightwork.models.gpu_step import GpuStep
 from lightwork.models.parts import each_module
 from lightwork.models.peft import CONFIG, READ, TENSORS, read_adapter, read_adapters, write_adapter
 from lightwork.models.precisions.quant import Quant
@@ -138,6 +137,9 @@ def test_a_step_of_more_rows_than_fit_is_computed_in_parts(checkpoint: Make) -> 
 
 
 def test_the_gpu_step_leaves_rows_with_adapters_to_the_torch_forward(checkpoint: Make) -> None:
+    pytest.importorskip("triton")
+    from lightwork.models.gpu_step import GpuStep
+
     model = with_adapters(models.load(str(checkpoint("llama"))))
     rows = replace(Steps(model).rows([Part(0, 0, 20)]), models=["one@1"])
     step = GpuStep(model)
@@ -186,6 +188,19 @@ def test_what_does_not_fit_changes_nothing(checkpoint: Make) -> None:
         with pytest.raises(CheckpointError, match=wrong):
             held.put(Adapter(name="a", deltas=deltas))
     assert held.variants == {"a": "a@1"}
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "torch"])
+def test_what_is_written_to_an_adapter_later_is_not_served(checkpoint: Make, compiled: bool) -> None:
+    folder = str(checkpoint("llama"))
+    model: Any = models.load_compiled(folder, precision=Stored()) if compiled else models.load(folder)
+    adapter = random_adapter(model.spec, "one")
+    model.adapters.put(adapter)
+    before = Asking(model).run([PARTS[0]])[0].copy()
+    for delta in adapter.deltas.values():
+        delta.a[:] = delta.b[:] = 0
+    np.testing.assert_array_equal(Asking(model).run([PARTS[0]])[0], before)
+    model.close()
 
 
 # -- PEFT's format
