@@ -5,7 +5,8 @@ Simulated: the publication's models and machines, and chats with the lengths of 
 what is kept is measured against the same engine that only trains, with steps of the same length. The baseline
 that shares time takes a whole sequence there and back after every 64 steps, as the publication's does.
 
-Real: the same scheduler on this CPU, with a model of 184 million parameters in bfloat16.
+Real: the same scheduler on this CPU, with a model of 184 million parameters in bfloat16. A token is promised
+within 110 ms: 5.6 times a step of a few sequences, as 75 ms are of the publication's on an A100.
 """
 
 from __future__ import annotations
@@ -202,8 +203,8 @@ def over_time_sharing(lab: Lab) -> Measured:
 
 # -- for real
 
-REAL_SLO_S = 0.075
-ROUNDS = 3
+REAL_SLO_S = 0.11
+ROUNDS = 2
 LIGHT = Poisson(rate=1.0, num_requests=16, lengths=Lognormal(prompt=96, output=32))
 FULL = Poisson(rate=50.0, num_requests=60, lengths=Lognormal(prompt=96, output=32))
 
@@ -278,7 +279,7 @@ def _medians(seed: int, figure: Any) -> Measured:
 @claim(
     "flexllm",
     title="99th percentile of the time between tokens beside training, over what is allowed",
-    paper="- (the promised 75 ms, or 1.05x without training if that is more)",
+    paper="- (the promise, or 1.05x without training if that is more)",
     expect=1.0,
     within=0.0,
     bound="at most",
