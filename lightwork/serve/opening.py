@@ -86,7 +86,10 @@ def open_engine(
             expected="cpu or cuda:0",
             fix=f"lightwork sim {plan.model} --on {plan.on}",
         )
-    if "router" in plan.techniques():
+    chosen = plan.techniques()
+    if "tuning" in chosen:  # between operators torch's threads would spin, on the cores that steps need
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "router" in chosen:
         from lightwork.serve.deployment import open_deployment
 
         return open_deployment(plan, kernel, progress)
@@ -108,8 +111,6 @@ def open_one(
     parts: what else `Engine` takes.
     """
     chosen = plan.techniques()
-    if "tuning" in chosen:  # between operators torch's threads would spin, on the cores that steps need
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     load = _load if num_ranks(plan) == 1 else _start_workers
     model, kv_dtype, block_size, settings = load(plan, chosen.get("precision"), progress)
     if "adapters" in chosen:

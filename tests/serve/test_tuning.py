@@ -109,5 +109,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_served(
         open_with(LoraTuning(data="none.jsonl", out=good["out"]))
     with pytest.raises(SpecError, match="is there already"):
         open_with(LoraTuning(data=good["data"], out=str(tmp_path)))
+    with pytest.raises(SpecError, match="would train the same adapter"):
+        open_with(LoraTuning(**good), "Replicas(copies=2)")
     with pytest.raises(RangeError, match="no module is called 'x_proj'"):
         open_with(LoraTuning(**good, modules="q_proj,x_proj"))
