@@ -50,18 +50,16 @@ class TrainingRunner:
     async def _train(self, step: Step) -> None:
         self._busy = True
         try:
-            updates = await self.kernel.offload(self.trainer.run, step.slices, thread="training")
-        except Exception as error:
-            log.error("training has stopped: %s", error)
-            self._notes.event("training failed", type(error).__name__, why=str(error))
-            self.training.stop()
-        else:
-            for update in updates:
+            for update in await self.kernel.offload(self.trainer.run, step.slices, thread="training"):
                 self._notes.event("update", str(update.number), loss=update.loss, tokens=update.tokens)
             adapter = self.trainer.take()
             if adapter is not None and self.publish is not None:
                 await self.publish(adapter)
                 self._notes.event("serve adapter", adapter.name)
+        except Exception as error:
+            log.error("training has stopped: %s", error)
+            self._notes.event("training failed", type(error).__name__, why=str(error))
+            self.training.stop()
         self._busy = False
         if self.training.finished:
             self.trainer.close()
