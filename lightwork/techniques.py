@@ -25,7 +25,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from lightwork._listing import Technique, find, kind_of, kinds, listing, nearest, short, snake
 from lightwork.errors import LightworkError, SpecError
 
-__all__ = ["Technique", "find", "kind_of", "kinds", "listing", "nearest", "parse", "parse_all"]
+__all__ = ["Technique", "find", "holds", "kind_of", "kinds", "listing", "nearest", "parse", "parse_all"]
 
 MAX_CHARS = 8192
 MAX_DEPTH = 16
@@ -66,6 +66,17 @@ def parse_all(uses: Iterable[object], package: str = "lightwork") -> list[Any]:
         first[kind] = type(technique).__name__
         built.append(technique)
     return built
+
+
+def holds(technique: Technique, package: str = "lightwork") -> dict[str, str]:
+    """The kinds that a technique takes another one of, each with the field that it goes in.
+
+    Raises MissingExtraError if it needs a library that is not there.
+    """
+    cls = technique.load()
+    hints = get_type_hints(cls)
+    found = {f.name: _kind_named(get_origin(hints[f.name]) or hints[f.name], package) for f in _settable(cls)}
+    return {kind: name for name, kind in found.items() if kind}
 
 
 def _build(node: ast.expr, package: str, depth: int) -> Any:

@@ -1,4 +1,7 @@
-"""List the techniques, or show one: its idea, cost, fields and the file to read."""
+"""List the techniques, or show one: its idea, cost, fields and the file to read.
+
+With --matrix: which of them are tested together, two by two, and why others are refused.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,19 @@ from lightwork.errors import MissingExtraError
 from lightwork.techniques import Technique, find, listing, parse
 
 
-@verb("lightwork techniques", "lightwork techniques Sarathi")
+@verb("lightwork techniques", "lightwork techniques Sarathi", "lightwork techniques --matrix")
 @click.argument("name", required=False)
 @click.option("--kind", help="Only techniques of this kind, e.g. scheduler.")
+@click.option("--matrix", is_flag=True, help="Which serve together; with NAME, those of one and why not.")
 @_options.as_json
-def command(name: str | None, kind: str | None, as_json: bool) -> None:
+def command(name: str | None, kind: str | None, matrix: bool, as_json: bool) -> None:
+    if matrix:
+        if kind:
+            raise click.BadParameter("--matrix is of all kinds", param_hint="--kind")
+        from lightwork.cli._matrix import show_matrix
+
+        show_matrix(find(name) if name else None, as_json)
+        return
     if name:
         _show(find(name), as_json)
         return

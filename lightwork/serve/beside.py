@@ -15,7 +15,7 @@ from lightwork.runtime.trace import Trace
 from lightwork.serve.cost import CalibratedCost, TrainingCost
 from lightwork.serve.engine import Engine
 from lightwork.serve.loads import Arrival
-from lightwork.serve.plan import Setting
+from lightwork.serve.plan import Setting, training_setting
 from lightwork.serve.replay import calibrate
 from lightwork.serve.runner import Runner
 from lightwork.serve.schedulers.sarathi import Sarathi
@@ -40,9 +40,7 @@ def train_beside(
     training = Training(trainer.lengths, trainer.num_layers)
     cost = measured(trainer, type(runner), model, kv.block_size)
     settings = [
-        Setting(
-            "training", f"{len(trainer.lengths)} sequences", f"{sum(trainer.lengths)} tokens of {tuning.data}"
-        ),
+        training_setting(tuning, trainer.lengths),
         Setting(
             "training_s",
             f"{(cost.forward[1] + cost.back[1]) * trainer.num_layers + cost.head[1]:.2g} a token",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lightwork.cluster.calibration import Calibration
 from lightwork.cluster.pricing import CostModel
 from lightwork.errors import CapacityError
 from lightwork.memory.kv import Copy
+from lightwork.models.adapters import Adapter
 from lightwork.models.spec import ModelSpec
 from lightwork.models.work import forward_work, layer_work
 from lightwork.runtime.effects import DTYPE_BYTES, Work
@@ -27,7 +29,8 @@ class ClusterCost:
     """Steps of one model on tp x pp devices: tensor parallel within a stage, pipeline stages in a row.
 
     step_s: host time per step and stage; None takes the device's. fused=False: as if no device could make a
-    layer one kernel. spent_s: of one step in sixteen, seconds by what bounds them.
+    layer one kernel. adapters: by what requests say in `model`. spent_s: of one step in sixteen, seconds by
+    what bounds them.
     """
 
     def __init__(
@@ -40,11 +43,13 @@ class ClusterCost:
         pp: int = 1,
         step_s: float | None = None,
         fused: bool = True,
+        adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
         self.spec = spec
         self.kernels = spec.num_layers + 1 if costs.cluster.device.unit.fuses and fused else 0
         self.costs = costs
         self.dtype = dtype
+        self.adapters = adapters or {}
         self.tp = tp
         self.pp = pp
         self.step_s = costs.cluster.device.step_s if step_s is None else step_s
@@ -61,6 +66,8 @@ class ClusterCost:
         )
         if step.copies:
             work = (self._copied(step.copies), *work)
+        if self.adapters:
+            work += self._adapted(step)
         layers = [s for s in step.slices if s.layer < self.spec.num_layers]
         for _, start, count, back in layers:
             work += layer_work(self.spec, start, count, back=back, dtype=self.dtype, tp=self.tp)
@@ -87,6 +94,24 @@ class ClusterCost:
             link = self.costs.cluster.link(0, self.tp)
             stage_s += hidden_bytes / link.bytes_per_s + link.latency_s
         return [stage_s] * self.pp
+
+    def _adapted(self, step: Step) -> tuple[Work, ...]:
+        """What rows add that have an adapter: two thin products beside each of its matrices."""
+        rows: Counter[str] = Counter()
+        for chunk, (_, count) in zip(step.chunks, rows_of(step), strict=True):
+            rows[chunk.seq.request.model] += count
+        used = [(self.adapters[name], count) for name, count in rows.items() if name]
+        if not used:
+            return ()
+        work = Work(
+            kind="matmul",
+            dtype=self.dtype,
+            ops=sum(2 * count * adapter.nbytes / 4 for adapter, count in used) / self.tp,
+            bytes=sum(adapter.nbytes for adapter, _ in used) / self.tp,
+            rows=sum(count for _, count in used),
+            launches=2 * max(len(adapter.deltas) for adapter, _ in used),
+        )
+        return (work,)
 
     def _copied(self, copies: Sequence[Copy]) -> Work:
         """Keys and values that are read and written before the step."""

@@ -101,12 +101,6 @@ def open_deployment(
 
 
 def _check(plan: Plan, seats: Sequence[Seat]) -> None:
-    if "tuning" in plan.techniques():
-        raise SpecError(
-            "each of several engines would train the same adapter",
-            expected="one engine",
-            fix="leave the router out",
-        )
     if plan.on != "cpu" or not hasattr(os, "memfd_create"):
         raise SpecError(
             f"engines behind a router are processes of this machine, not of {plan.on}",

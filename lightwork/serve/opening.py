@@ -23,6 +23,7 @@ from lightwork.serve.plan import (
     Plan,
     Setting,
     about,
+    adapters_setting,
     context,
     divided,
     kv_blocks,
@@ -243,8 +244,7 @@ def _adapters(source: Adapters, model: Local) -> Setting:
     found = source.read(model.spec)
     for adapter in found:
         model.adapters.put(adapter)
-    told = ", ".join(f"{adapter.name} ({adapter.nbytes / 1e6:.2f} MB)" for adapter in found)
-    return Setting("adapters", told, f"float32, rank up to {max(adapter.rank for adapter in found)}")
+    return adapters_setting(found)
 
 
 def compiles(place: str) -> bool:

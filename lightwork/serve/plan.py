@@ -5,7 +5,7 @@ What nobody set is derived, and every derived value has its reason.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +28,7 @@ from lightwork.serve.sequence import Limits
 from lightwork.techniques import kind_of, parse_all
 
 if TYPE_CHECKING:
+    from lightwork.models.adapters import Adapter
     from lightwork.models.spec import ModelSpec
 
 BLOCK_SIZE = 16
@@ -78,7 +79,8 @@ class Plan:
     def techniques(self) -> dict[str, Any]:
         """The techniques by kind.
 
-        Raises SpecError for an unknown one, one that does not serve, or two of one kind.
+        Raises SpecError for an unknown one, one that does not serve, two of one kind, or some that do not go
+        together.
         """
         chosen: dict[str, Any] = {}
         texts = [u for u in self.use if isinstance(u, str)]
@@ -97,13 +99,37 @@ class Plan:
                     fix="leave one out",
                 )
             chosen[kind] = technique
-        if "composition" in chosen and chosen.keys() & {"adapters", "tuning"}:
-            raise SpecError(
-                "experts of a composition have no adapters",
-                expected="Experts alone, or one model",
-                fix="leave one out",
-            )
+        _check_together(chosen, self.on)
         return chosen
+
+
+def _check_together(chosen: Mapping[str, Any], on: str) -> None:
+    """Raises SpecError for techniques that do not go together there."""
+    if "composition" in chosen and chosen.keys() & {"adapters", "tuning"}:
+        raise SpecError(
+            "experts of a composition have no adapters",
+            expected="Experts alone, or one model",
+            fix="leave one out",
+        )
+    scheduler = chosen.get("scheduler")
+    if "tuning" in chosen and not isinstance(scheduler, CoServe | TimeSharing | None):
+        raise SpecError(
+            f"{scheduler!r} leaves no time for training",
+            expected="CoServe around it",
+            fix=f"--use 'CoServe(inner={scheduler!r})'",
+        )
+    if "tuning" in chosen and "router" in chosen:
+        raise SpecError(
+            "each of several engines would train the same adapter",
+            expected="one engine",
+            fix="leave the router out",
+        )
+    if "precision" in chosen and on.startswith("sim:"):
+        raise SpecError(
+            f"{chosen['precision']!r} is of the compiled CPU step, and {on} is simulated",
+            expected="no precision: a simulated place computes in the widest type that it is fast in",
+            fix="leave it out",
+        )
 
 
 def about(plan: Plan, **derived: int) -> dict[str, Any]:
@@ -133,12 +159,6 @@ def make_engine(
     plain = Microbatches(stages=runner.depth) if runner.depth > 1 else Sarathi()
     usual = CoServe() if "tuning" in chosen else plain
     scheduler: Scheduler[Any] = chosen.get("scheduler") or usual
-    if "tuning" in chosen and not isinstance(scheduler, CoServe | TimeSharing):
-        raise SpecError(
-            f"{scheduler!r} leaves no time for training",
-            expected="CoServe around it",
-            fix=f"--use 'CoServe(inner={scheduler!r})'",
-        )
     if "composition" in chosen:
         from lightwork.serve.composing import taking_turns
 
@@ -180,6 +200,16 @@ def divided(plan: Plan, kv: KVCache) -> list[Setting]:
     shared = [Setting("prefix_cache", "off", f"{layout}: a block is of one sequence")]
     slots = Setting("kv_slots", str(kv.max_seqs), f"{layout}, {kv.capacity()} tokens each")
     return [slots, *(shared if plan.prefix_cache else [])]
+
+
+def adapters_setting(adapters: Sequence[Adapter]) -> Setting:
+    told = ", ".join(f"{adapter.name} ({adapter.nbytes / 1e6:.2f} MB)" for adapter in adapters)
+    return Setting("adapters", told, f"float32, rank up to {max(adapter.rank for adapter in adapters)}")
+
+
+def training_setting(tuning: Any, lengths: Sequence[int]) -> Setting:
+    """tuning: a `Tuning`."""
+    return Setting("training", f"{len(lengths)} sequences", f"{sum(lengths)} tokens of {tuning.data}")
 
 
 def tier_blocks(plan: Plan, block_bytes: int) -> int:

@@ -23,16 +23,19 @@ from lightwork.serve.plan import (
     BLOCK_SIZE,
     Plan,
     Setting,
+    adapters_setting,
     context,
     divided,
     kv_blocks,
     make_engine,
     make_kv,
     tier_blocks,
+    training_setting,
 )
 from lightwork.serve.routers import Router, Seat
 from lightwork.serve.runner import Runner
 from lightwork.serve.simulated_runner import SimulatedRunner
+from lightwork.serve.training import Training
 
 MOST_BLOCKS = 1 << 22
 
@@ -51,9 +54,11 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
     parts: what else `Engine` takes. Raises SpecError for an unknown place or model, CapacityError if the
     model does not fit there.
     """
+    chosen = plan.techniques()
     spec, cluster = read_shape(plan.model), parse_place(plan.on)
-    router: Router[object] | None = plan.techniques().get("router")
-    composition: Composition | None = plan.techniques().get("composition")
+    router: Router[object] | None = chosen.get("router")
+    composition: Composition | None = chosen.get("composition")
+    adapters = chosen["adapters"].read(spec) if "adapters" in chosen else []
     seats = router.seats() if router is not None else [Seat()]
     placed = _place(plan, spec, cluster, seats)
     rates = cluster.device.unit.rates
@@ -61,36 +66,60 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
     dtype = "float32" if cluster.device.name == "cpu" else dtype
     longest = context(plan, spec)
     settings = [Setting("dtype", dtype, "the widest type with fast matrix units"), longest]
+    by_name = {adapter.name: adapter for adapter in adapters}
+
+    def price(seat: _Placed) -> ClusterCost:
+        costs = CostModel(cluster)
+        return ClusterCost(spec, costs, dtype=dtype, tp=seat.tp, pp=seat.pp, adapters=by_name)
+
+    if adapters:
+        settings.append(adapters_setting(adapters))
+    if "tuning" in chosen:
+        beside, told = _train(chosen["tuning"], plan, spec, price(placed[0]), int(longest.value))
+        parts |= beside
+        settings.append(told)
     ids, engines = count(), []
     block_bytes = spec.kv_bytes_per_token(dtype) * BLOCK_SIZE
     link_s = _link_s(spec, cluster, dtype, min(seat.tp for seat in placed))
     for i, seat in enumerate(placed):
-        cost = ClusterCost(spec, CostModel(cluster), dtype=dtype, tp=seat.tp, pp=seat.pp)
+        cost = price(seat)
         host_s = _host_s(spec, cluster, block_bytes, seat)
         runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s)
         blocks = _blocks(plan, spec, cost, int(longest.value), composition)
         name = f"engine {i}" if router is not None else "engine"
         prefix = f"{name} " if router is not None else ""
-        told = _told(plan, seats[i], seat, blocks, prefix)
+        settings += _told(plan, seats[i], seat, blocks, prefix)
         engine_runner: Runner = runner
         if composition is not None:
             residents = _residents(composition, cost, int(blocks.value) * block_bytes)
             copy = copy_simulated(partial(_weights_s, cluster, residents, seat))
             prefetch = composition.prefetch
             engine_runner = ExpertRunner(kernel, runner, residents, copy, prefetch=prefetch, name=name)
-            told.append(resident_setting(residents, "beside the KV"))
+            settings.append(resident_setting(residents, "beside the KV"))
         behind = tier_blocks(plan, block_bytes)
         kv = make_kv(plan, min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, behind)
-        names = composition.names() if composition is not None else None
+        names = composition.names() if composition is not None else [*by_name]
         max_len, vocab_size = int(longest.value), spec.vocab_size
         engines.append(
             make_engine(
                 plan, kernel, kv, engine_runner, max_len, vocab_size, names, name=name, ids=ids, **parts
             )
         )
-        settings += told
         settings += [one._replace(name=prefix + one.name) for one in divided(plan, kv)]
     return (Fleet(engines, router) if router is not None else engines[0]), settings
+
+
+def _train(
+    tuning: Any, plan: Plan, spec: ModelSpec, cost: ClusterCost, max_len: int
+) -> tuple[dict[str, Any], Setting]:
+    """What an engine takes that trains. tuning: a `Tuning`. cost: of no runner, since what is predicted is
+    not spent."""
+    lengths = tuning.lengths(plan.model, max_len)
+    beside = {
+        "training": Training(lengths, spec.num_layers),
+        "predict": lambda step: sum(cost.stages(step)),
+    }
+    return beside, training_setting(tuning, lengths)
 
 
 def _place(plan: Plan, spec: ModelSpec, cluster: Cluster, seats: Sequence[Seat]) -> list[_Placed]:

@@ -110,6 +110,35 @@ def test_techniques_in_words_and_for_machines(capsys):
     assert "cost" in out
 
 
+def test_the_matrix_shows_every_pair_within_80_columns_and_says_why_not(capsys):
+    from lightwork.serve.pairs import paired, pairs
+
+    assert main(["techniques", "--matrix"]) == 0
+    drawn = capsys.readouterr().out.splitlines()
+    grid = {words[1]: words[2:] for words in map(str.split, drawn[1 : drawn.index("")]) if len(words) > 1}
+    names = [technique.name for technique in paired()]
+    assert [*grid] == names
+    assert max(map(len, drawn)) <= 80
+    assert main(["techniques", "--matrix", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told) == len(pairs()) > 300
+    marks = {("real", "simulated"): "●", ("real",): "◐", ("simulated",): "○", (): "×"}
+    for pair in told:
+        mark = marks[tuple(pair["tested"])]
+        assert grid[pair["first"]][names.index(pair["second"])] == mark
+        assert {*pair["tested"]} | {*pair["refused"]} == {"real", "simulated"}
+        if not pair["field"]:
+            assert grid[pair["second"]][names.index(pair["first"])] == mark
+    for i, name in enumerate(names):
+        assert grid[name][i] == "·"
+    assert main(["techniques", "LoraTuning", "--matrix"]) == 0
+    out = capsys.readouterr().out
+    assert "leaves no time for training; expected CoServe around it" in out
+    assert "Ngram          tested   tested" in out
+    assert main(["techniques", "Poisson", "--matrix"]) == 2
+    assert "Poisson is a load" in capsys.readouterr().err
+
+
 def test_claims_lists_every_system(capsys):
     assert main(["claims"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 79

@@ -126,6 +126,8 @@ def test_belady_refuses_another_trace() -> None:
     assert residents.ahead == ("b",)
     with pytest.raises(RangeError, match="use 1 is of 'a'"):
         residents.use("a")
+    with pytest.raises(RangeError, match="does not know"):
+        Residents({"a": 1, "b": 1}, 1, Belady())
 
 
 def test_under_uniform_routing_hits_are_the_share_that_is_resident() -> None:

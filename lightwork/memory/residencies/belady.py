@@ -26,11 +26,18 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Belady:
-    """trace: the names that will be used, in order."""
+    """trace: the names that will be used, in order; of a run that is repeated, they are known."""
 
     trace: tuple[str, ...] = ()
 
     def init(self) -> State:
+        """Raises RangeError without a trace."""
+        if not self.trace:
+            raise RangeError(
+                "Belady does not know what will be used",
+                expected="the trace of a run",
+                fix="LRU(), which need not know",
+            )
         state = State()
         for i, name in enumerate(self.trace):
             state.uses.setdefault(name, []).append(i)

@@ -1,10 +1,12 @@
 """Tunings: what is trained of a model while it serves.
 
-Interface: `Tuning.begin(model, max_len)`. To add one: a file with a frozen dataclass named after it.
+Interface: `Tuning.begin(model, max_len)`, and `lengths(model, max_len)` where training is simulated.
+To add one: a file with a frozen dataclass named after it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -20,4 +22,8 @@ class Tuning(Protocol):
 
     def begin(self, model: Model | CompiledModel, max_len: int) -> Trainer:
         """Who computes it. max_len: tokens of a sequence at most. Raises SpecError, CheckpointError."""
+        ...
+
+    def lengths(self, model: str, max_len: int) -> Sequence[int]:
+        """Tokens of the sequences that it would train on. model: its URI. Raises as `begin` does."""
         ...

@@ -12,6 +12,7 @@ Claims: flexllm
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,3 +77,11 @@ class LoraTuning:
             save=lambda adapter: write_adapter(out, adapter, model.spec),
             device=model.device,
         )
+
+    def lengths(self, model: str, max_len: int) -> Sequence[int]:
+        from lightwork.models import resolve
+        from lightwork.models.tokenizer import Tokenizer
+        from lightwork.train.examples import read_examples
+
+        examples = read_examples(Path(self.data), Tokenizer(resolve(model)), max_len)
+        return [len(example.tokens) for example in examples] * self.epochs
