@@ -29,7 +29,6 @@ from lightwork.claims._errands import UNKNOWN, errands
 from lightwork.claims._experts import PROMPT as SHORT
 from lightwork.claims._experts import FourModels, folder
 from lightwork.cluster import CostModel, parse_place
-from lightwork.decode.sampling import Sampling
 from lightwork.errors import CapacityError
 from lightwork.models import read_shape, resolve
 from lightwork.models.tokenizer import Tokenizer
@@ -40,10 +39,13 @@ from lightwork.serve.compositions.experts import Experts
 from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
 from lightwork.serve.expert_runner import ExpertRunner
+from lightwork.serve.lengths.normal import Normal
+from lightwork.serve.loads.burst import Burst
+from lightwork.serve.loads.zipf import Zipf
 from lightwork.serve.plan import Plan
 from lightwork.serve.schedulers import Chunk, Step
 from lightwork.serve.sequence import Request, begin
-from lightwork.serve.simulate import run_load
+from lightwork.serve.simulate import SyntheticRequests, run_load
 from lightwork.serve.simulated import open_simulated
 from lightwork.train.prompt_router import train_router
 
@@ -51,7 +53,6 @@ SHAPE = "shape:llama-2-7b"
 SN40L, A100, H100 = "sim:sn40lx8", "sim:dgx_a100x8", "sim:dgx_h100x8"
 PROMPT = 2048
 NUM_EXPERTS = 147
-GREEDY = Sampling(temperature=0.0)
 
 
 def _open(on: str, num: int) -> Engine:
@@ -62,15 +63,15 @@ def _open(on: str, num: int) -> Engine:
     return engine
 
 
-def _serve(engine: Engine, models: Sequence[str], output: int) -> float:
-    """How long requests take that come at once."""
+def _serve(
+    engine: Engine, models: tuple[str, ...], rng: np.random.Generator, *, batch: int = 1, output: int = 1
+) -> float:
+    """How long a batch takes that comes at once, each request for one of the models, all alike."""
     start_s = engine.kernel.now()
-    prompts = np.random.default_rng(engine.steps).integers(0, 32_000, (len(models), PROMPT))
-    requests = [
-        Request(prompt=tuple(prompt), max_tokens=output, sampling=GREEDY, model=model)
-        for prompt, model in zip(prompts.tolist(), models, strict=True)
-    ]
-    run_load(engine, [0.0] * len(models), requests)
+    lengths = Normal(prompt=PROMPT, output=output, spread=0.0)
+    load = Zipf(models=models, skew=0.0, inner=Burst(num_requests=batch, lengths=lengths))
+    arrivals = load.arrivals(rng)
+    run_load(engine, arrivals, SyntheticRequests(arrivals, 32_000, rng))
     return engine.kernel.now() - start_s
 
 
@@ -91,10 +92,10 @@ def times(on: str, batch: int, output: int, num: int, seed: int) -> Times:
     assert engine.kernel.trace is not None
     warm = 1 if num == 1 else -(-128 // batch)
     all_s, routing_s = [], []
+    experts = tuple(f"expert {k + 1}" for k in range(num))
     for i in range(warm + (5 if num == 1 else -(-160 // batch))):
-        chosen = [f"expert {k + 1}" for k in rng.integers(0, num, batch)]
-        routed_s = _serve(engine, [""] * batch, 1)
-        served_s = _serve(engine, chosen, output)
+        routed_s = _serve(engine, ("",), rng, batch=batch)
+        served_s = _serve(engine, experts, rng, batch=batch, output=output)
         if i >= warm:
             routing_s.append(routed_s)
             all_s.append(routed_s + served_s)
@@ -169,11 +170,11 @@ def _experts_there(on: str) -> int:
     again."""
     engine = _open(on, NUM_EXPERTS)
     assert isinstance(engine.runner, ExpertRunner)
-    residents = engine.runner.residents
+    residents, rng = engine.runner.residents, np.random.default_rng(0)
     for _ in range(2):
         for number in range(residents.num_slots - 1):
-            _serve(engine, [""], 1)
-            _serve(engine, [f"expert {number + 1}"], 1)
+            _serve(engine, ("",), rng)
+            _serve(engine, (f"expert {number + 1}",), rng)
     assert residents.copies == residents.num_slots
     return residents.num_slots - 1
 

@@ -69,8 +69,10 @@ def _run(plan: Plan, load: Load, seed: int) -> tuple[Summary, object]:
     kernel = Kernel(WallClock(), seed=seed, trace=Trace("real"))
     engine, model, _ = open_engine(plan, kernel)
     arrivals = load.arrivals(kernel.rng("load"))
-    requests = SyntheticRequests(arrivals, model.spec.vocab_size, kernel.rng("prompts"))
+    vocab_size, rng = model.spec.vocab_size, kernel.rng("prompts")
+    requests = SyntheticRequests(arrivals, vocab_size, rng, model.variants)
     seqs = run_load(engine, arrivals, requests)
+    model.close()
     assert kernel.trace is not None
     return summarise(kernel.trace, simulated=False), [seq.tokens for seq in seqs]
 

@@ -54,4 +54,5 @@ def command(
         return
     show_table(("setting", "value", "reason"), run.settings)
     print(f"\nsimulated on {chosen.on}")
-    show_table(("figure", "value"), [(k, v) for k, v in figures.items() if k not in HIDDEN])
+    hidden = HIDDEN if run.summary.trained_tokens else {*HIDDEN, "trained_tokens"}
+    show_table(("figure", "value"), [(k, v) for k, v in figures.items() if k not in hidden])

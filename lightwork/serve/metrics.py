@@ -44,6 +44,7 @@ class Summary:
 
     prompt_tokens: of the requests that were admitted; cached_tokens: those of them found in the prefix cache.
     num_within_slo: requests that ended in time. kv_usage_max: largest share of the KV blocks held.
+    trained_tokens: see `trained_tokens`.
     """
 
     simulated: bool
@@ -63,6 +64,7 @@ class Summary:
     cached_tokens: int
     num_within_slo: int
     kv_usage_max: float
+    trained_tokens: int
 
     def to_dict(self) -> dict[str, float | int | bool]:
         return asdict(self)
@@ -89,6 +91,12 @@ def request_times(spans: Iterable[Span]) -> dict[int, RequestTimes]:
     return times
 
 
+def trained_tokens(step: Span) -> int:
+    """Of a step: those that have gone there and back, through all layers."""
+    slices = (step.args or {}).get("slices", ())
+    return sum(count for layer, _, count, back in slices if back and layer == 0)
+
+
 class Meter:
     """An observer that keeps one number per token, not the spans: for loads of a million requests.
 
@@ -104,7 +112,7 @@ class Meter:
         self._gone: set[int] = set()
         self._ttft, self._queue, self._gaps = array("d"), array("d"), array("f")
         self._num_requests = self._num_finished = self._num_preempted = self._tokens = self._steps = 0
-        self._prompt_tokens = self._cached_tokens = 0
+        self._prompt_tokens = self._cached_tokens = self._trained_tokens = 0
         self._begin_s: float | None = None
         self._end_s = 0.0
 
@@ -147,6 +155,7 @@ class Meter:
         self._steps += 1
         self._end_s = max(self._end_s, span.end_s)
         self._kv_usage_max = max(self._kv_usage_max, span.args["kv_usage"])
+        self._trained_tokens += trained_tokens(span)
         for seq_id, _, _, _, emitted in span.args["chunks"]:
             if seq_id in self._gone:
                 continue
@@ -189,6 +198,7 @@ class Meter:
             cached_tokens=self._cached_tokens,
             num_within_slo=self._num_within,
             kv_usage_max=self._kv_usage_max,
+            trained_tokens=self._trained_tokens,
         )
 
 

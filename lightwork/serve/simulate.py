@@ -6,7 +6,7 @@ only the kernel's clock and the engine's runner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import overload
@@ -30,10 +30,20 @@ from lightwork.serve.simulated_runner import SimulatedRunner
 
 
 class SyntheticRequests(Sequence[Request]):
-    """Requests of random tokens that run to their full length, greedily; each is made when asked for."""
+    """Requests of random tokens that run to their full length, greedily; each is made when asked for.
 
-    def __init__(self, arrivals: Sequence[Arrival], vocab_size: int, rng: np.random.Generator) -> None:
+    variants: what requests say for the models that arrivals name; None: those names.
+    """
+
+    def __init__(
+        self,
+        arrivals: Sequence[Arrival],
+        vocab_size: int,
+        rng: np.random.Generator,
+        variants: Mapping[str, str] | None = None,
+    ) -> None:
         self._arrivals = arrivals
+        self._variants = variants or {}
         self._vocab_size = vocab_size
         self._key = [int(k) for k in rng.integers(0, 1 << 62, 2)]
         self._greedy = Sampling(temperature=0.0)
@@ -57,7 +67,7 @@ class SyntheticRequests(Sequence[Request]):
             max_tokens=arrival.output_len,
             sampling=self._greedy,
             tenant=arrival.tenant,
-            model=arrival.model,
+            model=self._variants.get(arrival.model, arrival.model),
         )
 
     def _text(self, kind: int, number: int, length: int) -> list[int]:

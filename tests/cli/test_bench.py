@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,9 @@ import pytest
 from lightwork.claims.peers import AGAIN, Row, load
 from lightwork.cli import main
 from lightwork.cli._peers import show_peers
+from lightwork.models import read_shape
+from lightwork.models.peft import write_adapter
+from lightwork.testing import random_adapter
 
 
 def row(cell: str, peer: str = "llama", ratio: float = 1.5, **others: Any) -> Row:
@@ -150,3 +155,22 @@ def test_one_set_of_techniques_alone_is_refused(capsys):
 def test_an_option_of_a_comparison_is_not_dropped_in_silence(option: str, value: str, quoted: str, capsys):
     assert main(["bench", option, value]) == 2
     assert f"PrefillFirst {option} {quoted}" in capsys.readouterr().err
+
+
+def test_a_load_drives_several_adapters(
+    checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("numba")
+    model = str(checkpoint("llama"))
+    spec = read_shape(model)
+    for i, name in enumerate(("one", "two")):
+        write_adapter(tmp_path / name, random_adapter(spec, name, i), spec)
+    lora = f"Lora(folder='{tmp_path}')"
+    lengths = "Lognormal(prompt=10, output=4)"
+    load = f"Zipf(models=('', 'one', 'two'), inner=Burst(num_requests=9, lengths={lengths}))"
+    for on in ("cpu", "sim:a100"):
+        line = ["bench", f"{lora}+Ngram", lora, "--model", model, "--on", on, "--rounds", "1", "--load", load]
+        assert main([*line, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["ratios"]["output_tokens_per_s"][0] > 0
+        assert main([*line[:9], "--load", load.replace("two", "three")]) == 2
+        assert "no model is called 'three" in capsys.readouterr().err

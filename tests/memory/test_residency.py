@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from misses import lru_misses
 
 from lightwork.errors import CapacityError, InvariantError, RangeError
 from lightwork.memory.residencies import Residency
@@ -32,18 +32,6 @@ def copies(trace: list[str], slots: int, policy: Residency[Any]) -> int:
         assert residents.nbytes <= residents.cap_bytes
     assert residents.hits + residents.copies == len(trace)
     return residents.copies
-
-
-def lru_misses(trace: list[str], slots: int) -> int:
-    held: OrderedDict[str, None] = OrderedDict()
-    misses = 0
-    for name in trace:
-        misses += name not in held
-        held.pop(name, None)
-        held[name] = None
-        if len(held) > slots:
-            held.popitem(last=False)
-    return misses
 
 
 def fewest_misses(trace: list[str], slots: int) -> int:

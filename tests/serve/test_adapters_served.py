@@ -14,9 +14,10 @@ import openai
 import pytest
 
 from lightwork import models
+from lightwork.cluster import parse_place
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.sampling import Pick, Sampling
-from lightwork.errors import CheckpointError, LightworkError, SpecError
+from lightwork.errors import CheckpointError, LightworkError, RangeError, SpecError
 from lightwork.memory.tiers.host_memory import HostMemory
 from lightwork.models.adapters import Adapter
 from lightwork.models.adapters.lora import Lora
@@ -27,6 +28,9 @@ from lightwork.runtime.trace import Trace
 from lightwork.serve.adapters import put_adapter
 from lightwork.serve.engine import Engine
 from lightwork.serve.http.main import BackgroundServer, load
+from lightwork.serve.lengths.normal import Normal
+from lightwork.serve.loads.burst import Burst
+from lightwork.serve.loads.zipf import Zipf
 from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan, kv_blocks, make_engine, make_kv
@@ -34,7 +38,7 @@ from lightwork.serve.schedulers.fast_switch import FastSwitch
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
-from lightwork.serve.simulate import run_load
+from lightwork.serve.simulate import run_load, simulate
 from lightwork.testing import random_adapter
 
 Make = Callable[..., Path]
@@ -291,6 +295,26 @@ def test_a_model_and_an_adapter_of_one_name_are_refused(checkpoint: Make, folder
     plan = Plan(model=str(checkpoint("llama")), max_len=200, use=(Lora(folder=str(folder)),))
     with pytest.raises(SpecError, match="'two'"):
         load(plan, name="two")
+
+
+def test_a_simulated_place_serves_them_for_what_their_products_take(checkpoint: Make, folder: Path) -> None:
+    """A step of ten rows: the same, but for the work of the adapters that they name."""
+    plan = Plan(model=str(checkpoint("llama")), on="sim:a100", use=(Lora(folder=str(folder)),))
+    lengths = Normal(prompt=1, output=50, spread=0.0)
+
+    def served(*models: str) -> float:
+        load = Zipf(models=models, skew=0.0, inner=Burst(num_requests=10, lengths=lengths))
+        outcome = simulate(plan, load)
+        assert outcome.summary.num_finished == 10
+        assert "adapters" in {setting.name for setting in outcome.settings}
+        return outcome.summary.duration_s / outcome.summary.steps
+
+    num_matrices, launch_s = 7 * 3, parse_place("sim:a100").device.unit.launch_s
+    added_s = served("three") - served("")
+    assert added_s == pytest.approx(2 * num_matrices * launch_s, rel=0.05)  # so small is what they compute
+    assert served("") < served("", "one") < served("one", "two") < served("three") * 1.01
+    with pytest.raises(RangeError, match="no model is called 'four'"):
+        served("four")
 
 
 @pytest.mark.multiproc

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 pytest.importorskip("numba")
 
 from engines import UnitCost
+from misses import lru_misses
 
 from lightwork.claims._errands import UNKNOWN, errands
 from lightwork.decode.sampling import Sampling
@@ -127,18 +127,6 @@ def residents(engine: Engine) -> Residents:
 def names_of(engine: Engine, kind: str) -> list[str]:
     assert engine.kernel.trace is not None
     return [span.name for span in engine.kernel.trace.spans if span.kind == kind]
-
-
-def lru_misses(trace: list[str], slots: int) -> int:
-    held: OrderedDict[str, None] = OrderedDict()
-    misses = 0
-    for name in trace:
-        misses += name not in held
-        held.pop(name, None)
-        held[name] = None
-        if len(held) > slots:
-            held.popitem(last=False)
-    return misses
 
 
 def one_by_one(engine: Engine) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from lightwork.serve.loads.gamma import Gamma
 from lightwork.serve.loads.poisson import Poisson
 from lightwork.serve.loads.recorded import Recorded
 from lightwork.serve.loads.tenants import Tenants
+from lightwork.serve.loads.zipf import Zipf
 from lightwork.serve.simulate import SyntheticRequests, run_load
 from lightwork.techniques import parse
 
@@ -36,6 +38,7 @@ LOADS: list[Load] = [
     Conversations(rate=50.0, num_conversations=10, turns=3.0, think_s=0.02, lengths=SMALL),
     Documents(num_documents=4, degree=5.0, document=20, lengths=SMALL),
     Tenants(loads=(Poisson(rate=50.0, lengths=SMALL), ClosedLoop(clients=2, num_requests=9, lengths=SMALL))),
+    Zipf(models=("", "one"), inner=Poisson(rate=50.0, lengths=SMALL)),
 ]
 LENGTHS: list[Length] = [SMALL, Normal(prompt=30, output=10), *(Published(trace=t) for t in TRACES)]
 
@@ -132,6 +135,31 @@ def test_requests_on_a_document_share_it() -> None:
     assert sum(seq.cached for seq in seqs) >= 40 * (len(arrivals) - 3)
 
 
+@pytest.mark.parametrize("skew", [0.0, 1.0, 2.0])
+def test_models_are_asked_by_a_power_of_their_rank(skew: float) -> None:
+    names, num = ("", "one", "two", "three"), 20_000
+    inner = Burst(num_requests=num, lengths=SMALL)
+    arrivals = Zipf(models=names, skew=skew, inner=inner).arrivals(rng())
+    assert [a._replace(model="") for a in arrivals] == inner.arrivals(rng())
+    asked = Counter(a.model for a in arrivals)
+    total = sum(i**-skew for i in range(1, 5))
+    for i, name in enumerate(names, 1):
+        assert asked[name] / num == pytest.approx(i**-skew / total, abs=0.015)
+    requests = SyntheticRequests(arrivals, 50, rng(), {"one": "one@3"})
+    assert [r.model for r in requests[:50]] == [{"one": "one@3"}.get(a.model, a.model) for a in arrivals[:50]]
+
+
+def test_a_conversation_stays_with_its_model() -> None:
+    talk = Conversations(rate=50.0, num_conversations=30, turns=4.0, lengths=SMALL)
+    arrivals = Zipf(models=("", "one", "two"), inner=Tenants(loads=(talk, talk))).arrivals(rng())
+    later = [a for a in arrivals if a.continues]
+    assert len(later) > 60
+    assert {a.model for a in later} == {"", "one", "two"}
+    for a in later:
+        assert a.after is not None
+        assert a.model == arrivals[a.after].model
+
+
 def test_a_follower_that_is_refused_is_an_error_of_the_whole_load() -> None:
     arrivals = [Arrival(0.0, 4, 4), Arrival(0.1, 4, 4, after=0)]
     with pytest.raises(CapacityError):
@@ -189,6 +217,8 @@ def test_a_trace_that_cannot_be_read_is_named(tmp_path: Path, text: str | bytes 
         "ClosedLoop(clients=0)",
         "Conversations(turns=0.5)",
         "Documents(degree=0.0)",
+        "Zipf(models=())",
+        "Zipf(skew=-1.0)",
         "Recorded(path='x', speed=0.0)",
         "Poisson(lengths=Lognormal(prompt=0))",
         "Poisson(lengths=Normal(spread=-1.0))",

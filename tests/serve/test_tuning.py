@@ -16,17 +16,22 @@ pytest.importorskip("torch")
 
 from lightwork.decode.sampling import Sampling
 from lightwork.errors import RangeError, SpecError
+from lightwork.models import resolve
 from lightwork.models.peft import read_adapter
+from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.engine import Engine
+from lightwork.serve.lengths.normal import Normal
+from lightwork.serve.loads.poisson import Poisson
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan
 from lightwork.serve.schedulers.co_serve import CoServe
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
-from lightwork.serve.simulate import run_load
+from lightwork.serve.simulate import Outcome, run_load, simulate
+from lightwork.train.examples import read_examples
 from lightwork.train.tunings.lora_tuning import LoraTuning
 
 Make = Callable[..., Path]
@@ -86,6 +91,28 @@ def test_an_adapter_is_trained_while_others_are_served_and_served_when_done(
     model.close()
 
 
+def test_a_simulated_place_trains_in_the_time_that_is_left(
+    checkpoint: Make, data: Path, tmp_path: Path
+) -> None:
+    """As many tokens as the examples have; the rest of them after the load is not simulated."""
+    tuning = LoraTuning(data=str(data), out=str(tmp_path / "new"), epochs=2)
+    load = Poisson(rate=100.0, num_requests=200, lengths=Normal(prompt=30, output=20))
+    model = str(checkpoint("llama"))
+
+    def run(*use: Any) -> Outcome:
+        return simulate(Plan(model=model, on="sim:a100", use=use), load)
+
+    examples = read_examples(data, Tokenizer(resolve(model)), 512)
+    trained, plain = run(tuning, CoServe(slo_s=0.05)), run()
+    assert ("training", "20 sequences") in [setting[:2] for setting in trained.settings]
+    assert trained.summary.trained_tokens == 2 * sum(len(e.tokens) for e in examples)
+    assert trained.summary.num_finished == plain.summary.num_finished == 200
+    assert plain.summary.trained_tokens == 0
+    assert plain.summary.tbt_p99_s < trained.summary.tbt_max_s < 0.05
+    with pytest.raises(SpecError, match="cannot be read"):
+        run(LoraTuning(data="none.jsonl", out=tuning.out))
+
+
 @pytest.mark.parametrize(
     "wrong", [{"rank": 0}, {"alpha": 0.0}, {"epochs": 0}, {"learning_rate": float("nan")}]
 )
@@ -111,5 +138,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_served(
         open_with(LoraTuning(data=good["data"], out=str(tmp_path)))
     with pytest.raises(SpecError, match="would train the same adapter"):
         open_with(LoraTuning(**good), "Replicas(copies=2)")
+    with pytest.raises(SpecError, match="is of the compiled CPU step, and sim:a100 is simulated"):
+        simulate(Plan(on="sim:a100", use=("Quant(bits=8)",)), Poisson())
     with pytest.raises(RangeError, match="no module is called 'x_proj'"):
         open_with(LoraTuning(**good, modules="q_proj,x_proj"))
