@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lightwork.errors import SpecError
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
@@ -34,8 +35,15 @@ def train_beside(
 ) -> tuple[TrainingRunner, dict[str, Any], list[Setting]]:
     """The runner that trains too, what its engine takes, and what was derived.
 
-    tuning: a `Tuning`. runner: of the model, which is a `Model` or a `CompiledModel`.
+    tuning: a `Tuning`. runner: of the model, which is a `Model` or a `CompiledModel`. Raises SpecError,
+    CheckpointError.
     """
+    if tuning.name in model.variants:
+        raise SpecError(
+            f"an adapter called {tuning.name!r} is served already",
+            expected="a name of its own: that of the folder out=",
+            fix="another out=",
+        )
     trainer = tuning.begin(model, model.spec.max_len)
     training = Training(trainer.lengths, trainer.num_layers)
     cost = measured(trainer, type(runner), model, kv.block_size)

@@ -179,8 +179,8 @@ def check_request(request: Request, limits: Limits, kv_tokens: int, num_waiting:
     if request.model and limits.models is not None and request.model not in limits.models:
         raise RangeError(
             f"no model is called {request.model!r}",
-            expected=" or ".join(map(repr, ["", *limits.models])),
-            fix="name one of them",
+            expected=" or ".join(["none named", *map(repr, limits.models)]),
+            fix="name one of these, or none",
         )
     if num_waiting + request.n > limits.max_waiting:
         raise BusyError(

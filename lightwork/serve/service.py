@@ -216,6 +216,15 @@ class Service:
             self.kernel.post(lambda: self.kernel.spawn(wait(), name="drain"))
             await done.wait()
 
+    def end_training(self) -> bool:
+        """Train no more, so that what was accepted is served sooner; whether anything was being trained. From
+        any thread."""
+        training = self.engine.training if isinstance(self.engine, Engine) else None
+        if training is None or training.finished:
+            return False
+        self.kernel.post(training.stop)
+        return True
+
     def close(self) -> None:
         """Stop the kernel's thread. Unfinished requests are cancelled."""
         self._draining = True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from lightwork.memory.host import Run
@@ -18,6 +20,16 @@ from lightwork.serve.training import Trainer, Training
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class _Epoch:
+    """What was trained since an adapter was served last. tokens: of all epochs before."""
+
+    begin_s: float
+    tokens: int
+    trained_s: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+
 class TrainingRunner:
     """inner: runs the rows of steps. trainer: computes the slices, training knows which. After an error
     of the trainer there are no more; serving goes on. publish: serves what has been trained.
@@ -30,7 +42,7 @@ class TrainingRunner:
         self.training = training
         self.depth = inner.depth
         self.publish: Callable[[Adapter], Coroutine[Any, Any, object]] | None = None
-        self._busy = False
+        self._epoch: _Epoch | None = None
         self._notes = Notes(kernel, "training")
 
     @property
@@ -48,27 +60,38 @@ class TrainingRunner:
         return scores
 
     async def _train(self, step: Step) -> None:
-        self._busy = True
+        begin_s = self.kernel.now()
+        epoch = self._epoch = self._epoch or _Epoch(begin_s, 0)
+        tokens = epoch.tokens
         try:
             for update in await self.kernel.offload(self.trainer.run, step.slices, thread="training"):
                 self._notes.event("update", str(update.number), loss=update.loss, tokens=update.tokens)
+                epoch.losses.append(update.loss)
+                tokens = update.tokens
+            epoch.trained_s += self.kernel.now() - begin_s
             adapter = self.trainer.take()
             if adapter is not None and self.publish is not None:
-                await self.publish(adapter)
-                self._notes.event("serve adapter", adapter.name)
+                await self._serve(adapter, epoch, tokens)
         except Exception as error:
             log.error("training has stopped: %s", error)
             self._notes.event("training failed", type(error).__name__, why=str(error))
             self.training.stop()
-        self._busy = False
         if self.training.finished:
             self.trainer.close()
 
-    def stop(self) -> None:
-        """End the training, wherever it is, and free what it holds."""
-        self.training.stop()
-        if not self._busy:
-            self.trainer.close()
+    async def _serve(self, adapter: Adapter, epoch: _Epoch, tokens: int) -> None:
+        """An epoch is over. share: of the time since the last one that training took."""
+        assert self.publish is not None
+        now_s = self.kernel.now()
+        await self.publish(adapter)
+        self._notes.event(
+            "serve adapter",
+            adapter.name,
+            loss=fmean(epoch.losses),
+            tokens=tokens - epoch.tokens,
+            share=epoch.trained_s / max(now_s - epoch.begin_s, 1e-9),
+        )
+        self._epoch = _Epoch(now_s, tokens)
 
     def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
         return self.inner.pull(pool, src, dst, num_tokens)

@@ -9,8 +9,9 @@ from engines import UnitCost, expected, next_token, request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightwork.errors import RangeError
+from lightwork.errors import CheckpointError, RangeError
 from lightwork.memory.kv import KVCache
+from lightwork.models.adapters import Adapter
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.cost import TrainingCost
@@ -58,26 +59,34 @@ def test_every_token_passes_every_layer_once_each_way(lengths: list[int], limits
 
 
 class Counting:
-    """A trainer that notes what it is told. fail_at: raises then."""
+    """A trainer that notes what it is told, and has an update per sequence. fail_at: raises then. epoch:
+    sequences after which there is an adapter to serve; 0 for none."""
 
     num_layers = LAYERS
 
-    def __init__(self, lengths: Sequence[int], fail_at: int = 1 << 30) -> None:
-        self.lengths, self.fail_at = lengths, fail_at
+    def __init__(self, lengths: Sequence[int], fail_at: int = 1 << 30, epoch: int = 0) -> None:
+        self.lengths, self.fail_at, self.epoch = lengths, fail_at, epoch
         self.seen: list[Slice] = []
+        self.updates = self.due = 0
         self.closed = False
 
     def run(self, slices: Sequence[Slice]) -> list[Update]:
         self.seen += slices
         if len(self.seen) > self.fail_at:
             raise ArithmeticError("the loss is nan")
-        return [Update(1, 0.5, 9) for piece in slices if piece.back and piece.layer == piece.start == 0]
+        return [self._update() for piece in slices if piece.back and piece.layer == piece.start == 0]
+
+    def _update(self) -> Update:
+        self.updates += 1
+        self.due += bool(self.epoch) and self.updates % self.epoch == 0
+        return Update(self.updates, 1 / self.updates, sum(self.lengths[: self.updates]))
 
     def rehearsal(self, length: int) -> Callable[[Slice], object]:
         return lambda piece: None
 
-    def take(self) -> None:
-        return None
+    def take(self) -> Adapter | None:
+        due, self.due = self.due, 0
+        return Adapter(name="mine", deltas={}) if due else None
 
     def close(self) -> None:
         self.closed = True
@@ -147,13 +156,39 @@ def test_what_goes_wrong_in_training_ends_training_only(caplog: pytest.LogCaptur
     assert not any("slices" in (s.args or {}) for s in later)
 
 
+def test_an_adapter_that_cannot_be_served_ends_training_only(caplog: pytest.LogCaptureFixture) -> None:
+    """What an epoch was is told when its adapter is served; the second one is not."""
+    trainer = Counting([10] * 200, epoch=2)
+    engine = make(CoServe(slo_s=0.2), trainer)
+    served: list[str] = []
+
+    async def publish(adapter: Adapter) -> None:
+        if served:
+            raise CheckpointError("it does not fit")
+        served.append(adapter.name)
+
+    assert isinstance(engine.runner, TrainingRunner)
+    engine.runner.publish = publish
+    seqs = run_load(engine, [0.3 * i for i in range(8)], LOAD)
+    assert [seq.tokens[seq.prompt_len :] for seq in seqs] == [expected(r) for r in LOAD]
+    (epoch,) = spans(engine, "serve adapter")
+    assert epoch.args is not None
+    assert epoch.args["loss"] == (1 + 1 / 2) / 2
+    assert epoch.args["tokens"] == 20
+    assert 0 <= epoch.args["share"] <= 1
+    assert "training has stopped: it does not fit" in caplog.text
+    (failed,) = spans(engine, "training failed")
+    assert not any("slices" in (s.args or {}) for s in spans(engine, "step") if s.start_s >= failed.end_s)
+    assert trainer.closed
+
+
 def test_training_is_stopped_in_the_middle_of_a_sequence() -> None:
     trainer = Counting([40] * 200)
     engine = make(CoServe(slo_s=0.2), trainer)
     serving = engine.kernel.spawn(engine.run(), name="engine")
     engine.kernel.run(until_s=3.0)
-    assert isinstance(engine.runner, TrainingRunner)
-    engine.runner.stop()
+    assert engine.training is not None
+    engine.training.stop()
     engine.kernel.run(until_s=6.0)
     assert trainer.closed
     assert spans(engine, "step")[-1].end_s < 3.5

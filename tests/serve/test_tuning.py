@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -16,13 +20,14 @@ pytest.importorskip("torch")
 
 from lightwork.decode.sampling import Sampling
 from lightwork.errors import RangeError, SpecError
-from lightwork.models import resolve
-from lightwork.models.peft import read_adapter
+from lightwork.models import read_shape, resolve
+from lightwork.models.peft import read_adapter, write_adapter
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.engine import Engine
+from lightwork.serve.http.main import BackgroundServer, _Epochs, _server, load
 from lightwork.serve.lengths.normal import Normal
 from lightwork.serve.loads.poisson import Poisson
 from lightwork.serve.opening import open_engine
@@ -31,6 +36,7 @@ from lightwork.serve.schedulers.co_serve import CoServe
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
 from lightwork.serve.simulate import Outcome, run_load, simulate
+from lightwork.testing import random_adapter
 from lightwork.train.examples import read_examples
 from lightwork.train.tunings.lora_tuning import LoraTuning
 
@@ -96,11 +102,11 @@ def test_a_simulated_place_trains_in_the_time_that_is_left(
 ) -> None:
     """As many tokens as the examples have; the rest of them after the load is not simulated."""
     tuning = LoraTuning(data=str(data), out=str(tmp_path / "new"), epochs=2)
-    load = Poisson(rate=100.0, num_requests=200, lengths=Normal(prompt=30, output=20))
+    offered = Poisson(rate=100.0, num_requests=200, lengths=Normal(prompt=30, output=20))
     model = str(checkpoint("llama"))
 
     def run(*use: Any) -> Outcome:
-        return simulate(Plan(model=model, on="sim:a100", use=use), load)
+        return simulate(Plan(model=model, on="sim:a100", use=use), offered)
 
     examples = read_examples(data, Tokenizer(resolve(model)), 512)
     trained, plain = run(tuning, CoServe(slo_s=0.05)), run()
@@ -111,6 +117,50 @@ def test_a_simulated_place_trains_in_the_time_that_is_left(
     assert plain.summary.tbt_p99_s < trained.summary.tbt_max_s < 0.05
     with pytest.raises(SpecError, match="cannot be read"):
         run(LoraTuning(data="none.jsonl", out=tuning.out))
+
+
+def test_a_folder_that_is_lost_meanwhile_ends_training_only(
+    checkpoint: Make, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, kernel = tmp_path / "mine", Kernel(WallClock(), trace=Trace("test"))
+    use = (LoraTuning(data=str(data), out=str(out)), CoServe(slo_s=0.2))
+    engine, model, _ = open_engine(Plan(model=str(checkpoint("llama")), use=use, kv_bytes=1 << 24), kernel)
+    assert isinstance(engine, Engine)
+    out.rmdir()
+    out.write_text("in the way")
+    want = outputs(engine, "")
+    serving = kernel.spawn(engine.run(), name="engine")
+    assert kernel.trace is not None
+    while not any(span.kind == "training failed" for span in kernel.trace.spans):
+        kernel.run(until_s=kernel.now() + 0.05)
+    serving.cancel()
+    assert "training has stopped" in caplog.text
+    assert not model.variants
+    assert outputs(engine, "") == want
+    model.close()
+
+
+def test_a_server_tells_of_each_epoch_and_trains_no_more_when_it_is_to_end(
+    checkpoint: Make, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuning = LoraTuning(data=str(data), out=str(tmp_path / "mine"), rank=2, epochs=100_000)
+    plan = Plan(model=str(checkpoint("llama")), use=(tuning, CoServe(slo_s=1.0)), kv_bytes=1 << 24)
+    loaded = load(plan, observers=[_Epochs()])
+    figures: dict[str, float] = {}
+    with BackgroundServer(loaded) as url, httpx.Client(base_url=url, timeout=60) as http:
+        while "mine" not in loaded.model.variants:
+            lines = (line.split() for line in http.get("/metrics").text.splitlines() if line[0] != "#")
+            figures = {name: float(value) for name, value in lines}
+        _server(loaded.app, loaded.service).handle_exit(signal.SIGINT, None)
+        assert asyncio.run(loaded.service.ask(lambda engine: engine.training.finished))
+        assert http.post("/v1/completions", json={"model": "mine", "prompt": "one"}).is_success
+        assert not loaded.service.end_training()
+    assert figures["lightwork_training_tokens_total"] > 0
+    assert figures["lightwork_training_loss"] > 0
+    told = capsys.readouterr().err
+    assert re.search(r"  trained mine   loss [\d.]+   [\d,]+ tokens   \d+% of the time\n", told)
+    assert told.endswith("training ends here; whole epochs are kept\n")
+    assert read_adapter(tmp_path / "mine", loaded.model.spec).rank == 2
 
 
 @pytest.mark.parametrize(
@@ -136,6 +186,13 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_served(
         open_with(LoraTuning(data="none.jsonl", out=good["out"]))
     with pytest.raises(SpecError, match="is there already"):
         open_with(LoraTuning(data=good["data"], out=str(tmp_path)))
+    with pytest.raises(SpecError, match="cannot be made"):
+        open_with(LoraTuning(data=good["data"], out=str(data / "new")))
+    write_adapter(tmp_path / "served" / "new", random_adapter(read_shape(folder), "new"), read_shape(folder))
+    with pytest.raises(SpecError, match="an adapter called 'new' is served already"):
+        open_with(LoraTuning(**good), f"Lora(folder='{tmp_path}/served')")
+    with pytest.raises(SpecError, match="are both called 'new'"):
+        load(Plan(model=folder, use=(LoraTuning(**good),), kv_bytes=1 << 24), name="new")
     with pytest.raises(SpecError, match="would train the same adapter"):
         open_with(LoraTuning(**good), "Replicas(copies=2)")
     with pytest.raises(SpecError, match="is of the compiled CPU step, and sim:a100 is simulated"):

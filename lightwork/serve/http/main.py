@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
@@ -17,7 +17,7 @@ from lightwork.errors import SpecError, UsageError
 from lightwork.runtime.clock import WallClock, unix_s
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import write_chrome_trace
-from lightwork.runtime.trace import Trace
+from lightwork.runtime.trace import Observer, Span, Trace
 from lightwork.serve.compositions import Composition
 from lightwork.serve.http.app import create_app
 from lightwork.serve.http.metrics import Metrics
@@ -65,13 +65,14 @@ def load(
     api_key: str | None = None,
     progress: Progress | None = None,
     keep_spans: int | None = KEPT_SPANS,
+    observers: Sequence[Observer] = (),
 ) -> Loaded:
     """Load a plan's model, start its engine, and make the app. Raises CheckpointError, SpecError."""
     clock = WallClock()
     import_backend(plan.on)
     imported_s = clock.now()
     metrics = Metrics()
-    trace = Trace(f"real: {plan.on}", keep=keep_spans, observers=[metrics])
+    trace = Trace(f"real: {plan.on}", keep=keep_spans, observers=[metrics, *observers])
     kernel = Kernel(WallClock(), trace=trace)
     composition: Composition | None = plan.techniques().get("composition")
     route = composition.router() if composition is not None else to_itself
@@ -80,7 +81,7 @@ def load(
     read_s = clock.now() - imported_s
     model.warm_up()
     warm_s = clock.now() - imported_s - read_s
-    _check_name(served_name, model)
+    _check_name(served_name, model, plan)
     served = Served(
         name=served_name,
         tokenizer=model.tokenizer,
@@ -105,8 +106,9 @@ def load(
     )
 
 
-def _check_name(name: str, model: AnyModel) -> None:
-    if name in model.variants:
+def _check_name(name: str, model: AnyModel, plan: Plan) -> None:
+    tuning = plan.techniques().get("tuning")
+    if name in model.variants or (tuning is not None and name == tuning.name):
         model.close()
         raise SpecError(
             f"the model and one of its variants are both called {name!r}",
@@ -148,6 +150,8 @@ class _Server(uvicorn.Server):
         if not self.should_exit:
             left = self._service.engine.num_unfinished
             print(f"draining {left} requests; Ctrl-C again stops them", file=sys.stderr)
+            if self._service.end_training():
+                print("training ends here; whole epochs are kept", file=sys.stderr)
         super().handle_exit(sig, frame)
 
 
@@ -171,7 +175,7 @@ def serve(
     bar = _Bar()
     try:
         keep = None if trace else KEPT_SPANS
-        loaded = load(plan, name=name, api_key=api_key, progress=bar, keep_spans=keep)
+        loaded = load(plan, name=name, api_key=api_key, progress=bar, keep_spans=keep, observers=[_Epochs()])
     except BaseException:
         listener.close()
         raise
@@ -202,6 +206,15 @@ def _announce(loaded: Loaded, listener: socket.socket, host: str) -> None:
         file=say,
         flush=True,
     )
+
+
+class _Epochs:
+    """Tells of each epoch that has been trained, on stderr: an observer."""
+
+    def on(self, span: Span) -> None:
+        if span.kind == "serve adapter" and span.args:
+            told = "  trained {0}   loss {loss:.4g}   {tokens:,} tokens   {share:.0%} of the time"
+            print(told.format(span.name, **span.args), file=sys.stderr, flush=True)
 
 
 class _Bar:

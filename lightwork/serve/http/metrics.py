@@ -5,10 +5,12 @@ Suffixes are vLLM's, so its dashboards need only the prefix.
 
 from __future__ import annotations
 
+from math import nan
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from lightwork.runtime.trace import Span
-from lightwork.serve.metrics import RequestTimes
+from lightwork.serve.metrics import RequestTimes, trained_tokens
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 TOKENS = tuple(2.0**i for i in range(18))
@@ -31,6 +33,9 @@ class Metrics:
         self.preemptions = c("num_preemptions", "Sequences preempted")
         self.drafted = c("spec_decode_num_draft_tokens", "Tokens drafted")
         self.accepted = c("spec_decode_num_accepted_tokens", "Drafted tokens that stood")
+        self.training_tokens = c("training_tokens", "Tokens trained on, through all layers and back")
+        self.training_loss = g("training_loss", "Of the last update; NaN before")
+        self.training_loss.set(nan)
         self.success = Counter(
             "lightwork_request_success",
             "Sequences finished, by reason",
@@ -76,10 +81,14 @@ class Metrics:
         self.prefix_queries.inc(args["known"])
         self.prefix_hits.inc(args["cached"])
 
+    def _on_update(self, span: Span, args: dict[str, float]) -> None:
+        self.training_loss.set(args["loss"])
+
     def _on_preempt(self, span: Span, args: dict[str, int]) -> None:
         self.preemptions.inc()
 
     def _on_step(self, span: Span, args: dict[str, list[tuple[int, int, int, int, int]]]) -> None:
+        self.training_tokens.inc(trained_tokens(span))
         for seq_id, start, count, drafted, emitted in args["chunks"]:
             times = self._times.get(str(seq_id))
             self.generation_tokens.inc(emitted)

@@ -20,6 +20,11 @@ __all__ = ["Tuning"]
 class Tuning(Protocol):
     """A training job beside an engine."""
 
+    @property
+    def name(self) -> str:
+        """Under which it is served what has been trained."""
+        ...
+
     def begin(self, model: Model | CompiledModel, max_len: int) -> Trainer:
         """Who computes it. max_len: tokens of a sequence at most. Raises SpecError, CheckpointError."""
         ...

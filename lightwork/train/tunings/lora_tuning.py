@@ -52,6 +52,10 @@ class LoraTuning:
                     fix=f"raise {name}",
                 )
 
+    @property
+    def name(self) -> str:
+        return Path(self.out).name
+
     def begin(self, model: Model | CompiledModel, max_len: int) -> Trainer:
         from lightwork.models.peft import write_adapter
         from lightwork.train.examples import read_examples
@@ -62,6 +66,12 @@ class LoraTuning:
         out = Path(self.out)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise SpecError(f"{out} is there already", expected="a new folder", fix="another out=")
+        try:  # now, rather than when there is something to lose
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SpecError(
+                f"{out} cannot be made: {error.strerror}", expected="a new folder", fix="another out="
+            ) from error
         names = () if self.modules == "all-linear" else tuple(self.modules.split(","))
         lora = Lora(
             model.spec, rank=self.rank, alpha=self.alpha, modules=names, seed=self.seed, device=model.device
@@ -73,7 +83,7 @@ class LoraTuning:
             lora,
             examples,
             schedule,
-            name=out.name,
+            name=self.name,
             save=lambda adapter: write_adapter(out, adapter, model.spec),
             device=model.device,
         )

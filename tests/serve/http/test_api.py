@@ -261,6 +261,8 @@ FROZEN = [
     "request_success_total",
     "spec_decode_num_draft_tokens_total",
     "spec_decode_num_accepted_tokens_total",
+    "training_tokens_total",
+    "training_loss",
     "time_to_first_token_seconds",
     "inter_token_latency_seconds",
     "e2e_request_latency_seconds",
