@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
+from textwrap import fill
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -48,6 +49,22 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     for row in cells:
         table.add_row(*map(escape, row))
     Console().print(table)
+
+
+def wrapped(text: str, label: str = "") -> str:
+    """The text behind its label; on a terminal in lines that fit, below each other. Words are never cut."""
+    if not is_terminal(sys.stdout):
+        return label + text
+    columns = os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    indent = " " * len(label)
+    return fill(
+        text,
+        max(columns, 40),
+        initial_indent=label,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 class StatusLine:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 
 from lightwork.cli import _options
-from lightwork.cli._output import show_json, show_table
+from lightwork.cli._output import show_json, show_table, wrapped
 from lightwork.cli._verbs import verb
 from lightwork.errors import MissingExtraError
 from lightwork.techniques import Technique, find, listing, parse
@@ -49,10 +49,10 @@ def _show(technique: Technique, as_json: bool) -> None:
     if as_json:
         show_json({"technique": technique, "use": defaults})
         return
-    print(technique.summary)
     labels = ("kind", "paper", "idea", "shapes", "cost", "differs", "claims", "file")
+    in_double_quotes = defaults.replace("'", '"')
+    print(wrapped(technique.summary))
     for label in labels:
         if text := getattr(technique, label):
-            print(f"  {label:<8} {text}")
-    in_double_quotes = defaults.replace("'", '"')
+            print(wrapped(text, f"  {label:<8} "))
     print(f"  {'use':<8} --use '{in_double_quotes}'")

@@ -58,34 +58,27 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
     spec, cluster = read_shape(plan.model), parse_place(plan.on)
     router: Router[object] | None = chosen.get("router")
     composition: Composition | None = chosen.get("composition")
-    adapters = chosen["adapters"].read(spec) if "adapters" in chosen else []
+    adapters = {one.name: one for one in chosen["adapters"].read(spec)} if "adapters" in chosen else {}
     seats = router.seats() if router is not None else [Seat()]
     placed = _place(plan, spec, cluster, seats)
-    rates = cluster.device.unit.rates
-    dtype = next((d for d in ("bfloat16", "float16") if f"matmul/{d}" in rates), "float32")
-    dtype = "float32" if cluster.device.name == "cpu" else dtype
-    longest = context(plan, spec)
+    dtype, longest = _dtype(cluster), context(plan, spec)
+    max_len = int(longest.value)
     settings = [Setting("dtype", dtype, "the widest type with fast matrix units"), longest]
-    by_name = {adapter.name: adapter for adapter in adapters}
-
-    def price(seat: _Placed) -> ClusterCost:
-        costs = CostModel(cluster)
-        return ClusterCost(spec, costs, dtype=dtype, tp=seat.tp, pp=seat.pp, adapters=by_name)
-
-    if adapters:
-        settings.append(adapters_setting(adapters))
+    price = partial(ClusterCost, spec, CostModel(cluster), dtype=dtype, adapters=adapters)
+    settings += [adapters_setting([*adapters.values()])] if adapters else []
     if "tuning" in chosen:
-        beside, told = _train(chosen["tuning"], plan, spec, price(placed[0]), int(longest.value))
+        apart = price(tp=placed[0].tp, pp=placed[0].pp)  # what is predicted is not spent
+        beside, told = _train(chosen["tuning"], plan.model, apart, max_len)
         parts |= beside
         settings.append(told)
     ids, engines = count(), []
     block_bytes = spec.kv_bytes_per_token(dtype) * BLOCK_SIZE
     link_s = _link_s(spec, cluster, dtype, min(seat.tp for seat in placed))
     for i, seat in enumerate(placed):
-        cost = price(seat)
+        cost = price(tp=seat.tp, pp=seat.pp)
         host_s = _host_s(spec, cluster, block_bytes, seat)
         runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s)
-        blocks = _blocks(plan, spec, cost, int(longest.value), composition)
+        blocks = _blocks(plan, spec, cost, max_len, composition)
         name = f"engine {i}" if router is not None else "engine"
         prefix = f"{name} " if router is not None else ""
         settings += _told(plan, seats[i], seat, blocks, prefix)
@@ -93,33 +86,32 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
         if composition is not None:
             residents = _residents(composition, cost, int(blocks.value) * block_bytes)
             copy = copy_simulated(partial(_weights_s, cluster, residents, seat))
-            prefetch = composition.prefetch
-            engine_runner = ExpertRunner(kernel, runner, residents, copy, prefetch=prefetch, name=name)
+            engine_runner = ExpertRunner(
+                kernel, runner, residents, copy, prefetch=composition.prefetch, name=name
+            )
             settings.append(resident_setting(residents, "beside the KV"))
         behind = tier_blocks(plan, block_bytes)
         kv = make_kv(plan, min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, behind)
-        names = composition.names() if composition is not None else [*by_name]
-        max_len, vocab_size = int(longest.value), spec.vocab_size
-        engines.append(
-            make_engine(
-                plan, kernel, kv, engine_runner, max_len, vocab_size, names, name=name, ids=ids, **parts
-            )
-        )
+        names = composition.names() if composition is not None else [*adapters]
+        more = {"name": name, "ids": ids, **parts}
+        engines.append(make_engine(plan, kernel, kv, engine_runner, max_len, spec.vocab_size, names, **more))
         settings += [one._replace(name=prefix + one.name) for one in divided(plan, kv)]
     return (Fleet(engines, router) if router is not None else engines[0]), settings
 
 
-def _train(
-    tuning: Any, plan: Plan, spec: ModelSpec, cost: ClusterCost, max_len: int
-) -> tuple[dict[str, Any], Setting]:
-    """What an engine takes that trains. tuning: a `Tuning`. cost: of no runner, since what is predicted is
-    not spent."""
-    lengths = tuning.lengths(plan.model, max_len)
-    beside = {
-        "training": Training(lengths, spec.num_layers),
-        "predict": lambda step: sum(cost.stages(step)),
-    }
+def _train(tuning: Any, model: str, cost: ClusterCost, max_len: int) -> tuple[dict[str, Any], Setting]:
+    """What an engine takes that trains. tuning: a `Tuning`."""
+    lengths = tuning.lengths(model, max_len)
+    training = Training(lengths, cost.spec.num_layers)
+    beside = {"training": training, "predict": lambda step: sum(cost.stages(step))}
     return beside, training_setting(tuning, lengths)
+
+
+def _dtype(cluster: Cluster) -> str:
+    """The widest that is fast there."""
+    rates = cluster.device.unit.rates
+    fast = (dtype for dtype in ("bfloat16", "float16") if f"matmul/{dtype}" in rates)
+    return "float32" if cluster.device.name == "cpu" else next(fast, "float32")
 
 
 def _place(plan: Plan, spec: ModelSpec, cluster: Cluster, seats: Sequence[Seat]) -> list[_Placed]:
