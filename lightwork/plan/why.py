@@ -198,8 +198,11 @@ class Record:
         names = ("model", "on", "max_seqs", "prefix_cache", "tp", "pp", "kv_bytes", "max_len", "threads")
         plan = Plan(use=tuple(told["use"]), **{name: told[name] for name in names if name in told})
         real = not plan.on.startswith("sim:")
-        if real and "router" in plan.techniques():
+        chosen = plan.techniques()
+        if real and "router" in chosen:
             raise SpecError("a record of several engines cannot be predicted", expected="one engine")
+        if "tuning" in chosen:
+            raise SpecError("a record of training cannot be predicted", expected="one that only serves")
         spans = trace.spans
         return cls(
             plan=plan,

@@ -134,18 +134,15 @@ def _traces(events: list[Event]) -> list[Trace]:
         for e in events
         if e.get("ph") == "M" and e.get("args") and e["name"] != "about"
     }
-    traces: dict[Any, Trace] = {}
+    found: dict[Any, list[Span]] = {}
     for e in events:
         if e.get("ph") not in ("X", "i", "C"):
             continue
         pid, tid = e["pid"], e.get("tid", 0)
-        if pid not in traces:
-            traces[pid] = Trace(names.get(("process_name", pid, 0), str(pid)))
-            traces[pid].about = about.get(pid, {})
         args = dict(e.get("args") or {})
         counter = e["ph"] == "C"
         start_s = e["ts"] / 1e6
-        traces[pid].add(
+        found.setdefault(pid, []).append(
             Span(
                 rank=names.get(("thread_name", pid, tid), str(tid)),
                 kind="counter" if counter else str(e.get("cat", "")),
@@ -157,4 +154,17 @@ def _traces(events: list[Event]) -> list[Trace]:
                 args=args or None,
             )
         )
-    return list(traces.values())
+    return [
+        _trace(names.get(("process_name", pid, 0), str(pid)), about.get(pid, {}), spans)
+        for pid, spans in found.items()
+    ]
+
+
+def _trace(label: str, about: dict[str, Any], spans: list[Span]) -> Trace:
+    """Spans in order of their end, as they were told; what happened at that moment comes first. Times of a
+    file are whole to a nanosecond."""
+    trace = Trace(label)
+    trace.about = about
+    for span in sorted(spans, key=lambda s: (round(s.end_s, 9), s.end_s > s.start_s)):
+        trace.add(span)
+    return trace

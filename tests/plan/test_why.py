@@ -21,7 +21,7 @@ from lightwork.runtime.trace import Trace
 from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.loads.burst import Burst
 from lightwork.serve.loads.poisson import Poisson
-from lightwork.serve.metrics import request_times
+from lightwork.serve.metrics import request_times, summarise
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan
 from lightwork.serve.routers.prefill_decode import PrefillDecode
@@ -91,6 +91,28 @@ def test_a_record_predicts_itself_and_what_would_help(tmp_path: Path) -> None:
     lives = [t.tokens_s[-1] - t.arrived_s for t in request_times(run.spans).values()]
     assert sum(lives) / len(lives) == pytest.approx(best.figures.latency_mean_s, rel=1e-6)
     assert best.gain > 1
+
+
+@pytest.mark.parametrize("use", [(), ("PrefillDecode()",), ("Replicas(copies=2)",)], ids=str)
+def test_a_record_says_the_same_when_it_comes_from_a_file(tmp_path: Path, use: tuple[str, ...]) -> None:
+    """Steps of several engines are in the order of their end, behind what came before."""
+    trace = simulated(*use)
+    write_chrome_trace(tmp_path / "run.json", [trace])
+    (back,) = read_chrome_trace(tmp_path / "run.json")
+    assert Record.of(back).figures == pytest.approx(Record.of(trace).figures, rel=1e-6)
+    for now, then in zip(
+        summarise(back, simulated=True).to_dict().values(),
+        summarise(trace, simulated=True).to_dict().values(),
+        strict=True,
+    ):
+        assert now == pytest.approx(then, rel=1e-6)
+
+
+def test_a_record_of_training_is_not_predicted() -> None:
+    trace = simulated()
+    trace.about = {**trace.about, "use": ["LoraTuning()", "CoServe()"]}
+    with pytest.raises(SpecError, match="training"):
+        Record.of(trace)
 
 
 def test_a_real_run_is_predicted_by_its_own_step_times(tmp_path: Path) -> None:
