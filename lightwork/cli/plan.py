@@ -73,7 +73,7 @@ def command(
     print(f"simulated on {chosen.on}, {len(found.trials)} choices tried")
     show_table(("setting", "value", "others"), found.reasons())
     print(
-        f"\n{found.best.rate:.3g} requests/s with {share:.0%} in time; the load offers {found.offered:.3g}"
+        f"\n{found.best.rate:.3g} requests/s with {share:.0%} in time; the load offers {found.offered:.3g}/s"
         f"\nbound by {found.bottleneck()}"
     )
 

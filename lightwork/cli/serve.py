@@ -1,8 +1,8 @@
-"""Serve a model to any OpenAI client, with a live page and metrics.
+"""Serve a model to any OpenAI client, with metrics.
 
 MODEL is `tiny:llama` (built in), `hf:FOLDER` (a Hugging Face checkpoint), `gguf:FILE` (of llama.cpp) or a
 plan file (`plan.toml` with the keys model, on, use). The address and a line to copy are printed when it is
-ready. Ctrl-C lets running requests finish, a second Ctrl-C stops them.
+ready; /metrics is read by Prometheus. Ctrl-C lets running requests finish, a second Ctrl-C stops them.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def command(name: str | None, kind: str | None, matrix: bool, as_json: bool) -> 
     if as_json:
         show_json(chosen)
     else:
-        rows = [(t.kind, t.name, t.summary.partition(":")[2].strip(". ") or t.summary) for t in chosen]
+        rows = [(t.kind, t.name, (t.summary.partition(":")[2] or t.summary).strip(". ")) for t in chosen]
         show_table(("kind", "technique", "in one sentence"), rows)
 
 

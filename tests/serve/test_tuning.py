@@ -195,6 +195,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_served(
         load(Plan(model=folder, use=(LoraTuning(**good),), kv_bytes=1 << 24), name="new")
     with pytest.raises(SpecError, match="would train the same adapter"):
         open_with(LoraTuning(**good), "Replicas(copies=2)")
+    with pytest.raises(SpecError, match="has no tokenizer"):
+        simulate(Plan(model="shape:llama-3-8b", on="sim:a100", use=(LoraTuning(**good),)), Poisson())
     with pytest.raises(SpecError, match="is of the compiled CPU step, and sim:a100 is simulated"):
         simulate(Plan(on="sim:a100", use=("Quant(bits=8)",)), Poisson())
     with pytest.raises(RangeError, match="no module is called 'x_proj'"):

@@ -93,5 +93,11 @@ class LoraTuning:
         from lightwork.models.tokenizer import Tokenizer
         from lightwork.train.examples import read_examples
 
+        if model.startswith("shape:"):
+            raise SpecError(
+                f"{model} has no tokenizer, which says how long the examples are",
+                expected="a model with its files",
+                fix="hf:./folder",
+            )
         examples = read_examples(Path(self.data), Tokenizer(resolve(model)), max_len)
         return [len(example.tokens) for example in examples] * self.epochs
