@@ -28,12 +28,12 @@ FIRST, MOST = 32, 1 << 20
 class CoServe:
     """slo_s: what a step may take, and so the time between two tokens; inf: whole sequences at once.
 
-    fill: share of it that is planned, since steps take longer than predicted now and then.
+    fill: share of it after which no slice goes on, since the last one may take longer than predicted.
     """
 
     inner: Scheduler[Any] = field(default_factory=Sarathi)
     slo_s: float = 0.05
-    fill: float = 0.65
+    fill: float = 0.9
 
     def __post_init__(self) -> None:
         if not self.slo_s > 0 or not 0 < self.fill <= 1:
@@ -56,7 +56,7 @@ class CoServe:
         while over - fits > max(1, fits // 32):
             middle = (fits + over) // 2
             fits, over = (middle, over) if self._within(step, view, middle) else (fits, middle)
-        step.slices = view.training.ahead(fits)
+        step.slices, step.limit_s = view.training.ahead(fits), self.fill * self.slo_s
         return step
 
     def _within(self, step: Step, view: View, limit: int) -> bool:
