@@ -215,15 +215,21 @@ def test_training_is_stopped_in_the_middle_of_a_sequence() -> None:
     serving.cancel()
 
 
-def test_steps_that_are_too_long_already_train_nothing() -> None:
+@pytest.mark.parametrize("least", [0.0, 0.2])
+def test_steps_that_are_too_long_already_are_not_much_longer(least: float) -> None:
     trainer = Counting([40] * 20)
-    engine = make(CoServe(slo_s=1e-6), trainer)
+    engine = make(CoServe(slo_s=1e-6, least=least), trainer)
     seqs = run_load(engine, [0.0] * 8, LOAD)
     assert all(seq.finished == "length" for seq in seqs)
-    assert not trainer.seen
+    assert bool(trainer.seen) == bool(least)
+    for span in spans(engine, "step"):
+        rows = sum(count for _, _, count, *_ in (span.args or {})["chunks"])
+        assert span.end_s - span.start_s <= (1 + least) * 0.001 * rows + 1e-9
 
 
-@pytest.mark.parametrize("wrong", [{"slo_s": 0.0}, {"slo_s": float("nan")}, {"fill": 0.0}, {"fill": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"slo_s": 0.0}, {"slo_s": float("nan")}, {"fill": 0.0}, {"fill": 1.5}, {"least": -1.0}]
+)
 def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(RangeError):
         CoServe(**wrong)
