@@ -71,8 +71,10 @@ def _run(plan: Plan, load: Load, seed: int) -> tuple[Summary, object]:
     arrivals = load.arrivals(kernel.rng("load"))
     vocab_size, rng = model.spec.vocab_size, kernel.rng("prompts")
     requests = SyntheticRequests(arrivals, vocab_size, rng, model.variants)
-    seqs = run_load(engine, arrivals, requests)
-    model.close()
+    try:
+        seqs = run_load(engine, arrivals, requests)
+    finally:
+        model.close()
     assert kernel.trace is not None
     return summarise(kernel.trace, simulated=False), [seq.tokens for seq in seqs]
 

@@ -29,6 +29,7 @@ from lightwork.serve.plan import (
     kv_blocks,
     make_engine,
     make_kv,
+    of_engines,
     tier_blocks,
     training_setting,
 )
@@ -68,10 +69,10 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
     settings += [adapters_setting([*adapters.values()])] if adapters else []
     if "tuning" in chosen:
         apart = price(tp=placed[0].tp, pp=placed[0].pp)  # what is predicted is not spent
-        beside, told = _train(chosen["tuning"], plan.model, apart, max_len)
+        beside, trained = _train(chosen["tuning"], plan.model, apart, max_len)
         parts |= beside
-        settings.append(told)
-    ids, engines = count(), []
+        settings.append(trained)
+    ids, engines, of_each = count(), [], list[list[Setting]]()
     block_bytes = spec.kv_bytes_per_token(dtype) * BLOCK_SIZE
     link_s = _link_s(spec, cluster, dtype, min(seat.tp for seat in placed))
     for i, seat in enumerate(placed):
@@ -80,22 +81,21 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
         runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s)
         blocks = _blocks(plan, spec, cost, max_len, composition)
         name = f"engine {i}" if router is not None else "engine"
-        prefix = f"{name} " if router is not None else ""
-        settings += _told(plan, seats[i], seat, blocks, prefix)
+        told = _told(plan, seats[i], seat, blocks)
         engine_runner: Runner = runner
         if composition is not None:
             residents = _residents(composition, cost, int(blocks.value) * block_bytes)
             copy = copy_simulated(partial(_weights_s, cluster, residents, seat))
-            engine_runner = ExpertRunner(
-                kernel, runner, residents, copy, prefetch=composition.prefetch, name=name
-            )
-            settings.append(resident_setting(residents, "beside the KV"))
+            prefetch = composition.prefetch
+            engine_runner = ExpertRunner(kernel, runner, residents, copy, prefetch=prefetch, name=name)
+            told.append(resident_setting(residents, "beside the KV"))
         behind = tier_blocks(plan, block_bytes)
         kv = make_kv(plan, min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, behind)
         names = composition.names() if composition is not None else [*adapters]
         more = {"name": name, "ids": ids, **parts}
         engines.append(make_engine(plan, kernel, kv, engine_runner, max_len, spec.vocab_size, names, **more))
-        settings += [one._replace(name=prefix + one.name) for one in divided(plan, kv)]
+        of_each.append([*told, *divided(plan, kv)])
+    settings += of_engines(of_each)
     return (Fleet(engines, router) if router is not None else engines[0]), settings
 
 
@@ -139,8 +139,8 @@ def _sizes(plan: Plan, seat: Seat, spec: ModelSpec, cluster: Cluster, devices: i
     if tp > most or tp * pp > cluster.num_devices or pp > spec.num_layers or min(tp, pp) < 1:
         raise SpecError(
             f"{tp} tensor-parallel ranks times {pp} stages do not fit on {plan.on}",
-            expected=f"at most {most} ranks and {cluster.num_devices} devices",
-            fix="leave tp and pp out",
+            expected=f"at most {most} ranks, which share a node, and {cluster.num_devices} devices",
+            fix="fewer ranks, more stages; or leave tp and pp out",
         )
     return tp, pp
 
@@ -212,11 +212,11 @@ def _host_s(
     return seconds
 
 
-def _told(plan: Plan, seat: Seat, placed: _Placed, blocks: Setting, prefix: str) -> list[Setting]:
+def _told(plan: Plan, seat: Seat, placed: _Placed, blocks: Setting) -> list[Setting]:
     tp = "as asked" if seat.tp or plan.tp else "devices of a node that divide the key-value heads"
     pp = "as asked" if seat.pp or plan.pp else "stages over the remaining devices"
     return [
-        Setting(f"{prefix}tp", str(placed.tp), tp),
-        Setting(f"{prefix}pp", str(placed.pp), pp),
-        blocks._replace(name=f"{prefix}kv_blocks"),
+        Setting("tp", str(placed.tp), tp),
+        Setting("pp", str(placed.pp), pp),
+        blocks,
     ]

@@ -15,32 +15,42 @@ from lightwork.serve.notes import Notes
 from lightwork.serve.runner import Runner, Scores
 from lightwork.serve.schedulers import Step
 from lightwork.serve.simulated_runner import ScriptedScores, dummy_token
-from lightwork.serve.training import Trainer, Training
+from lightwork.serve.training import Slice, Trainer, Training, Update
+from lightwork.serve.training_cost import TrainingCost
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Epoch:
-    """What was trained since an adapter was served last. tokens: of all epochs before."""
+    """What was trained since an adapter was served last. tokens: of all before."""
 
     begin_s: float
-    tokens: int
+    tokens: int = 0
     trained_s: float = 0.0
-    losses: list[float] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
+
+    def told(self, now_s: float) -> dict[str, float]:
+        """share: of the time, that training took."""
+        loss, tokens = fmean(update.loss for update in self.updates), self.updates[-1].tokens - self.tokens
+        return {"loss": loss, "tokens": tokens, "share": self.trained_s / max(now_s - self.begin_s, 1e-9)}
 
 
 class TrainingRunner:
-    """inner: runs the rows of steps. trainer: computes the slices, training knows which. After an error
-    of the trainer there are no more; serving goes on. publish: serves what has been trained.
+    """inner: runs the rows of steps. trainer: computes the slices, training knows which, and cost how long
+    they take. What a step has no time for after all is left to the next. After an error of the trainer there
+    are no more slices; serving goes on. publish: serves what has been trained.
     """
 
-    def __init__(self, kernel: Kernel, inner: Runner, trainer: Trainer, training: Training) -> None:
+    def __init__(
+        self, kernel: Kernel, inner: Runner, trainer: Trainer, training: Training, cost: TrainingCost
+    ) -> None:
         self.kernel = kernel
         self.inner = inner
         self.trainer = trainer
         self.training = training
-        self.depth = inner.depth
+        self.cost = cost
+        self.depth = 1  # the next step is planned when it is known how far this one came
         self.publish: Callable[[Adapter], Coroutine[Any, Any, object]] | None = None
         self._epoch: _Epoch | None = None
         self._notes = Notes(kernel, "training")
@@ -54,44 +64,47 @@ class TrainingRunner:
         return self.inner.pool
 
     async def run(self, step: Step) -> Scores:
+        end_s = self.kernel.now() + step.limit_s
         scores = await self.inner.run(step) if step.chunks else ScriptedScores(step, dummy_token)
         if step.slices:
-            await self._train(step)
+            step.slices = await self._train(step.slices, end_s)
         return scores
 
-    async def _train(self, step: Step) -> None:
-        begin_s = self.kernel.now()
-        epoch = self._epoch = self._epoch or _Epoch(begin_s, 0)
-        tokens = epoch.tokens
+    async def _train(self, slices: Sequence[Slice], end_s: float) -> list[Slice]:
+        """Returns those that have been computed."""
+        done, begin_s = list[Slice](), self.kernel.now()
+        self._epoch = self._epoch or _Epoch(begin_s)
         try:
-            for update in await self.kernel.offload(self.trainer.run, step.slices, thread="training"):
-                self._notes.event("update", str(update.number), loss=update.loss, tokens=update.tokens)
-                epoch.losses.append(update.loss)
-                tokens = update.tokens
-            epoch.trained_s += self.kernel.now() - begin_s
-            adapter = self.trainer.take()
-            if adapter is not None and self.publish is not None:
-                await self._serve(adapter, epoch, tokens)
+            for i, piece in enumerate(slices):
+                count = self.cost.fitting(piece, end_s - self.kernel.now(), done)
+                piece, later = piece.split(count)
+                if count:
+                    done.append(piece)
+                    await self._compute(piece, self._epoch)
+                if later.count:
+                    self.training.undo([later, *slices[i + 1 :]])
+                    break
+            self.cost.observe(done, self.kernel.now() - begin_s)
         except Exception as error:
             log.error("training has stopped: %s", error)
             self._notes.event("training failed", type(error).__name__, why=str(error))
             self.training.stop()
         if self.training.finished:
             self.trainer.close()
+        return done
 
-    async def _serve(self, adapter: Adapter, epoch: _Epoch, tokens: int) -> None:
-        """An epoch is over. share: of the time since the last one that training took."""
-        assert self.publish is not None
-        now_s = self.kernel.now()
-        await self.publish(adapter)
-        self._notes.event(
-            "serve adapter",
-            adapter.name,
-            loss=fmean(epoch.losses),
-            tokens=tokens - epoch.tokens,
-            share=epoch.trained_s / max(now_s - epoch.begin_s, 1e-9),
-        )
-        self._epoch = _Epoch(now_s, tokens)
+    async def _compute(self, piece: Slice, epoch: _Epoch) -> None:
+        begin_s, took_s = self.kernel.now(), self.cost.slices_s([piece])
+        updates = await self.kernel.offload(self.trainer.run, [piece], cost_s=took_s, thread="training")
+        epoch.trained_s += self.kernel.now() - begin_s
+        for update in updates:
+            self._notes.event("update", str(update.number), loss=update.loss, tokens=update.tokens)
+            epoch.updates.append(update)
+        adapter = self.trainer.take()
+        if adapter is not None and self.publish is not None:
+            await self.publish(adapter)
+            self._notes.event("serve adapter", adapter.name, **epoch.told(self.kernel.now()))
+            self._epoch = _Epoch(self.kernel.now(), epoch.updates[-1].tokens)
 
     def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
         return self.inner.pull(pool, src, dst, num_tokens)
