@@ -305,6 +305,7 @@ def _constants(layout: Layout, kv_format: int) -> dict[str, Any]:
         "kv_format": kv_format,
         "kv_wide": entries.kernel(kv_format, streamed=False),
         "kv_narrow": entries.kernel(kv_format, vectors=1, streamed=False),
+        "least_alike": 1,
         "window": (spec.sliding_window or 0) if spec.windowed else 0,
     }
 
