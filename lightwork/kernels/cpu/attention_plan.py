@@ -1,7 +1,7 @@
 """Which rows go over which keys together in a step's attention: planned once, for all layers.
 
-Sequences that begin with the same pages form a group. Their rows go over the chunks they share as one tile, so
-that keys and values are read once; then each sequence goes on over its own. A sequence is in one group, as in
+Sequences that begin with the same pages form a group. Their rows go over the chunks they share as one tile,
+so that keys and values are read once; then each goes on over its own. A sequence is in one group, as in
 "BatchLLM: Optimizing Large Batched LLM Inference with Global Prefix Sharing and Throughput-oriented Token
 Batching", 2024; groups are chosen to save the most. Chunks begin where they do without sharing and are
 merged in the same order, so the bits are the same.
