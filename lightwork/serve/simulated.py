@@ -67,8 +67,17 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
     for i, seat in enumerate(placed):
         cost = ClusterCost(spec, CostModel(cluster), dtype=dtype, tp=seat.tp, pp=seat.pp)
         host_s = _host_s(spec, cluster, block_bytes, seat)
-        runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s)
         blocks = _blocks(plan, spec, cost, int(longest.value), composition)
+        behind = tier_blocks(plan, block_bytes)
+        kv = make_kv(plan, min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, behind)
+        runner = SimulatedRunner(
+            cost,
+            depth=seat.pp,
+            rank=seat.rank,
+            link_s=link_s,
+            host_s=host_s,
+            kv=kv if cluster.device.unit.reads_once else None,
+        )
         name = f"engine {i}" if router is not None else "engine"
         prefix = f"{name} " if router is not None else ""
         told = _told(plan, seats[i], seat, blocks, prefix)
@@ -79,8 +88,6 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
             prefetch = composition.prefetch
             engine_runner = ExpertRunner(kernel, runner, residents, copy, prefetch=prefetch, name=name)
             told.append(resident_setting(residents, "beside the KV"))
-        behind = tier_blocks(plan, block_bytes)
-        kv = make_kv(plan, min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, behind)
         names = composition.names() if composition is not None else None
         max_len, vocab_size = int(longest.value), spec.vocab_size
         engines.append(

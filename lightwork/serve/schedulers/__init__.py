@@ -54,7 +54,8 @@ class Step:
     budget: rows this step may have; what chunks leave is offered to drafts. drafts: one per chunk, or none at
     all. left: blocks that hold nothing once it is copied. after: what has to end before it may run.
     slices: of training, computed with it. next_model: whose turn comes after this step's model, if that is
-    known, so that its weights can be brought.
+    known, so that its weights can be brought. shared: of each chunk, the first keys that attention reads for
+    another one anyway; set where a step is priced on a device that does so.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -70,6 +71,7 @@ class Step:
     after: list[Future] = field(default_factory=list)
     slices: Sequence[Slice] = ()
     next_model: str | None = None
+    shared: Sequence[int] = ()
 
     @property
     def changes_nothing(self) -> bool:
