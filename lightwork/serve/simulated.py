@@ -68,16 +68,10 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
         cost = ClusterCost(spec, CostModel(cluster), dtype=dtype, tp=seat.tp, pp=seat.pp)
         host_s = _host_s(spec, cluster, block_bytes, seat)
         blocks = _blocks(plan, spec, cost, int(longest.value), composition)
-        behind = tier_blocks(plan, block_bytes)
-        kv = make_kv(plan, min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, behind)
-        runner = SimulatedRunner(
-            cost,
-            depth=seat.pp,
-            rank=seat.rank,
-            link_s=link_s,
-            host_s=host_s,
-            kv=kv if cluster.device.unit.reads_once else None,
-        )
+        num_blocks = min(int(blocks.value), MOST_BLOCKS)
+        kv = make_kv(plan, num_blocks, BLOCK_SIZE, tier_blocks(plan, block_bytes))
+        tables = kv if cluster.device.unit.reads_once else None
+        runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s, kv=tables)
         name = f"engine {i}" if router is not None else "engine"
         prefix = f"{name} " if router is not None else ""
         told = _told(plan, seats[i], seat, blocks, prefix)

@@ -5,7 +5,8 @@ result (m, l, o): largest score, sum of exp2(score - m), the values weighted so.
 order of their chunks, so the bits depend neither on the number of threads nor on who else is in the batch,
 and a key that a row does not see adds exactly nothing. Work is split as in "Lean Attention: Hardware-Aware
 Scalable Attention Mechanism for the Decode-Phase of Transformers", 2024: all chunks of all heads in one line,
-cut into equal runs; only heads that a cut goes through have to be merged afterwards.
+cut into equal runs; only heads that a cut goes through have to be merged afterwards. Keys that sequences
+share come first (attention_plan.py); each one's own keys go on from what they gave.
 
 In bfloat16, queries and weights are rounded to it too (BF16_DOT). pages.py says where keys and values lie.
 
