@@ -100,6 +100,10 @@ class Steps:
             scored=np.arange(len(index)),
         )
 
+    def fork(self, seq: int, source: int, num_blocks: int) -> None:
+        """Let a sequence begin with the blocks of another."""
+        self.held[seq] = self.held[source][:num_blocks]
+
     def run(self, parts: Sequence[Part]) -> list[Logits]:
         """Logits of all rows of each part."""
         got = np.array(self.model.logits(self.rows(parts), self.pool))

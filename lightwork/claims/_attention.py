@@ -6,8 +6,9 @@ B sequences  G key-value heads  D head size
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from statistics import median
 
@@ -29,19 +30,23 @@ from lightwork.runtime.clock import WallClock
 
 ROUNDS, CALLS = 15, 5
 PROBE_BYTES = 1 << 28
+NEVER = 1 << 30
+"""Chunks that no sequences share."""
 FORMATS = {"float32": (F32, 4.0), "bfloat16": (BF16_DOT, 2.0), "int8": (INT8, 1.0)}
 """Bytes of one number of a key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """One query row per sequence. share: query heads of a key-value head."""
+    """One query row per sequence. share: query heads of a key-value head. shared: first tokens of all
+    sequences' contexts that are the same ones, whole pages."""
 
     seqs: int
     kv_heads: int
     share: int
     size: int
     context: int
+    shared: int = 0
 
     def __str__(self) -> str:
         return f"B{self.seqs} kv{self.kv_heads} G{self.share} d{self.size} ctx{self.context}"
@@ -66,6 +71,7 @@ class Decode:
         last, pages = self.context - 1, -(-self.context // PAGE)
         order = np.random.default_rng(seed).permutation(self.seqs * pages).astype(np.int32)
         tables = order.reshape(self.seqs, pages)
+        tables[:, : self.shared // PAGE] = tables[0, : self.shared // PAGE]
         at = np.full(self.seqs, last)
         return Rows(
             tokens=np.zeros(self.seqs, np.int64),
@@ -86,10 +92,8 @@ SHAPES = (Decode(1, 8, 4, 128, 8192), Decode(8, 8, 1, 64, 2000), Decode(4, 8, 4,
 @cache
 def of_probe(shape: Decode, kind: str, seed: int) -> float:
     """Bytes of keys and values per second, over a streaming read of memory in the same rounds: the median."""
-    form, size = FORMATS[kind]
-    numbers = Numbers(MatrixFormat(), form, "")
-    layout = Layout(shape.spec, MatrixFormat(), -1)
-    model = CompiledModel(layout, np.zeros(layout.nbytes, np.uint8), _words(), {}, numbers=numbers)
+    size = FORMATS[kind][1]
+    model = _attention_only(shape, kind)
     rows = shape.rows(seed)
     kv = model.new_kv(rows.tables.size)
     _fill(kv, seed)
@@ -111,9 +115,7 @@ def of_probe(shape: Decode, kind: str, seed: int) -> float:
 def over_torch(kind: str, seed: int) -> float:
     """Time of torch's gather and attention over ours, first shape: the median of interleaved rounds."""
     shape = SHAPES[0]
-    layout = Layout(shape.spec, MatrixFormat(), -1)
-    numbers = Numbers(MatrixFormat(), FORMATS[kind][0], "")
-    model = CompiledModel(layout, np.zeros(layout.nbytes, np.uint8), _words(), {}, numbers=numbers)
+    model = _attention_only(shape, kind)
     rows = shape.rows(seed)
     kv = model.new_kv(rows.tables.size)
     attend = model.attention_alone(rows, kv)
@@ -132,6 +134,53 @@ def over_torch(kind: str, seed: int) -> float:
     return median(ratios)
 
 
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """ratio: time where each sequence reads shared keys for itself, over reading them once: the median of
+    interleaved rounds. equal: whether the logits have the same bits."""
+
+    ratio: float
+    equal: bool
+
+
+def attention_once(shape: Decode, kind: str, seed: int) -> float:
+    """The ratio of attention alone."""
+    model = _attention_only(shape, kind)
+    rows = shape.rows(seed)
+    kv = model.new_kv(rows.tables.size)
+    _fill(kv, seed)
+    ratio = _ratio_of_sharing(model, model.attention_alone(rows, kv))
+    model.close()
+    return ratio
+
+
+def step_once(model: CompiledModel, shape: Decode, seed: int) -> Sharing:
+    """Of a whole step of a model."""
+    rows = shape.rows(seed)
+    every = np.arange(shape.seqs)
+    rows = replace(rows, tokens=every % model.spec.vocab_size, scored=every)
+    kv = model.new_kv(rows.tables.size)
+    _fill(kv, seed)
+    found = []
+    for least in (1, NEVER):
+        model.share_keys(least)
+        found.append(model.logits(rows, kv).copy())
+    ratio = _ratio_of_sharing(model, lambda: model.logits(rows, kv))
+    return Sharing(ratio, bool((found[0] == found[1]).all()))
+
+
+def _ratio_of_sharing(model: CompiledModel, call: Callable[[], object]) -> float:
+    ratios = []
+    for _ in range(ROUNDS):
+        took_s = []
+        for least in (1, NEVER):
+            model.share_keys(least)
+            took_s.append(min(_seconds(call) for _ in range(CALLS)))
+        ratios.append(took_s[1] / took_s[0])
+    model.share_keys(1)
+    return median(ratios)
+
+
 class _Probe:
     """A streaming read of PROBE_BYTES by all cores; not by OpenMP, whose threads spin on afterwards."""
 
@@ -143,6 +192,12 @@ class _Probe:
 
     def __call__(self) -> None:
         list(self._pool.map(lambda part: sum_without_lock(part, 1), self._parts))
+
+
+def _attention_only(shape: Decode, kind: str) -> CompiledModel:
+    layout = Layout(shape.spec, MatrixFormat(), -1)
+    numbers = Numbers(MatrixFormat(), FORMATS[kind][0], "")
+    return CompiledModel(layout, np.zeros(layout.nbytes, np.uint8), _words(), {}, numbers=numbers)
 
 
 def _words() -> Tokenizer:

@@ -25,6 +25,7 @@ class Unit:
     launch_s: time to start one kernel. tile_rows: rows are computed in multiples of this; 1: no tiles.
     curves: by "kind/dtype", where a measured one differs from `curve`. fuses: a layer is laid out in space as
     one kernel, through which rows stream: what passes between its operations does not leave the chip.
+    reads_once: attention reads the keys that sequences of a step share for all of them together.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Unit:
     tile_rows: int = 1
     curves: Mapping[str, Curve] = field(default_factory=dict)
     fuses: bool = False
+    reads_once: bool = False
 
     def rate(self, kind: str, dtype: str) -> float:
         """Saturated operations per second. Raises SpecError if this unit cannot do it."""
@@ -108,7 +110,7 @@ class Device:
         """The names that `sources` must hold."""
         names = [f"unit.{n}" for n in ("count", "rates", "launch_s", "curve", "tile_rows")] + ["step_s"]
         names += ["unit.curves"] if self.unit.curves else []
-        names += ["unit.fuses"] if self.unit.fuses else []
+        names += [f"unit.{name}" for name in ("fuses", "reads_once") if getattr(self.unit, name)]
         names += [f"sharing.{resource}" for resource in self.sharing]
         for level in self.memories:
             names += [f"{level.name}.{f.name}" for f in fields(level) if f.name != "name"]

@@ -173,6 +173,11 @@ class CompiledModel:
             self._buffers.threads = num_threads
             self._team.employ(entries.run, self._state)
 
+    def share_keys(self, least_chunks: int) -> None:
+        """Read keys once that sequences of a step share, from so many chunks of 256 on; 1 if not set."""
+        with self._one_at_a_time:
+            self._state.set(least_alike=least_chunks)
+
     def warm_up(self) -> None:
         """Compile the step if it was not kept from an earlier start, and run it once."""
         self.logits(Rows.of_text(np.zeros(4, np.int64), formats.PAGE), self.new_kv(1, formats.PAGE))
@@ -305,6 +310,7 @@ def _constants(layout: Layout, kv_format: int) -> dict[str, Any]:
         "kv_format": kv_format,
         "kv_wide": entries.kernel(kv_format, streamed=False),
         "kv_narrow": entries.kernel(kv_format, vectors=1, streamed=False),
+        "least_alike": 1,
         "window": (spec.sliding_window or 0) if spec.windowed else 0,
     }
 

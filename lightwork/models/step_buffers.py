@@ -17,6 +17,7 @@ from lightwork.kernels.cpu.state import (
     CHUNK,
     CHUNK_PAGES,
     MAX_TILE_ROWS,
+    MEMBER_COLUMNS,
     PLAN_COLUMNS,
     ROW_TILE,
     RUNS_PER_THREAD,
@@ -91,8 +92,11 @@ class Buffers:
             **_batch_arrays(rows, scored, seqs, pages),
             **_row_arrays(self._spec, self._form, rows, assigned),
             **_thread_arrays(self._spec, threads, pages),
-            plan=np.zeros((rows + 1, PLAN_COLUMNS), np.int64),
-            windowed_plan=np.zeros((rows + 1, PLAN_COLUMNS), np.int64),
+            plan=np.zeros((2 * rows + 1, PLAN_COLUMNS), np.int64),
+            windowed_plan=np.zeros((2 * rows + 1, PLAN_COLUMNS), np.int64),
+            members=np.zeros((seqs, MEMBER_COLUMNS), np.int64),
+            row_order=np.zeros(rows, np.int64),
+            row_sums=zeros((rows, self._spec.num_heads, 2)),
         )
 
 

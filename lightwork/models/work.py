@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 
@@ -15,11 +15,18 @@ FEW_ROWS = 32
 
 
 def forward_work(
-    spec: ModelSpec, chunks: Iterable[tuple[int, int]], num_scored: int, *, dtype: str, tp: int = 1
+    spec: ModelSpec,
+    chunks: Iterable[tuple[int, int]],
+    num_scored: int,
+    *,
+    dtype: str,
+    tp: int = 1,
+    shared: Sequence[int] = (),
 ) -> tuple[Work, ...]:
     """Work of one of tp tensor-parallel ranks, all layers, for chunks (start, count) of different sequences.
 
     Linear layers, attention over (start + count) keys, the head for scored rows, and the elementwise rest.
+    shared: of each chunk, its first keys that are read for another one anyway; () if none are.
     """
     chunks = [*chunks]
     rows = sum(count for _, count in chunks)
@@ -34,7 +41,7 @@ def forward_work(
             rows=rows,
             launches=4 * spec.num_layers,
         ),
-        *attention_work(spec, chunks, dtype=dtype, tp=tp),
+        *attention_work(spec, chunks, dtype=dtype, tp=tp, shared=shared),
         _elementwise(spec, rows, dtype, tp),
         head_work(spec, num_scored, dtype=dtype, tp=tp),
     )
@@ -64,10 +71,18 @@ def layer_work(
 
 
 def attention_work(
-    spec: ModelSpec, chunks: Iterable[tuple[int, int]], *, dtype: str, tp: int = 1
+    spec: ModelSpec,
+    chunks: Iterable[tuple[int, int]],
+    *,
+    dtype: str,
+    tp: int = 1,
+    shared: Sequence[int] = (),
 ) -> tuple[Work, ...]:
     """Of all layers' attention over (start + count) keys: of chunks with few rows, and of others."""
+    chunks = [*chunks]
     ops, keys_read = _keys(spec, chunks)
+    for (start, count), keys in zip(chunks, shared, strict=False):
+        keys_read[count >= FEW_ROWS] -= _shared_keys(spec, start, keys)
     return tuple(
         Work(
             kind="attention",
@@ -124,6 +139,13 @@ def _keys(spec: ModelSpec, chunks: Iterable[tuple[int, int]]) -> tuple[list[floa
         ops[long] += count * (full * average + windowed * min(average, window or average))
         keys_read[long] += full * read + windowed * min(read, (window or read) + count)
     return ops, keys_read
+
+
+def _shared_keys(spec: ModelSpec, start: int, shared: int) -> float:
+    """Of a chunk's first `shared` keys, those that `_keys` counts as read, in all layers."""
+    hidden = max(0, start - (spec.sliding_window or start))
+    windowed = len(spec.windowed)
+    return (spec.num_layers - windowed) * shared + windowed * max(0, shared - hidden)
 
 
 @cache

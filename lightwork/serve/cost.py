@@ -60,7 +60,9 @@ class ClusterCost:
         scored = num_scored(step)
         scored += 2 * sum(s.count for s in step.slices if s.layer == self.spec.num_layers)  # and back
         work = (
-            forward_work(self.spec, chunks, scored, dtype=self.dtype, tp=self.tp) if chunks or scored else ()
+            forward_work(self.spec, chunks, scored, dtype=self.dtype, tp=self.tp, shared=step.shared)
+            if chunks or scored
+            else ()
         )
         if step.copies:
             work = (self._copied(step.copies), *work)

@@ -78,8 +78,11 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
     for i, seat in enumerate(placed):
         cost = price(tp=seat.tp, pp=seat.pp)
         host_s = _host_s(spec, cluster, block_bytes, seat)
-        runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s)
         blocks = _blocks(plan, spec, cost, max_len, composition)
+        num_blocks = min(int(blocks.value), MOST_BLOCKS)
+        kv = make_kv(plan, num_blocks, BLOCK_SIZE, tier_blocks(plan, block_bytes))
+        tables = kv if cluster.device.unit.reads_once else None
+        runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s, kv=tables)
         name = f"engine {i}" if router is not None else "engine"
         told = _told(plan, seats[i], seat, blocks)
         engine_runner: Runner = runner
@@ -89,8 +92,6 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
             prefetch = composition.prefetch
             engine_runner = ExpertRunner(kernel, runner, residents, copy, prefetch=prefetch, name=name)
             told.append(resident_setting(residents, "beside the KV"))
-        behind = tier_blocks(plan, block_bytes)
-        kv = make_kv(plan, min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, behind)
         names = composition.names() if composition is not None else [*adapters]
         more = {"name": name, "ids": ids, **parts}
         engines.append(make_engine(plan, kernel, kv, engine_runner, max_len, spec.vocab_size, names, **more))

@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 from lightwork.decode.sampling import Pick
 from lightwork.memory.host import Run
+from lightwork.memory.kv import KVCache
 from lightwork.runtime.effects import Use
 from lightwork.runtime.resources import Fifo
 from lightwork.serve.schedulers import Step
 from lightwork.serve.sequence import Sequence as Seq
+from lightwork.serve.shared_keys import shared_keys
 
 Script = Callable[[Seq, int], int]
 """(sequence, position) -> the token there: what the model would have chosen."""
@@ -38,7 +40,7 @@ class SimulatedRunner:
     A step holds one stage at a time, so up to `depth` steps overlap as they do in a pipeline. rank: its first
     device. link_s(from, to, tokens): seconds to pull the KV of so many tokens from one rank's engine to
     another's. host_s(copies, blocks): seconds to copy so many blocks to host memory, or back, in so many
-    pieces.
+    pieces. kv: block tables, where attention reads keys once that sequences share; else None.
     """
 
     alive = True
@@ -52,6 +54,7 @@ class SimulatedRunner:
         rank: int = 0,
         link_s: Callable[[int, int, int], float] = lambda src, dst, num_tokens: 0.0,
         host_s: Callable[[int, int], float] = lambda copies, blocks: 0.0,
+        kv: KVCache | None = None,
     ) -> None:
         self.cost = cost
         self.depth = depth
@@ -59,11 +62,14 @@ class SimulatedRunner:
         self.rank = rank
         self._link_s = link_s
         self._host_s = host_s
+        self._kv = kv
         self._link = Fifo("link")
         self._out, self._in = Fifo("to the host"), Fifo("from the host")
         self._stages = [Fifo(f"stage {i}") for i in range(depth)]
 
     def run(self, step: Step) -> Coroutine[Any, Any, ScriptedScores]:
+        if self._kv is not None:
+            step.shared = shared_keys(step, self._kv)
         return self._run(step)
 
     @property

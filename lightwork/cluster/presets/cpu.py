@@ -13,6 +13,7 @@ SOURCES = {
     "unit.launch_s": "measured: one small torch operation from Python",
     "unit.curve": ASSUMED,
     "unit.tile_rows": "assumed: no visible tiles",
+    "unit.reads_once": "measured: our kernels, claim batchllm",
     "step_s": "measured: an engine step with an empty model",
     "memory.bytes": "measured: what the operating system reports",
     "memory.read_bytes_per_s": ASSUMED,
@@ -23,7 +24,7 @@ SOURCES = {
 
 def cluster(num_devices: int) -> Cluster:
     """One device per host; hosts are joined by Ethernet."""
-    unit = Unit(name="cpu", count=2, rates=RATES, launch_s=6e-6, curve=CURVE)
+    unit = Unit(name="cpu", count=2, rates=RATES, launch_s=6e-6, curve=CURVE, reads_once=True)
     main = Memory(name="memory", bytes=24e9, read_bytes_per_s=35e9, write_bytes_per_s=17e9, latency_s=130e-9)
     return Cluster(
         device=Device(name="cpu", unit=unit, memories=(main,), step_s=3e-4, sources=SOURCES),

@@ -21,6 +21,7 @@ pack.py       matrices arranged for it, and quantised
 rowwise.py    norms, rotation, activations, and rows encoded for the micro-kernel
 pages.py      where keys and values lie
 softmax.py    vector code of attention's scores
+attention_plan.py  which rows go over which keys together, and as what tiles
 attention.py  paged attention on the same micro-kernel, split by equal work
 experts.py    mixture of experts
 product.py    rows times a matrix by all threads

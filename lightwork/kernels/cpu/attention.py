@@ -5,7 +5,8 @@ result (m, l, o): largest score, sum of exp2(score - m), the values weighted so.
 order of their chunks, so the bits depend neither on the number of threads nor on who else is in the batch,
 and a key that a row does not see adds exactly nothing. Work is split as in "Lean Attention: Hardware-Aware
 Scalable Attention Mechanism for the Decode-Phase of Transformers", 2024: all chunks of all heads in one line,
-cut into equal runs; only heads that a cut goes through have to be merged afterwards.
+cut into equal runs; only heads that a cut goes through have to be merged afterwards. Keys that sequences
+share come first (attention_plan.py); each one's own keys go on from what they gave.
 
 In bfloat16, queries and weights are rounded to it too (BF16_DOT). pages.py says where keys and values lie.
 
@@ -18,23 +19,24 @@ from typing import Any
 
 import numpy as np
 
+from lightwork.kernels.cpu.attention_plan import find
 from lightwork.kernels.cpu.compiled import compiled
 from lightwork.kernels.cpu.formats import BF16_DOT, INT8, PAGE
 from lightwork.kernels.cpu.pages import bytes_per_number, page_of
-from lightwork.kernels.cpu.primitives import bits_at, copy, floats, int32s, int_at, ints, multiply, shorts
+from lightwork.kernels.cpu.primitives import bits_at, copy, floats, int32s, int_at, multiply, shorts
 from lightwork.kernels.cpu.rowwise import exp2, to_bfloat16
 from lightwork.kernels.cpu.softmax import HIDDEN, fetch, hide, weigh_floats, weigh_halves
 from lightwork.kernels.cpu.state import (
+    BEGUN,
     CHUNK,
     CHUNK_PAGES,
     FIRST_CHUNK,
     FIRST_ROW,
-    MAX_TILE_ROWS,
     NUM_CHUNKS,
     NUM_ROWS,
-    PLAN_COLUMNS,
     SEQ,
-    UNITS_BEFORE,
+    STAGE,
+    UNFINISHED,
 )
 
 FEW_ROWS, PART = 8, 32
@@ -73,71 +75,12 @@ def visible(page: int, index: int, known: int, oldest: int, ancestors: Any) -> A
     return mask
 
 
-# -- planning, once a step
-
-
-@compiled
-def keep_near_ancestors(t: Any) -> None:
-    """Take from windowed_ancestors the draft nodes that the sliding window hides, by distance in position."""
-    for r in range(t.rows):
-        mask = bits_at(t.ancestors, r)
-        if mask != 0:
-            root = r - (int_at(t.index, r) - int_at(t.known, int_at(t.seqs, r)))
-            for node in range(64):
-                bit = np.uint64(1) << np.uint64(node)
-                far = int_at(t.row_positions, r) - int_at(t.row_positions, root + node) >= t.window
-                if mask & bit and far:
-                    mask &= ~bit
-        ints(t.windowed_ancestors, r + 1)[r] = np.int64(mask)
-
-
-@compiled
-def plan_tiles(t: Any, window: int, plan: int) -> tuple[int, int]:
-    """Cut the rows of each sequence into tiles; returns (tiles, units), a unit being a chunk of a head.
-
-    window: keys a row sees at most; 0 is all. plan: address of the tiles.
-    """
-    heads = t.heads // t.kv_heads
-    per_tile = max(1, MAX_TILE_ROWS // heads)
-    seqs, index = ints(t.seqs, t.rows), ints(t.index, t.rows)
-    count = units = row = 0
-    while row < t.rows:
-        last = row
-        while last + 1 < t.rows and last + 1 - row < per_tile and seqs[last + 1] == seqs[row]:
-            last += 1
-        oldest = 0
-        if window:
-            first = int_at(t.row_positions, row)
-            for r in range(row + 1, last + 1):  # branches of a draft begin again near its root
-                first = min(first, int_at(t.row_positions, r))
-            oldest = max(0, first - window + 1)
-        first_chunk = min(oldest, index[row]) // CHUNK
-        chunks = index[last] // CHUNK + 1 - first_chunk
-        tile = ints(plan + 8 * PLAN_COLUMNS * count, PLAN_COLUMNS)
-        tile[SEQ], tile[FIRST_ROW], tile[NUM_ROWS] = seqs[row], row, last + 1 - row
-        tile[FIRST_CHUNK], tile[NUM_CHUNKS], tile[UNITS_BEFORE] = first_chunk, chunks, units
-        units += t.kv_heads * chunks
-        count += 1
-        row = last + 1
-    return count, units
-
-
-@compiled
-def find(plan: int, count: int, unit: int) -> tuple[Any, int, int]:
-    """Of a unit: its tile, its head, and the head's first unit."""
-    low, high = 0, count - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if int_at(plan, PLAN_COLUMNS * middle + UNITS_BEFORE) <= unit:
-            low = middle
-        else:
-            high = middle - 1
-    tile = ints(plan + 8 * PLAN_COLUMNS * low, PLAN_COLUMNS)
-    head = (unit - tile[UNITS_BEFORE]) // tile[NUM_CHUNKS]
-    return tile, head, tile[UNITS_BEFORE] + head * tile[NUM_CHUNKS]
-
-
 # -- one chunk of one tile
+
+
+@compiled
+def _row(t: Any, tile: Any, r: int) -> Any:
+    return int_at(t.row_order, tile[FIRST_ROW] + r)
 
 
 @compiled
@@ -172,12 +115,12 @@ def attend_chunk(
     """
     rows = tile[NUM_ROWS] * (t.heads // t.kv_heads)
     first_page = chunk * CHUNK_PAGES
-    last_row = tile[FIRST_ROW] + tile[NUM_ROWS] - 1
+    last_row = _row(t, tile, tile[NUM_ROWS] - 1)
     pages = min(CHUNK_PAGES, int_at(t.index, last_row) // PAGE + 1 - first_page)
     table = int32s(t.tables + 4 * (tile[SEQ] * t.table_width + first_page), pages)
     scores = _place(t, t.chunk_scores, thread, 0, CHUNK)
     _score_keys(t, thread, layer, head, table, pages, rows, scores)
-    all_see = min(int_at(t.index, tile[FIRST_ROW]) + 1, int_at(t.known, tile[SEQ]))
+    all_see = min(int_at(t.index, _row(t, tile, 0)) + 1, int_at(t.known, tile[SEQ]))
     for p in range(pages):
         if window or (first_page + p + 1) * PAGE > all_see:
             _hide_keys(t, scores + 4 * p * PAGE, ancestors, window, tile, first_page + p)
@@ -288,9 +231,9 @@ def _scale_by_token(scores: int, rows: int, scales: Any) -> None:
 @compiled
 def _hide_keys(t: Any, scores: int, ancestors: int, window: int, tile: Any, page: int) -> None:
     heads = t.heads // t.kv_heads
-    known = int_at(t.known, tile[SEQ])
     for r in range(tile[NUM_ROWS]):
-        row = tile[FIRST_ROW] + r
+        row = _row(t, tile, r)
+        known = int_at(t.known, int_at(t.seqs, row))
         oldest = int_at(t.row_positions, row) - window + 1 if window else 0
         mask = visible(page, int_at(t.index, row), known, oldest, bits_at(ancestors, row))
         if mask != ~np.uint64(0):
@@ -332,12 +275,20 @@ def _merge_row(t: Any, thread: int, i: int, part: int, part_sums: int) -> None:
 
 
 @compiled
+def _result(t: Any, row: int, head: int) -> tuple[Any, Any]:
+    """A row's place in mixed for a query head, and for (m, l) while it is unfinished."""
+    out = floats(t.mixed + 4 * (row * t.width + head * t.head_size), t.head_size)
+    return out, floats(t.row_sums + 8 * (row * t.heads + head), 2)
+
+
+@compiled
 def _load_queries(t: Any, thread: int, tile: Any, head: int) -> None:
-    """The tile's query rows side by side, and its result set to nothing."""
+    """The tile's query rows side by side, and its result set to nothing, or to that of the keys before."""
     heads = t.heads // t.kv_heads
     width = (t.heads + 2 * t.kv_heads) * t.head_size
     for r in range(tile[NUM_ROWS]):
-        row = t.qkv + 4 * ((tile[FIRST_ROW] + r) * width + head * heads * t.head_size)
+        number = _row(t, tile, r)
+        row = t.qkv + 4 * (number * width + head * heads * t.head_size)
         for h in range(heads):
             i = r * heads + h
             query = floats(row + 4 * h * t.head_size, t.head_size)
@@ -347,23 +298,31 @@ def _load_queries(t: Any, thread: int, tile: Any, head: int) -> None:
             if t.kv_format == BF16_DOT:
                 halves = t.half_q + 2 * (thread * t.tile_rows + i) * t.padded_head
                 to_bfloat16(query, shorts(halves, t.head_size + t.head_size % 2))
-            floats(_place(t, t.out, thread, i, t.padded_head), t.padded_head)[:] = 0
+            out = floats(_place(t, t.out, thread, i, t.padded_head), t.padded_head)
             sums = floats(_place(t, t.out_sums, thread, i, 2), 2)
+            out[:] = 0
             sums[0], sums[1] = HIDDEN, np.float32(0)
+            if tile[STAGE] == BEGUN:
+                before, sums_before = _result(t, number, head * heads + h)
+                copy(before, out)
+                copy(sums_before, sums)
 
 
 @compiled
 def _store_result(t: Any, thread: int, tile: Any, head: int) -> None:
-    """o / l to the rows of mixed; zeros for a row that saw no key."""
+    """o / l to the rows of mixed, zeros for a row that saw no key; o while keys are left."""
     heads = t.heads // t.kv_heads
     for r in range(tile[NUM_ROWS]):
         for h in range(heads):
             i = r * heads + h
-            total = floats(_place(t, t.out_sums, thread, i, 2), 2)[1]
+            to, sums_to = _result(t, _row(t, tile, r), head * heads + h)
+            sums = floats(_place(t, t.out_sums, thread, i, 2), 2)
+            total = sums[1]
             inverse = np.float32(1) / total if total > 0 else np.float32(0)
+            if tile[STAGE] == UNFINISHED:
+                copy(sums, sums_to)
+                inverse = np.float32(1)
             ours = floats(_place(t, t.out, thread, i, t.padded_head), t.head_size)
-            at = (tile[FIRST_ROW] + r) * t.width + (head * heads + h) * t.head_size
-            to = floats(t.mixed + 4 * at, t.head_size)
             for d in range(t.head_size):
                 to[d] = ours[d] * inverse
 

@@ -25,6 +25,7 @@ MODEL = (
     "format kernel f32_kernel affine group parts",  # of the matrices; for widened ones, or 0
     "kv_format kv_wide kv_narrow",  # of keys and values; kernels for 64 outputs and for 16
     "window",  # of the layers that have one
+    "least_alike",  # chunks that sequences must share to be a group
 )
 BATCH = (
     "rows scored",  # R N
@@ -43,7 +44,8 @@ SCRATCH = (
     "q chunk_scores part part_sums out out_sums tile_rows",  # float32 [threads, tile_rows, ...]
     "half_q half_scores",  # the first two in bfloat16
     "partials chunks",  # float32 [runs, chunks, tile_rows, padded_head + 2]
-    "plan windowed_plan",  # int64 [tiles + 1, 6]
+    "plan windowed_plan",  # int64 [1 + tiles, PLAN_COLUMNS]
+    "members row_order row_sums",  # int64 [S, MEMBER_COLUMNS]; int64 [R]; float32 [R, H, 2]
     "expert_scores expert_of gate_of order starts expert_out",
     "reduced reduced_width",  # float32 [R, reduced_width]: inputs reduced to an adapter's ranks
     "all_rows every_scored",  # int64 [2]: (0, R) and (0, N), the starts of one expert's rows
@@ -69,11 +71,16 @@ RUN_FIRST, RUN_ROWS, RUN_ADAPTER, RUN_COLUMNS = range(4)
 PRODUCTS_PER_LAYER, DELTAS_PER_PRODUCT = 4, 3
 QKV_PRODUCT, OUT_PRODUCT, UP_PRODUCT, DOWN_PRODUCT = range(PRODUCTS_PER_LAYER)
 """The table has lines for each layer, product, and part of it (queries, keys, values; gate, up)."""
-SEQ, FIRST_ROW, NUM_ROWS, FIRST_CHUNK, NUM_CHUNKS, UNITS_BEFORE, PLAN_COLUMNS = range(7)
-"""Columns of a tile of attention, whose units are its chunks of keys, for each head."""
+SEQ, FIRST_ROW, NUM_ROWS, FIRST_CHUNK, NUM_CHUNKS, UNITS_BEFORE, STAGE, PLAN_COLUMNS = range(8)
+"""Columns of a tile of attention, whose units are its chunks of keys, for each head. Rows are counted in
+row_order."""
+ALONE, UNFINISHED, BEGUN = range(3)
+"""Stages of a tile: all chunks of its rows, those that a group shares, those that follow them."""
+ALIKE, FIRST_OF_GROUP, SAVED, MEMBER_COLUMNS = range(3, 7)
+"""Columns of a sequence among the members of groups, after its first three: attention_plan.py."""
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
-PHASES_PER_LAYER = 16
+PHASES_PER_LAYER = 18
 RUNS_PER_THREAD = 16
 """Attention is cut into more runs than threads, so that a thread that loses its core does not hold up all."""
 CHUNK_PAGES = 4

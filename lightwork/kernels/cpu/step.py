@@ -12,12 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lightwork.kernels.cpu.attention import (
-    attend_run,
-    keep_near_ancestors,
-    merge_cut,
-    plan_tiles,
-)
+from lightwork.kernels.cpu.attention import attend_run, merge_cut
+from lightwork.kernels.cpu.attention_plan import plan_attention
 from lightwork.kernels.cpu.compiled import compiled
 from lightwork.kernels.cpu.deltas import reduce_phase
 from lightwork.kernels.cpu.experts import choose_experts, mix_experts, sort_by_expert
@@ -49,6 +45,7 @@ from lightwork.kernels.cpu.state import (
     OUT,
     OUT_BIAS,
     OUT_PRODUCT,
+    PLAN_COLUMNS,
     PRODUCTS_PER_LAYER,
     Q_NORM,
     QKV,
@@ -86,38 +83,26 @@ def attend_alone(thread: int, record: int) -> None:
     while thread == 0 or wait_for_call(t, thread):
         if thread == 0:
             call_helpers(t)
-        count, units = plan_tiles(t, 0, t.plan)
-        _attend(t, thread, 0, 0, t.ancestors, 0, t.plan, count, units)
+            plan_attention(t)
+        _attend(t, thread, barrier(t, 0), 0, t.ancestors, 0, t.plan)
         if thread == 0:
             return
 
 
 @compiled
 def _forward(t: Any, thread: int) -> None:
-    if thread == 0 and t.window:
-        keep_near_ancestors(t)
-    # Every thread makes the same plan into the same place: cheaper than one making it and all waiting.
-    count, units = plan_tiles(t, 0, t.plan)
-    near_count, near_units = plan_tiles(t, t.window, t.windowed_plan) if t.window else (0, 0)
+    if thread == 0:
+        plan_attention(t)
     _embed(t, thread, 0)
     phase = barrier(t, 0)
     for number in range(t.num_layers):
         layer = ints(t.layers + 8 * LAYER_COLUMNS * number, LAYER_COLUMNS)
         phase = _project(t, thread, phase, layer, number)
         if layer[WINDOW]:
-            phase = _attend(
-                t,
-                thread,
-                phase,
-                number,
-                t.windowed_ancestors,
-                layer[WINDOW],
-                t.windowed_plan,
-                near_count,
-                near_units,
-            )
+            window, plan = layer[WINDOW], t.windowed_plan
+            phase = _attend(t, thread, phase, number, t.windowed_ancestors, window, plan)
         else:
-            phase = _attend(t, thread, phase, number, t.ancestors, 0, t.plan, count, units)
+            phase = _attend(t, thread, phase, number, t.ancestors, 0, t.plan)
         phase = _leave_attention(t, thread, phase, layer, number)
         if layer[ROUTER] >= 0:
             phase = _experts(t, thread, phase, layer)
@@ -256,31 +241,42 @@ def _rotate_and_store(t: Any, layer: Any, number: int, r: int) -> None:
 
 
 @compiled
-def _attend(
+def _attend(t: Any, thread: int, phase: int, number: int, ancestors: int, window: int, plan: int) -> int:
+    """Attention of every row, from qkv into mixed: first over the keys that groups share."""
+    tiles = plan + 8 * PLAN_COLUMNS
+    for part in range(2):
+        count, units = int_at(plan, 2 * part), int_at(plan, 2 * part + 1)
+        if count:
+            phase = _attend_tiles(t, thread, phase, number, ancestors, window, tiles, count, units)
+        tiles += 8 * PLAN_COLUMNS * count
+    return phase
+
+
+@compiled
+def _attend_tiles(
     t: Any,
     thread: int,
     phase: int,
     number: int,
     ancestors: int,
     window: int,
-    plan: int,
+    tiles: int,
     count: int,
     units: int,
 ) -> int:
-    """Attention of every row, from qkv into mixed."""
     runs = min(units, t.threads * RUNS_PER_THREAD)
     while True:
         run, last = take(t, phase, thread, runs, 1)
         if run == last:
             break
-        attend_run(t, thread, number, ancestors, window, plan, count, units, runs, run)
+        attend_run(t, thread, number, ancestors, window, tiles, count, units, runs, run)
     phase = barrier(t, phase)
     while True:
         cut, last = take(t, phase, thread, runs, 1)
         if cut == last:
             break
         if cut > 0:
-            merge_cut(t, thread, plan, count, units, runs, cut)
+            merge_cut(t, thread, tiles, count, units, runs, cut)
     return barrier(t, phase)
 
 

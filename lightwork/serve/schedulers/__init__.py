@@ -55,7 +55,9 @@ class Step:
     budget: rows this step may have; what chunks leave is offered to drafts. drafts: one per chunk, or none at
     all. left: blocks that hold nothing once it is copied. after: what has to end before it may run.
     slices: of training, computed with it as far as it takes no more than limit_s in all. next_model: whose
-    turn comes after this step's model, if that is known, so that its weights can be brought.
+    turn comes after this step's model, if that is known, so that its weights can be brought. shared: of each
+    chunk, the first keys that attention reads for another one anyway; set where a step is priced on a device
+    that does so.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -72,6 +74,7 @@ class Step:
     slices: Sequence[Slice] = ()
     limit_s: float = inf
     next_model: str | None = None
+    shared: Sequence[int] = ()
 
     @property
     def changes_nothing(self) -> bool:

@@ -11,10 +11,11 @@ import torch
 
 pytest.importorskip("numba")
 
-from steps import Keep, KeptAs, Logits, Part, Steps, by_definition
+from steps import PAGE, Keep, KeptAs, Logits, Part, Steps, by_definition
 
 from lightwork import models
 from lightwork.kernels.cpu.formats import BF16_DOT, CODE4_DOT, CODE8, F32, INT8, MatrixFormat
+from lightwork.kernels.cpu.state import NUM_CHUNKS, NUM_ROWS
 from lightwork.models.compiled import CompiledModel
 from lightwork.models.precisions.quant import Quant
 from lightwork.models.precisions.stored import Stored
@@ -110,7 +111,8 @@ COMPANY = [Part(0, 250, 9), Part(1, 299, 1, TREE), Part(2, 0, 33), Part(3, 65, 1
 def model(request: pytest.FixtureRequest, checkpoint: Make) -> Iterator[CompiledModel]:
     """Three layers, two of them with a window; an MLP so wide and odd that its inputs are taken in panels."""
     stored, precision = PRECISIONS[request.param]
-    folder = checkpoint("qwen2", dtype=stored, intermediate_size=2501, sliding_window=100)
+    shape = {"intermediate_size": 2501, "sliding_window": 100, "max_position_embeddings": 2048}
+    folder = checkpoint("qwen2", dtype=stored, **shape)
     made = models.load_compiled(str(folder), precision=precision)
     yield made
     made.close()
@@ -153,4 +155,89 @@ def test_bits_do_not_depend_on_the_blocks_that_are_taken_together(checkpoint: Ma
         model.set_threads(threads)
         for one, other in zip(alone, Steps(model).after(COMPANY), strict=True):
             np.testing.assert_array_equal(one, other)
+    model.close()
+
+
+# -- keys that sequences share
+
+SOURCES = [Part(0, 0, 1100), Part(1, 0, 740)]
+FORKS = {2: (0, 16), 3: (1, 10), 4: (0, 16), 5: (1, 10), 6: (0, 9), 7: (0, 15)}
+"""Of a sequence: whose blocks it begins with, and how many."""
+SHARING = [
+    Part(2, 1054, 1),
+    Part(1, 740, 40),
+    Part(0, 1100, 1),
+    Part(3, 645, 2, TREE),
+    Part(8, 300, 1),
+    Part(4, 1024, 130),
+    Part(5, 640, 1),
+    Part(6, 600, 1, DEEP),
+    Part(7, 965, 1, TREE),
+]
+"""Two groups, interleaved: chunks of prompts, decodes, drafts, one that shares nothing."""
+
+
+def begun(model: CompiledModel) -> Steps:
+    """All that lies before SHARING."""
+    steps = Steps(model)
+    steps.run(SOURCES)
+    for seq, (source, num_blocks) in FORKS.items():
+        steps.fork(seq, source, num_blocks)
+    ours = [Part(s, n * PAGE, -1) for s, (_, n) in FORKS.items()] + [Part(8, 0, -1)]
+    until = {part.seq: part.start for part in SHARING}
+    before = [Part(p.seq, p.start, until[p.seq] - p.start) for p in ours]
+    steps.run([part for part in before if part.count])
+    return steps
+
+
+def tiles_of_groups(model: CompiledModel) -> list[tuple[int, int]]:
+    """(rows, chunks of keys) of the tiles of the last step that its groups had."""
+    plan = model._state.arrays["plan"]
+    return [(int(t[NUM_ROWS]), int(t[NUM_CHUNKS])) for t in plan[1 : 1 + plan[0, 0]]]
+
+
+def check_sharing(model: CompiledModel) -> None:
+    steps = begun(model)
+    model.set_threads(1)
+    alone = [steps.run([part])[0] for part in SHARING]
+    assert tiles_of_groups(model) == []
+    for threads in (1, 2, 3, 7):
+        model.set_threads(threads)
+        for parts in (SHARING, SHARING[::-1]):
+            together = steps.run(parts)
+            assert tiles_of_groups(model)
+            for part, got in zip(parts, together, strict=True):
+                np.testing.assert_array_equal(alone[SHARING.index(part)], got)
+
+
+def test_bits_do_not_depend_on_keys_that_are_read_once(model: CompiledModel) -> None:
+    check_sharing(model)
+
+
+@pytest.mark.parametrize("kv", KEEP)
+@pytest.mark.parametrize(
+    ("size", "heads", "window"),
+    [(64, (4, 4), 700), (80, (8, 1), 300), (24, (4, 2), 1000), (64, (16, 1), None)],
+)
+def test_bits_of_shared_keys_with_heads_and_windows(
+    checkpoint: Make, size: int, heads: tuple[int, int], window: int | None, kv: int
+) -> None:
+    model = models.load_compiled(str(shaped(checkpoint, size, heads, window)), precision=KeptAs(kv=kv))
+    check_sharing(model)
+    model.close()
+
+
+def test_groups_save_the_most(checkpoint: Make) -> None:
+    """Four with two chunks, three of which share four: one more member would cost them two chunks each."""
+    model = models.load_compiled(str(shaped(checkpoint, 8, (4, 4), None)), precision=KeptAs())
+    steps = Steps(model)
+    steps.run([Part(0, 0, 1030)])
+    for seq, num_blocks in ((1, 16), (2, 9), (3, 16)):
+        steps.fork(seq, 0, num_blocks)
+    steps.run([Part(1, 1024, 1), Part(2, 576, 1), Part(0, 1030, 1), Part(3, 1024, 1)])
+    assert tiles_of_groups(model) == [(3, 4)]
+    steps.run([Part(2, 577, 1), Part(3, 1025, 1)])
+    assert tiles_of_groups(model) == [(2, 2)]
+    steps.run([Part(2, 400, 1), Part(0, 1031, 1)])  # its own row is in the second chunk
+    assert tiles_of_groups(model) == [(2, 1)]
     model.close()
