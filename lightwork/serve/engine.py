@@ -6,23 +6,22 @@ real requests and predicts a cluster. All methods are called on the kernel's thr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
-from lightwork.decode.proposers import ROOT, Proposer
-from lightwork.decode.sampling import Pick
-from lightwork.decode.verifiers import Verdict, Verifier
+from lightwork.decode.proposers import Proposer
+from lightwork.decode.verifiers import Verifier
 from lightwork.decode.verifiers.match import Match
 from lightwork.errors import InvariantError
-from lightwork.memory.kv import Copy, KVCache
+from lightwork.memory.kv import KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.drafting import offer
 from lightwork.serve.notes import Notes
+from lightwork.serve.results import Results
 from lightwork.serve.runner import Runner, Scores
-from lightwork.serve.schedulers import NO_DRAFT, Chunk, Scheduler, Step, View
+from lightwork.serve.schedulers import Scheduler, Step, View
 from lightwork.serve.sequence import FinishReason, Lender, Limits, Request, Sink, begin, check_request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.training import Training
@@ -68,7 +67,6 @@ class Engine:
         self._state = scheduler.init()
         self.limits = limits
         self.proposer = proposer
-        self.verifier = verifier or Match()
         self.vocab_size = vocab_size
         self.waiting: list[Seq] = []
         self._arrived: list[Seq] = []
@@ -85,8 +83,8 @@ class Engine:
         self._ids = ids or count()
         self._bell: Future = kernel.future("a request")
         self._idle: list[Future] = []
-        self._copies: list[Copy] = []
         self._notes = Notes(kernel, name)
+        self._results = Results(kv, proposer, verifier or Match(), kernel.now, self._has_begun, self._finish)
         self._transfers = Transfers(kernel, runner, kv, self._notes, self._arrived_kv, self._copied)
 
     # -- requests
@@ -221,7 +219,7 @@ class Engine:
                 if seq.id not in starts:
                     self._begin_pull(seq)
         if step.chunks:
-            step.copies, self._copies = self._copies, []
+            step.copies, self._results.copies = self._results.copies, []
         seen: set[int] = set()
         for chunk in step.chunks:
             seq, known = chunk.seq, len(chunk.seq.tokens)
@@ -263,79 +261,17 @@ class Engine:
 
     def _commit(self, step: Step, i: int, scores: Scores) -> int:
         """Take in the result of one chunk; returns the number of tokens emitted."""
-        chunk = step.chunks[i]
-        seq = chunk.seq
+        seq = step.chunks[i].seq
         seq.busy -= 1
         if seq.finished is not None:
             self._leave(seq)
             return 0
         try:
-            return self._take_in(step, i, chunk, seq, scores)
+            return self._results.take_in(step, i, scores)
         except Exception as error:  # whatever a verifier, proposer or sink raises ends this sequence only
             if seq.finished is None:
                 self._finish(seq, "error", error)
             return 0
-
-    def _take_in(self, step: Step, i: int, chunk: Chunk, seq: Seq, scores: Scores) -> int:
-        if seq.request.prompt_logprobs is not None and seq.sink is not None and chunk.start < seq.prompt_len:
-            self._tell_prompt(seq, chunk, scores.prompt(i, seq.request.prompt_logprobs))
-        seq.computed = end = chunk.end
-        self.kv.commit(seq.id, seq.tokens, end)
-        known = len(seq.tokens)
-        if end < known:
-            return 0
-        draft = step.drafts[i] if step.drafts else NO_DRAFT
-        if not draft.tokens:
-            self._append(seq, (scores.pick(i, ROOT, ()),))
-            return len(seq.tokens) - known
-        verdict = self.verifier.verify(draft, partial(scores.pick, i))
-        if self.proposer is not None:
-            self.proposer.accept([seq], [verdict])
-        seq.drafted += len(draft)
-        seq.accepted += len(verdict.path)
-        self._append(seq, verdict.emitted)
-        if seq.finished is None:
-            self._keep_accepted(seq, end, verdict)
-        return len(seq.tokens) - known
-
-    def _tell_prompt(self, seq: Seq, chunk: Chunk, picks: Sequence[Pick]) -> None:
-        """Report what was not reported before the sequence was preempted or lost its engine."""
-        assert seq.sink is not None
-        new = picks[max(0, seq.prompt_told - chunk.start) :]
-        seq.prompt_told = max(seq.prompt_told, chunk.start + len(picks))
-        seq.sink.prompt(seq, new)
-
-    def _append(self, seq: Seq, emitted: Sequence[Pick]) -> None:
-        """Add chosen tokens to the text, up to the one that ends it."""
-        request = seq.request
-        picks: Sequence[Pick] = emitted
-        reason: FinishReason | None = None
-        left = request.max_tokens - len(seq.tokens) + seq.prompt_len
-        if len(picks) >= left or request.stop_ids:
-            picks, reason = _until_end(picks, left, request.stop_ids)
-        for pick in picks:
-            seq.tokens.append(pick.token)
-        first = seq.first_token_s is None
-        if first:
-            seq.first_token_s = self.kernel.now()
-        stands = seq.sink.tokens(seq, picks) if seq.sink is not None else None
-        if stands is not None:
-            del seq.tokens[len(seq.tokens) - len(picks) + stands :]
-            reason = "stop"
-        if reason is not None:
-            self._finish(seq, reason)
-            return
-        if seq.siblings:
-            self._release_siblings(seq)
-        if first and self.began is not None:
-            self.began(seq)
-
-    def _keep_accepted(self, seq: Seq, known: int, verdict: Verdict) -> None:
-        """The KV of accepted draft rows becomes the sequence's own; the rest is rolled back."""
-        self._copies.extend(self.kv.keep(seq.id, known, verdict.path))
-        seq.computed += len(verdict.path)
-        self.kv.commit(seq.id, seq.tokens, seq.computed)
-        self.kv.trim(seq.id)
 
     def _fail(self, step: Step, error: Exception) -> None:
         """The runner could not do the step: its sequences end with the error, everybody else goes on."""
@@ -441,7 +377,7 @@ class Engine:
 
     def _release(self, seq: Seq) -> None:
         """Give up its blocks. They are not stored while rows of accepted drafts are still to be moved."""
-        self._transfers.release(seq, store=not self._copies)
+        self._transfers.release(seq, store=not self._results.copies)
 
     def _finish(self, seq: Seq, reason: FinishReason, error: Exception | None = None) -> None:
         seq.finished = reason
@@ -466,6 +402,13 @@ class Engine:
         if self.left is not None:
             self.left(seq)
 
+    def _has_begun(self, seq: Seq) -> None:
+        """It has its first token, and goes on: here, or elsewhere."""
+        if seq.siblings:
+            self._release_siblings(seq)
+        if self.began is not None:
+            self.began(seq)
+
     def _release_siblings(self, seq: Seq) -> None:
         """The other continuations start when the first has put the prompt into the prefix cache."""
         siblings, seq.siblings = seq.siblings, []
@@ -484,13 +427,3 @@ class Engine:
     def _ring(self) -> None:
         if not self._bell.done:
             self._bell.set(None)
-
-
-def _until_end(
-    picks: Sequence[Pick], left: int, stop_ids: Container[int]
-) -> tuple[Sequence[Pick], FinishReason | None]:
-    """The picks up to the one that ends the sequence, and why it ends. left: tokens until max_tokens."""
-    for i, pick in enumerate(picks[:left], 1):
-        if pick.token in stop_ids:
-            return picks[:i], "stop"
-    return (picks[:left], "length") if len(picks) >= left else (picks, None)
