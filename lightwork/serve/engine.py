@@ -6,7 +6,7 @@ real requests and predicts a cluster. All methods are called on the kernel's thr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from lightwork.memory.kv import KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.drafting import offer
+from lightwork.serve.flights import Flights
 from lightwork.serve.notes import Notes
 from lightwork.serve.results import Results
 from lightwork.serve.runner import Runner, Scores
@@ -77,12 +78,12 @@ class Engine:
         self.training = training
         self._predict = predict
         self.steps = 0
-        self._in_flight = 0
         self._held = 0
         self._lent = 0
         self._ids = ids or count()
         self._bell: Future = kernel.future("a request")
         self._idle: list[Future] = []
+        self._flights = Flights(kernel, runner)
         self._notes = Notes(kernel, name)
         self._results = Results(kv, proposer, verifier or Match(), kernel.now, self._has_begun, self._finish)
         self._transfers = Transfers(kernel, runner, kv, self._notes, self._arrived_kv, self._copied)
@@ -142,7 +143,7 @@ class Engine:
 
     async def drained(self) -> None:
         """Return when every sequence has finished."""
-        while self.num_unfinished or self._in_flight or self._transfers.stores:
+        while self.num_unfinished or self._flights or self._transfers.stores:
             self._idle.append(self.kernel.future("the engine to drain"))
             await self._idle[-1]
 
@@ -164,14 +165,20 @@ class Engine:
     async def _serve(self) -> None:
         while True:
             planned_s = self.kernel.now()
-            step = self._plan(self.training) if self._in_flight < self.runner.depth else None
+            step = self._plan(self.training) if len(self._flights) < self.runner.depth else None
             if step is None:
                 self._bell = self.kernel.future("a request")
                 await self._bell
                 continue
-            self._in_flight += 1
             self.steps += 1
-            self.kernel.spawn(self._run_step(step, self.steps, planned_s), name=f"step {self.steps}")
+            self._flights.enter(self.steps)
+            for ended in step.after:
+                await ended
+                planned_s = self.kernel.now()
+            under_way = self._start(step)  # in the order in which they are planned
+            self.kernel.spawn(
+                self._run_step(step, self.steps, planned_s, under_way), name=f"step {self.steps}"
+            )
 
     def _plan(self, training: Training | None) -> Step | None:
         idle = not self.waiting and not self.running and not self.kv.num_pins
@@ -192,7 +199,7 @@ class Engine:
         )
         step = self.scheduler.plan(self._state, view)
         if step.changes_nothing:
-            busy = self._in_flight or self._lent or self._transfers.busy
+            busy = self._flights or self._lent or self._transfers.busy
             if not busy and (self.waiting or self.running):
                 raise InvariantError(
                     f"{self.scheduler!r} planned nothing with {len(self.waiting)} sequences waiting and "
@@ -222,7 +229,7 @@ class Engine:
             step.copies, self._results.copies = self._results.copies, []
         seen: set[int] = set()
         for chunk in step.chunks:
-            seq, known = chunk.seq, len(chunk.seq.tokens)
+            seq, known = chunk.seq, chunk.seq.known
             ahead = 0 < chunk.count <= known - seq.computed and chunk.start == seq.computed
             if not ahead or seq.busy or seq.id in seen:
                 raise InvariantError(f"{self.scheduler!r} planned {chunk} against the laws of a step")
@@ -231,29 +238,41 @@ class Engine:
             if copies is None:
                 raise InvariantError(f"{self.scheduler!r} planned {seq} without blocks for {known} tokens")
             step.copies += copies
-            seq.busy += 1
-        if step.chunks and not (self._in_flight or self._lent or self._transfers.busy):
+            step.known.append(known)
+        if step.chunks and not (self._lent or self._transfers.busy):
             moves, step.left = self.kv.gather()
             step.copies += moves
         if self.proposer is not None:
             offer(step, self.proposer, self.kv, self.vocab_size, may_leave=self.began is not None)
+        self._flights.take(step, self._goes_on)
         step.after += self._transfers.conflicts()
         if self.training is not None:
             self.training.move(step.slices)
 
-    async def _run_step(self, step: Step, number: int, start_s: float) -> None:
+    def _goes_on(self, seq: Seq) -> bool:
+        """Whether it can be planned on while its next token is being chosen: not if it certainly ends with
+        that, may leave with it, or drafts follow it."""
+        leaves = self.began is not None and seq.first_token_s is None
+        return self.proposer is None and seq.output_left > 1 and not leaves
+
+    def _start(self, step: Step) -> Awaitable[Scores]:
         try:
-            for ended in step.after:
-                await ended
-                start_s = self.kernel.now()
-            scores = await self.runner.run(step)
+            return self.runner.run(step)
+        except Exception as error:
+            failed = self.kernel.future("a step")
+            failed.fail(error)
+            return failed
+
+    async def _run_step(self, step: Step, number: int, start_s: float, under_way: Awaitable[Scores]) -> None:
+        try:
+            scores = await under_way
         except Exception as error:
             self._fail(step, error)
         else:
             emitted = [self._commit(step, i, scores) for i in range(len(step.chunks))]
             running, waiting, usage = self.gauges
             self._notes.step(step, number, start_s, emitted, waiting=waiting, running=running, kv_usage=usage)
-        self._in_flight -= 1
+        self._flights.leave(number)
         self._tell_if_idle()
         self._ring()
 
@@ -262,12 +281,13 @@ class Engine:
     def _commit(self, step: Step, i: int, scores: Scores) -> int:
         """Take in the result of one chunk; returns the number of tokens emitted."""
         seq = step.chunks[i].seq
-        seq.busy -= 1
+        stands = self._flights.give(step, i)
         if seq.finished is not None:
-            self._leave(seq)
+            if stands and not seq.busy:
+                self._leave(seq)
             return 0
         try:
-            return self._results.take_in(step, i, scores)
+            return self._results.take_in(step, i, scores, stands=stands)
         except Exception as error:  # whatever a verifier, proposer or sink raises ends this sequence only
             if seq.finished is None:
                 self._finish(seq, "error", error)
@@ -275,11 +295,12 @@ class Engine:
 
     def _fail(self, step: Step, error: Exception) -> None:
         """The runner could not do the step: its sequences end with the error, everybody else goes on."""
-        for chunk in step.chunks:
-            chunk.seq.busy -= 1
+        for i, chunk in enumerate(step.chunks):
+            if not self._flights.give(step, i):
+                continue
             if chunk.seq.finished is None:
                 self._finish(chunk.seq, "error", error)
-            else:
+            elif not chunk.seq.busy:
                 self._leave(chunk.seq)
 
     # -- moves between the queues
@@ -314,7 +335,7 @@ class Engine:
         if self.kv.reserve(seq.id, seq.known) is None:
             raise InvariantError(f"{self.scheduler!r} admitted {seq} without blocks for {seq.known} tokens")
         seq.busy += 1
-        self._transfers.begin(seq)
+        self._transfers.begin(seq, self._flights.writing())
 
     def _preempt(self, seq: Seq, requeue: Literal["front", "back"]) -> None:
         if seq.busy:
@@ -322,7 +343,7 @@ class Engine:
         self.running.remove(seq)
         self.waiting.insert(0 if requeue == "front" else len(self.waiting), seq)
         self._release(seq)
-        seq.computed = 0
+        seq.computed = seq.ahead = seq.flying = 0
         seq.num_preempted += 1
         self._notes.moment("preempt", seq)
 
@@ -381,6 +402,7 @@ class Engine:
 
     def _finish(self, seq: Seq, reason: FinishReason, error: Exception | None = None) -> None:
         seq.finished = reason
+        seq.busy, seq.flying, seq.ahead = seq.busy + seq.flying, 0, 0
         seq.finished_s = self.kernel.now()
         self._notes.moment("finish", seq, reason=reason, output=seq.num_output)
         if seq.sink is not None:
@@ -418,7 +440,7 @@ class Engine:
     # -- small parts
 
     def _tell_if_idle(self) -> None:
-        if not self.num_unfinished and not self._in_flight and not self._transfers.stores:
+        if not self.num_unfinished and not self._flights and not self._transfers.stores:
             self._plan(None)  # the scheduler lets go of what it has pinned
             idle, self._idle = self._idle, []
             for future in idle:

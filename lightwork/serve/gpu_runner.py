@@ -35,6 +35,7 @@ class GpuRunner:
     """
 
     depth = 1
+    feeds = False
     alive = True
 
     def __init__(self, kernel: Kernel, model: Model, kv: KVCache) -> None:

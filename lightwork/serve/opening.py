@@ -124,6 +124,8 @@ def open_one(
     make_runner: Callable[..., Runner] = runner_for(plan.on, model, moves=composition is not None)
     if shared is not None:
         make_runner = partial(make_runner, shared=shared)
+    if plan.depth > 1:
+        make_runner = partial(make_runner, ahead=True)
     models: Collection[str] = model.adapters
     if composition is not None:
         make_runner, told = compose(
@@ -144,6 +146,10 @@ def open_one(
         derived = {"kv_blocks": kv.total, "block_size": block_size, "tier_blocks": behind}
         kernel.trace.about = about(plan, **derived, max_len=max_len)
     settings += [*_threads(plan, model), longest, blocks, *divided(plan, kv), _scheduler(chosen, engine)]
+    if plan.depth > 1:
+        settings.append(
+            Setting("depth", str(plan.depth), "each step is formed while the one before computes")
+        )
     return engine, model, settings
 
 

@@ -80,7 +80,8 @@ class Plan:
     model: `tiny:llama`, `hf:./folder`, or a folder. on: `cpu`, `cuda:0`, `sim:h100x8`. max_len: tokens of
     context.
     kv_bytes: memory for keys and values. tp, pp: tensor-parallel ranks and pipeline stages, devices when
-    simulated, processes on cpu. threads: of a CPU. None: derived.
+    simulated, processes on cpu. threads: of a CPU. None: derived. depth: 2 forms each step while the one
+    before it computes, whatever the scheduler; 1 when that has ended.
     """
 
     model: str = "tiny:llama"
@@ -94,6 +95,7 @@ class Plan:
     tp: int | None = None
     pp: int | None = None
     threads: int | None = None
+    depth: int = 1
 
     def techniques(self) -> dict[str, Any]:
         """The techniques by kind.
@@ -123,14 +125,26 @@ class Plan:
                 expected="Experts alone, or one model",
                 fix="leave one out",
             )
+        self._check_depth(chosen)
         return chosen
+
+    def _check_depth(self, chosen: dict[str, Any]) -> None:
+        if self.depth not in (1, 2):
+            raise SpecError(f"depth is {self.depth}", expected="1 or 2", fix="depth=2")
+        waits = [chosen[kind] for kind in ("proposer", "tuning", "composition") if kind in chosen]
+        if self.depth > 1 and waits:
+            raise SpecError(
+                f"{waits[0]!r} has to know what a step chose before the next is formed",
+                expected="depth=1 with it",
+                fix=f"depth=1, or leave {type(waits[0]).__name__} out",
+            )
 
 
 def about(plan: Plan, **derived: int) -> dict[str, Any]:
     """A plan in plain values, for its trace. derived: what was worked out for it, such as kv_blocks."""
     given = {
         name: getattr(plan, name)
-        for name in ("model", "on", "max_seqs", "prefix_cache", "tp", "pp", "kv_bytes", "threads")
+        for name in ("model", "on", "max_seqs", "prefix_cache", "tp", "pp", "kv_bytes", "threads", "depth")
     }
     return {**given, "use": [repr(technique) for technique in plan.techniques().values()], **derived}
 

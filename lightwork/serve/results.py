@@ -39,19 +39,20 @@ class Results:
         self._ended = ended
         self.copies: list[Copy] = []
 
-    def take_in(self, step: Step, i: int, scores: Scores) -> int:
+    def take_in(self, step: Step, i: int, scores: Scores, *, stands: bool) -> int:
         """The result of one chunk; returns the number of tokens emitted.
 
-        Raises whatever a verifier, a proposer or the sequence's sink raises.
+        stands: its KV is there still; the token that it chose is right in any case. Raises whatever a
+        verifier, a proposer or the sequence's sink raises.
         """
         chunk = step.chunks[i]
         seq = chunk.seq
         if seq.request.prompt_logprobs is not None and seq.sink is not None and chunk.start < seq.prompt_len:
             self._tell_prompt(seq, chunk, scores.prompt(i, seq.request.prompt_logprobs))
-        seq.computed = end = chunk.end
-        self._kv.commit(seq.id, seq.tokens, end)
+        if stands:
+            self._kv.commit(seq.id, seq.tokens, chunk.end)
         known = len(seq.tokens)
-        if end < known:
+        if chunk.end < known:  # there is more to compute, or it was computed twice and this token is there
             return 0
         draft = step.draft(i)
         if not draft.tokens:
@@ -64,7 +65,7 @@ class Results:
         seq.accepted += len(verdict.path)
         self._append(seq, verdict.emitted)
         if seq.finished is None:
-            self._keep_accepted(seq, end, verdict)
+            self._keep_accepted(seq, chunk.end, verdict)
         return len(seq.tokens) - known
 
     def _tell_prompt(self, seq: Seq, chunk: Chunk, picks: Sequence[Pick]) -> None:
@@ -84,6 +85,8 @@ class Results:
             picks, reason = _until_end(picks, left, request.stop_ids)
         for pick in picks:
             seq.tokens.append(pick.token)
+        if seq.ahead:
+            seq.ahead -= 1
         first = seq.first_token_s is None
         if first:
             seq.first_token_s = self._now()

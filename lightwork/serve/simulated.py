@@ -67,7 +67,10 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
     for i, seat in enumerate(placed):
         cost = ClusterCost(spec, CostModel(cluster), dtype=dtype, tp=seat.tp, pp=seat.pp)
         host_s = _host_s(spec, cluster, block_bytes, seat)
-        runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s)
+        ahead_s = cost.step_s if plan.depth > 1 else None
+        runner = SimulatedRunner(
+            cost, depth=seat.pp, ahead_s=ahead_s, rank=seat.rank, link_s=link_s, host_s=host_s
+        )
         blocks = _blocks(plan, spec, cost, int(longest.value), composition)
         name = f"engine {i}" if router is not None else "engine"
         told = _told(plan, seats[i], seat, blocks)

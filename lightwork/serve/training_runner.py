@@ -34,6 +34,7 @@ class TrainingRunner:
         self.training = training
         self.cost = cost
         self.depth = 1  # the next step is planned when it is known how far this one came
+        self.feeds = False
         self.publish: Callable[[Adapter], Coroutine[Any, Any, object]] | None = None
         self._busy = False
         self._notes = Notes(kernel, "training")

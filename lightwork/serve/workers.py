@@ -283,6 +283,7 @@ class WorkersRunner:
     """
 
     pool = None
+    feeds = False
 
     def __init__(self, kernel: Kernel, model: Workers, kv: KVCache) -> None:
         self.kernel = kernel

@@ -47,7 +47,8 @@ class Pin(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Step:
-    """One forward pass. The engine adds drafts and copies, the scheduler all else.
+    """One forward pass. The engine adds drafts, copies and what steps in flight have to do with it, the
+    scheduler all else.
 
     The chunk of an admitted sequence starts behind what it shares of the prefix cache; one whose KV comes
     from another engine or from host memory has none yet. requeue: where in the queue those preempted go.
@@ -55,7 +56,10 @@ class Step:
     budget: rows this step may have; what chunks leave is offered to drafts. drafts: one per chunk, or none at
     all. left: blocks that hold nothing once it is copied. after: what has to end before it may run.
     slices: of training, computed with it as far as it takes no more than limit_s in all. next_model: whose
-    turn comes after this step's model, if that is known, so that its weights can be brought.
+    turn comes after this step's model, if that is known, so that its weights can be brought. known: tokens
+    known of each chunk's sequence when it was planned. ahead: chunks whose sequences may be planned on before
+    it has ended, each with how often the sequence had been preempted. fed: chunks whose last token is still
+    being chosen, each with that one of the step before that chooses it.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -72,6 +76,9 @@ class Step:
     slices: Sequence[Slice] = ()
     limit_s: float = inf
     next_model: str | None = None
+    known: list[int] = field(default_factory=list)
+    ahead: dict[int, int] = field(default_factory=dict)
+    fed: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def changes_nothing(self) -> bool:
@@ -80,6 +87,10 @@ class Step:
     @property
     def num_rows(self) -> int:
         return sum(chunk.count for chunk in self.chunks) + sum(map(len, self.drafts))
+
+    def lengths(self) -> Sequence[int]:
+        """Tokens known of each chunk's sequence: those of a step that is only thought of, now."""
+        return self.known or [chunk.seq.known for chunk in self.chunks]
 
     def draft(self, chunk: int) -> Draft:
         return self.drafts[chunk] if self.drafts else NO_DRAFT
@@ -172,7 +183,7 @@ class StepPlan:
             prompts: list[Seq] = []
             for seq in self.view.running:
                 if not seq.busy:
-                    known = len(seq.tokens)
+                    known = len(seq.tokens) + seq.ahead
                     is_decode = known - seq.computed == 1 and known > seq.prompt_len
                     (decodes if is_decode else prompts).append(seq)
             self._idle = decodes, prompts
@@ -187,7 +198,7 @@ class StepPlan:
         """
         if seq.id in self._gone:
             return False
-        need = self.view.blocks.needs(seq.id, len(seq.tokens))
+        need = self.view.blocks.needs(seq.id, len(seq.tokens) + seq.ahead)
         while need > self._free:
             victim = self._youngest() if preempt else None
             if victim is None:
