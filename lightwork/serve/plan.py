@@ -164,7 +164,7 @@ def make_engine(
     models: see `Limits`. parts: what else `Engine` takes.
     """
     chosen = plan.techniques()
-    plain = Microbatches(stages=runner.depth) if runner.depth > 1 else Sarathi()
+    plain = Microbatches(stages=runner.depth) if runner.depth > 1 and not runner.feeds else Sarathi()
     usual = CoServe() if "tuning" in chosen else plain
     scheduler: Scheduler[Any] = chosen.get("scheduler") or usual
     if "tuning" in chosen and not isinstance(scheduler, CoServe | TimeSharing):

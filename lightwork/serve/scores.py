@@ -59,7 +59,7 @@ class LogitScores:
         row, position = self._root[chunk] + 1 + node, self._known[chunk] + len(emitted)
         token = self._chosen.get((row, position), -1)
         if token < 0:
-            text = self._text(chunk) if how.penalised else []
+            text = text_of(self._step, chunk, self._fed) if how.penalised else []
             output = (*text[seq.prompt_len :], *emitted)
             return pick(self._logits_NV[row], how, position, text[: seq.prompt_len], output)
         return Pick(token) if how.logprobs is None else describe(self._logits_NV[row], token, how.logprobs)
@@ -78,13 +78,6 @@ class LogitScores:
         if -1 in self._chosen.values() or any(map(_reports, self._step.chunks)):
             self._logits_NV = np.array(self._logits_NV)
 
-    def _text(self, chunk: int) -> list[int]:
-        """The tokens before the one that is chosen, whether the engine knows the last one by now or not."""
-        known, seq = self._known[chunk], self._step.chunks[chunk].seq
-        if chunk in self._fed:
-            return [*seq.tokens[: known - 1], self._fed[chunk]]
-        return seq.tokens[:known]
-
     def prompt(self, chunk: int, num_top: int) -> list[Pick]:
         part = self._step.chunks[chunk]
         seq = part.seq
@@ -93,6 +86,12 @@ class LogitScores:
         return [
             describe(np.asarray(self._logits_NV[first + i]), t, num_top) for i, t in enumerate(successors)
         ]
+
+
+def text_of(step: Step, chunk: int, fed: Mapping[int, int]) -> list[int]:
+    """The tokens before the one that a chunk chooses, whether the engine knows the last one by now or not."""
+    known, seq = step.lengths()[chunk], step.chunks[chunk].seq
+    return [*seq.tokens[: known - 1], fed[chunk]] if chunk in fed else seq.tokens[:known]
 
 
 def _reports(chunk: Chunk) -> bool:
