@@ -281,7 +281,8 @@ def runner_for(place: str, model: Served, *, moves: bool = False) -> Callable[[K
         if supports(model.spec):
             return GpuRunner
     from lightwork.serve.local_runner import LocalRunner
-    from lightwork.serve.workers import Workers, WorkersRunner
+    from lightwork.serve.workers import Workers
+    from lightwork.serve.workers_runner import WorkersRunner
 
     return WorkersRunner if isinstance(model, Workers) else LocalRunner
 
