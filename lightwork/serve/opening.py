@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lightwork.errors import SpecError
 from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
-from lightwork.memory.kv import KVCache
 from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
@@ -29,6 +28,7 @@ from lightwork.serve.plan import (
     kv_blocks,
     make_engine,
     make_kv,
+    overlapped,
     tier_blocks,
 )
 from lightwork.serve.runner import Runner
@@ -121,11 +121,11 @@ def open_one(
     behind = tier_blocks(plan, model.spec.kv_bytes_per_token(kv_dtype) * block_size)
     kv = make_kv(plan, int(blocks.value), block_size, behind)
     composition = chosen.get("composition")
-    make_runner: Callable[..., Runner] = runner_for(plan.on, model, moves=composition is not None)
+    make_runner: Callable[..., Runner] = runner_for(
+        plan.on, model, moves=composition is not None, ahead=plan.depth > 1
+    )
     if shared is not None:
         make_runner = partial(make_runner, shared=shared)
-    if plan.depth > 1:
-        make_runner = partial(make_runner, ahead=True)
     models: Collection[str] = model.adapters
     if composition is not None:
         make_runner, told = compose(
@@ -145,11 +145,8 @@ def open_one(
     if kernel.trace is not None:
         derived = {"kv_blocks": kv.total, "block_size": block_size, "tier_blocks": behind}
         kernel.trace.about = about(plan, **derived, max_len=max_len)
-    settings += [*_threads(plan, model), longest, blocks, *divided(plan, kv), _scheduler(chosen, engine)]
-    if plan.depth > 1:
-        settings.append(
-            Setting("depth", str(plan.depth), "each step is formed while the one before computes")
-        )
+    settings += [*_threads(plan, model), longest, blocks, *divided(plan, kv)]
+    settings += [_scheduler(chosen, engine), *overlapped(plan)]
     return engine, model, settings
 
 
@@ -268,12 +265,17 @@ def import_backend(place: str) -> None:
         import_models()
 
 
-def runner_for(place: str, model: Served, *, moves: bool = False) -> Callable[[Kernel, Any, KVCache], Runner]:
+def runner_for(
+    place: str, model: Served, *, moves: bool = False, ahead: bool = False
+) -> Callable[..., Runner]:
     """Triton's kernels on a GPU, if they are installed and know the model; otherwise the model itself, or the
     processes that it is.
 
-    moves: where its weights are changes between steps, which recorded steps do not know.
+    moves: where its weights are changes between steps, which recorded steps do not know. ahead: each step is
+    formed while the one before computes.
     """
+    if ahead:
+        return partial(runner_for(place, model, moves=moves), ahead=True)
     if not moves and place.startswith("cuda") and find_spec("triton") is not None:
         from lightwork.models.gpu_step import supports
         from lightwork.serve.gpu_runner import GpuRunner

@@ -216,6 +216,11 @@ def divided(plan: Plan, kv: KVCache) -> list[Setting]:
     return [slots, *(shared if plan.prefix_cache else [])]
 
 
+def overlapped(plan: Plan) -> list[Setting]:
+    """What a plan says about steps in flight, if it says anything."""
+    return [Setting("depth", "2", "as asked: each step is formed while one computes")] * (plan.depth > 1)
+
+
 def tier_blocks(plan: Plan, block_bytes: int) -> int:
     """Blocks of host memory that a plan has. Raises CapacityError for a tier that holds none."""
     tier: Tier | None = plan.techniques().get("tier")

@@ -29,6 +29,7 @@ from lightwork.serve.plan import (
     make_engine,
     make_kv,
     of_engines,
+    overlapped,
     tier_blocks,
 )
 from lightwork.serve.routers import Router, Seat
@@ -90,7 +91,7 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
                 plan, kernel, kv, engine_runner, max_len, vocab_size, names, name=name, ids=ids, **parts
             )
         )
-        of_each.append([*told, *divided(plan, kv)])
+        of_each.append([*told, *divided(plan, kv), *overlapped(plan)])
     settings = [Setting("dtype", dtype, "the widest type with fast matrix units"), longest]
     settings += of_engines(of_each)
     return (Fleet(engines, router) if router is not None else engines[0]), settings

@@ -13,16 +13,19 @@ from test_engine import SCHEDULERS, Sink, assert_clean, outputs, steps_of
 
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.sampling import Pick, Sampling
-from lightwork.errors import LightworkError
+from lightwork.errors import LightworkError, SpecError
 from lightwork.memory.layouts.slots import Slots
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.engine import Engine
+from lightwork.serve.fleet import Fleet
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan
+from lightwork.serve.routers.prefill_decode import PrefillDecode
 from lightwork.serve.schedulers import Scheduler, Step
 from lightwork.serve.schedulers.fast_switch import FastSwitch
+from lightwork.serve.schedulers.microbatches import Microbatches
 from lightwork.serve.schedulers.nano_flow import NanoFlow
 from lightwork.serve.schedulers.prefix_groups import PrefixGroups
 from lightwork.serve.schedulers.sarathi import Sarathi
@@ -30,6 +33,7 @@ from lightwork.serve.schedulers.split_fuse import SplitFuse
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
+from lightwork.serve.simulated import open_simulated
 
 AHEAD_S = 4e-4
 """Of every step's time, a millisecond a row, so much is the host's."""
@@ -124,6 +128,44 @@ def test_a_step_that_fails_ends_who_was_planned_on_from_it() -> None:
     run_load(engine, [0.0, 0.05, 0.1], [request(max_tokens=9)] * 3, sinks)
     assert [sink.ends for sink in sinks] == [[("length", None)], [("error", failing)], [("length", None)]]
     assert_clean(engine)
+
+
+def test_what_goes_on_at_another_engine_is_not_planned_on_here() -> None:
+    kernel, load = Kernel(trace=Trace("test")), [request(range(i, i + 20), max_tokens=15) for i in range(8)]
+    engines = [make_engine(kernel=kernel, ahead_s=AHEAD_S, name=f"engine {i}") for i in range(2)]
+    seqs = run_load(Fleet(engines, PrefillDecode()), [0.003 * i for i in range(8)], load)
+    assert outputs(seqs) == [expected(r) for r in load]
+    assert all(engine.steps for engine in engines)
+    for engine in engines:
+        assert_clean(engine)
+
+
+# -- as a plan
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ({"depth": 3}, "depth is 3"),
+        ({"depth": 0}, "depth is 0"),
+        ({"depth": 2, "use": ("Ngram(k=3)",)}, "Ngram.*has to know what a step chose"),
+        ({"depth": 2, "use": ("Experts(folder='x')",)}, "Experts.*has to know"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_formed_ahead_is_refused(plan: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        Plan(**plan).techniques()
+
+
+def test_a_plan_says_so_for_any_scheduler_and_place() -> None:
+    """A pipeline's steps share out what runs among one step more than it has stages."""
+    for pp, wanted, feeds in ((1, Sarathi(), True), (2, Microbatches(stages=3), False)):
+        plan = Plan(model="shape:llama-3-8b", on="sim:a100x2", tp=1, pp=pp, depth=2)
+        engine, settings = open_simulated(plan, Kernel())
+        assert isinstance(engine, Engine)
+        assert (engine.runner.depth, engine.runner.feeds, engine.scheduler) == (pp + 1, feeds, wanted)
+        assert ("depth", "2") in [setting[:2] for setting in settings]
 
 
 # -- for real
