@@ -104,8 +104,8 @@ class Sequence:
     arrived_s: float
     tokens: list[int]
     prompt_len: int
-    ahead: int = 0
     computed: int = 0
+    ahead: int = 0
     busy: int = 0
     flying: int = 0
     started_s: float | None = None
