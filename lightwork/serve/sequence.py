@@ -188,6 +188,12 @@ def check_request(request: Request, limits: Limits, kv_tokens: int, num_waiting:
             expected=" or ".join(map(repr, ["", *limits.models])),
             fix="name one of them",
         )
+    if request.n > limits.max_waiting:
+        raise CapacityError(
+            f"{request.n} continuations do not fit into the queue",
+            expected=f"at most {limits.max_waiting}",
+            fix="lower n",
+        )
     if num_waiting + request.n > limits.max_waiting:
         raise BusyError(
             f"{num_waiting} sequences are waiting",
