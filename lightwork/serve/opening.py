@@ -121,9 +121,7 @@ def open_one(
     behind = tier_blocks(plan, model.spec.kv_bytes_per_token(kv_dtype) * block_size)
     kv = make_kv(plan, int(blocks.value), block_size, behind)
     composition = chosen.get("composition")
-    make_runner: Callable[..., Runner] = runner_for(
-        plan.on, model, moves=composition is not None, ahead=plan.depth > 1
-    )
+    make_runner = runner_for(plan.on, model, moves="composition" in chosen, ahead=plan.depth > 1)
     if shared is not None:
         make_runner = partial(make_runner, shared=shared)
     models: Collection[str] = model.adapters
