@@ -236,7 +236,8 @@ class Engine:
             step.copies, self._results.copies = self._results.copies, []
         seen: set[int] = set()
         for chunk in step.chunks:
-            seq, known = chunk.seq, chunk.seq.known
+            seq = chunk.seq
+            known = len(seq.tokens) + seq.ahead
             ahead = 0 < chunk.count <= known - seq.computed and chunk.start == seq.computed
             if not ahead or seq.busy or seq.id in seen:
                 raise InvariantError(f"{self.scheduler!r} planned {chunk} against the laws of a step")
@@ -246,7 +247,7 @@ class Engine:
                 raise InvariantError(f"{self.scheduler!r} planned {seq} without blocks for {known} tokens")
             step.copies += copies
             step.known.append(known)
-        if step.chunks and not (self._lent or self._transfers.busy):
+        if step.chunks and not (self._flights or self._lent or self._transfers.busy):
             moves, step.left = self.kv.gather()
             step.copies += moves
         if self.proposer is not None:

@@ -42,31 +42,31 @@ class Flights:
     def take(self, step: Step, goes_on: Callable[[Seq], bool]) -> None:
         """A step is planned: its sequences move on, or wait for it. goes_on: who does not wait for a
         token."""
+        for seq, start, count in step.chunks:
+            seq.computed = start + count
+            seq.busy += 1
+        if not step.chunks or not self._runner.feeds:
+            return
         for i, chunk in enumerate(step.chunks):
-            chunk.seq.computed = chunk.end
-            if not self._runner.feeds:
-                chunk.seq.busy += 1
-                continue
             if chunk.seq.ahead:
                 step.fed.append((i, self._last[chunk.seq.id]))
             self._move_on(step, i, chunk.seq, goes_on)
-        if step.chunks and self._runner.feeds:
-            self._last = {chunk.seq.id: i for i, chunk in enumerate(step.chunks)}
+        self._last = {chunk.seq.id: i for i, chunk in enumerate(step.chunks)}
 
     def _move_on(self, step: Step, i: int, seq: Seq, goes_on: Callable[[Seq], bool]) -> None:
         chooses = seq.computed == step.known[i]
         if chooses and not goes_on(seq):
-            seq.busy += 1
             return
         step.ahead[i] = seq.num_preempted
         seq.ahead += chooses
+        seq.busy -= 1
         seq.flying += 1
 
     def give(self, step: Step, i: int) -> bool:
         """A step has ended: its sequences wait for it no longer. Returns whether the KV of a chunk is there
         still: not if its sequence was preempted meanwhile."""
         seq = step.chunks[i].seq
-        before = step.ahead.get(i)
+        before = step.ahead.get(i) if step.ahead else None
         if before is not None and before != seq.num_preempted:
             return False
         if before is None or seq.finished is not None:

@@ -10,7 +10,7 @@ from lightwork.decode.sampling import Pick
 from lightwork.decode.verifiers import Verdict, Verifier
 from lightwork.memory.kv import Copy, KVCache
 from lightwork.serve.runner import Scores
-from lightwork.serve.schedulers import Chunk, Step
+from lightwork.serve.schedulers import NO_DRAFT, Chunk, Step
 from lightwork.serve.sequence import FinishReason
 from lightwork.serve.sequence import Sequence as Seq
 
@@ -49,12 +49,12 @@ class Results:
         seq = chunk.seq
         if seq.request.prompt_logprobs is not None and seq.sink is not None and chunk.start < seq.prompt_len:
             self._tell_prompt(seq, chunk, scores.prompt(i, seq.request.prompt_logprobs))
+        end, known = chunk.start + chunk.count, len(seq.tokens)
         if stands:
-            self._kv.commit(seq.id, seq.tokens, chunk.end)
-        known = len(seq.tokens)
-        if chunk.end < known:  # there is more to compute, or it was computed twice and this token is there
+            self._kv.commit(seq.id, seq.tokens, end)
+        if end < known:  # there is more to compute, or it was computed twice and this token is there
             return 0
-        draft = step.draft(i)
+        draft = step.drafts[i] if step.drafts else NO_DRAFT
         if not draft.tokens:
             self._append(seq, (scores.pick(i, ROOT, ()),))
             return len(seq.tokens) - known
@@ -65,7 +65,7 @@ class Results:
         seq.accepted += len(verdict.path)
         self._append(seq, verdict.emitted)
         if seq.finished is None:
-            self._keep_accepted(seq, chunk.end, verdict)
+            self._keep_accepted(seq, end, verdict)
         return len(seq.tokens) - known
 
     def _tell_prompt(self, seq: Seq, chunk: Chunk, picks: Sequence[Pick]) -> None:

@@ -56,7 +56,7 @@ def test_who_is_preempted_in_flight_goes_on_as_if_it_had_not_been(scheduler: Sch
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=repr)
-def test_slots_are_moved_together_between_steps_in_flight(scheduler: Scheduler[Any]) -> None:
+def test_every_scheduler_runs_ahead_in_slots(scheduler: Scheduler[Any]) -> None:
     requests = [request(range(i, i + 3 * i + 1), max_tokens=1 + 5 * i) for i in range(8)]
     engine = make_engine(scheduler, blocks=47, layout=Slots(max_seqs=3), ahead_s=AHEAD_S)
     seqs = run_load(engine, [0.004 * i for i in range(8)], requests)
