@@ -31,7 +31,6 @@ from lightwork.serve.engine import Engine
 from lightwork.serve.loads import Arrival
 from lightwork.serve.opening import open_engine, own_cores
 from lightwork.serve.plan import Plan
-from lightwork.serve.schedulers import Step, View
 from lightwork.serve.schedulers.nano_flow import NanoFlow
 from lightwork.serve.simulate import SyntheticRequests, run_load
 from lightwork.train.initial import initial_weights
@@ -40,6 +39,7 @@ BLOCK_SIZE = 64
 DECODES, CONTEXT, PROMPT = 192, 512, 64
 ROWS = DECODES + PROMPT
 ROUNDS, CALLS = 7, 5
+NUM_SEQS = 16
 HALF = 0.5
 """Share of two cores that a lane on one of them has."""
 
@@ -222,45 +222,35 @@ def on_gpu(seed: int) -> Measured:
     return Measured(median(ratios), torch.cuda.get_device_name())
 
 
-class _Timed:
-    """Stands for a runner and a scheduler, and notes when steps run and how long planning takes."""
+def between_steps(seed: int) -> Measured:
+    """Time in which no step computes though there is work, steps formed ahead over one after another."""
+    found = [(_waits_s(2, seed), _waits_s(1, seed)) for _ in range(ROUNDS)]
+    ahead_s, after_s = (median(one[i][0] for one in found) for i in (0, 1))
+    ratio, gain = (median(a[k] / b[k] for a, b in found) for k in (0, 1))
+    us = f"{ahead_s * 1e6:.0f} of {after_s * 1e6:.0f} us"
+    return Measured(ratio, f"{us}, {NUM_SEQS} sequences; a load takes {gain:.2f}x as long, on as many cores")
 
-    def __init__(self, engine: Engine) -> None:
-        self._now = engine.kernel.now
-        self._runner = engine.runner
-        self._scheduler = engine.scheduler
-        self.ran_s: list[tuple[float, float]] = []
-        self.plans_s: list[float] = []
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runner, name)
+def _waits_s(depth: int, seed: int) -> tuple[float, float]:
+    """From a step's end to the next one's begin, on the thread that computes them: the median. And from the
+    first step's begin to the last one's end."""
+    kernel = Kernel(WallClock(), seed=seed)
+    plan = Plan(model="tiny:llama", use=(NanoFlow(),), prefix_cache=False, depth=depth)
+    engine, model, _ = open_engine(plan, kernel)
+    assert isinstance(engine, Engine)
+    runner: Any = engine.runner
+    forward, ran_s = runner._forward, []
 
-    async def run(self, step: Step) -> Any:
-        began_s = self._now()
-        scores = await self._runner.run(step)
-        self.ran_s.append((began_s, self._now()))
+    def timed(*args: Any) -> Any:
+        began_s = kernel.now()
+        scores = forward(*args)
+        ran_s.append((began_s, kernel.now()))
         return scores
 
-    def plan(self, state: Any, view: View) -> Step:
-        began_s = self._now()
-        step = self._scheduler.plan(state, view)
-        self.plans_s.append(self._now() - began_s)
-        return step
-
-
-def between_steps(seed: int) -> Measured:
-    """Time in which no step runs though there is work, over the time of a scheduler's decision."""
-    kernel = Kernel(WallClock(), seed=seed)
-    engine, model, _ = open_engine(Plan(model="tiny:llama", use=(NanoFlow(),), prefix_cache=False), kernel)
-    assert isinstance(engine, Engine)
-    timed: Any = _Timed(engine)
-    engine.runner = engine.scheduler = timed
-    arrivals = [Arrival(0.0, 64, 64)] * 32
+    runner._forward = timed
+    arrivals = [Arrival(0.0, 64, 128)] * NUM_SEQS
     try:
         run_load(engine, arrivals, SyntheticRequests(arrivals, model.spec.vocab_size, kernel.rng("prompts")))
     finally:
         model.close()
-    gap_s = median(b[0] - a[1] for a, b in pairwise(timed.ran_s))
-    plan_s = median(timed.plans_s)
-    note = f"{gap_s * 1e6:.0f} us, {plan_s * 1e6:.0f} of them scheduling: one step at a time is formed"
-    return Measured(gap_s / plan_s, note)
+    return median(b[0] - a[1] for a, b in pairwise(ran_s)), ran_s[-1][1] - ran_s[0][0]

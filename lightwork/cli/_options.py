@@ -32,6 +32,9 @@ tp = click.option(
     help="Ranks that share each layer: processes on cpu, devices when simulated.",
 )
 pp = click.option("--pp", type=click.IntRange(1), help="Pipeline stages, each of some layers, likewise.")
+depth = click.option(
+    "--depth", type=click.IntRange(1, 2), help="2 forms each step while the one before it computes."
+)
 load = click.option(
     "--load",
     default="Poisson(rate=4)",

@@ -30,6 +30,7 @@ KEYS: dict[str, type] = {
     "threads": int,
     "tp": int,
     "pp": int,
+    "depth": int,
 }
 WANTED = {str: "a string", list: "a list of strings", int: "a whole number of at least 1"}
 
@@ -44,6 +45,7 @@ class Chosen(NamedTuple):
     threads: int | None = None
     tp: int | None = None
     pp: int | None = None
+    depth: int | None = None
 
     def plan(self, **settings: Any) -> Plan:
         """What these come to, and further settings of a plan; None leaves one as it is."""
@@ -59,7 +61,7 @@ def choose(model: str, on: str | None, use: tuple[str, ...], default_on: str) ->
     Raises SpecError for a file or a technique that cannot be understood, before anything is loaded.
     """
     plan: dict[str, Any] = _read(Path(model)) if model.endswith(".toml") else {"model": model}
-    numbers = (plan.get(name) for name in ("max_seqs", "threads", "tp", "pp"))
+    numbers = (plan.get(name) for name in ("max_seqs", "threads", "tp", "pp", "depth"))
     chosen = Chosen(
         plan["model"], on or plan.get("on", default_on), use or tuple(plan.get("use", ())), *numbers
     )

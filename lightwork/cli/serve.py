@@ -31,6 +31,7 @@ from lightwork.cli._verbs import verb
 )
 @_options.tp
 @_options.pp
+@_options.depth
 @_options.trace
 def command(
     model: str,
@@ -43,12 +44,13 @@ def command(
     kv_memory: int | None,
     tp: int | None,
     pp: int | None,
+    depth: int | None,
     trace: str | None,
 ) -> None:
     from lightwork.serve.http.main import serve
 
     chosen = choose(model, on, use, "cpu")
-    plan = chosen.plan(max_len=max_len, kv_bytes=kv_memory, tp=tp, pp=pp)
+    plan = chosen.plan(max_len=max_len, kv_bytes=kv_memory, tp=tp, pp=pp, depth=depth)
     serve(
         plan,
         host=host,

@@ -24,6 +24,7 @@ HIDDEN = ("simulated", "num_within_slo")  # said above the table, and nothing is
 @_options.on("sim:a100x8", "The simulated place: sim: and a preset, times how many.")
 @_options.tp
 @_options.pp
+@_options.depth
 @_options.load
 @_options.seed
 @_options.trace
@@ -34,6 +35,7 @@ def command(
     on: str | None,
     tp: int | None,
     pp: int | None,
+    depth: int | None,
     load: str,
     seed: int,
     trace: str | None,
@@ -46,7 +48,7 @@ def command(
     from lightwork.serve.simulate import simulate
 
     chosen = choose(model, on, use, "sim:a100x8")
-    plan, arriving = chosen.plan(tp=tp, pp=pp), parse_load(load)
+    plan, arriving = chosen.plan(tp=tp, pp=pp, depth=depth), parse_load(load)
     with ProgressBar() as bar:
         run = simulate(plan, arriving, seed=seed, keep_spans=trace is not None, progress=bar)
     if trace:

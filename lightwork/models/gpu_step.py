@@ -34,6 +34,9 @@ from lightwork.models.transformer import logits, rotary
 MAX_GRAPH_ROWS = 64
 """Steps of at most so many rows are captured."""
 
+Feed = tuple[Tensor, Tensor]
+"""Rows, and the tokens that stand there: both on the device, which knows them before the host does."""
+
 INTERPRETED_UNITS = 2
 """Multiprocessors that the interpreter pretends to have."""
 
@@ -106,26 +109,27 @@ class GpuStep:
                 self.forward(_first_rows(num_seqs, count, kv.block_size), kv)
 
     @torch.inference_mode()
-    def forward(self, rows: Rows, kv: KVPool) -> Tensor:
+    def forward(self, rows: Rows, kv: KVPool, feed: Feed | None = None) -> Tensor:
         """Write the rows' keys and values and return the logits of the scored ones, float32 [N, V].
 
-        On a GPU the next forward may overwrite them. Raises InvariantError, before anything runs, if a row
-        would read or write outside the pool.
+        feed: where other tokens stand than `rows` says, not with adapters. On a GPU the next forward may
+        overwrite the logits. Raises InvariantError, before anything runs, if a row would read or write
+        outside the pool.
         """
         check_blocks(rows, kv.keys_LTGD.shape[1] // kv.block_size, kv.block_size)
         if rows.models:
             return self.model.forward(rows, kv)
         if self.device.type == "cpu":
-            return self._run(self._place(rows, len(rows.tokens), len(rows.scored)), kv)
+            return self._run(self._place(rows, len(rows.tokens), len(rows.scored), feed), kv)
         with torch.cuda.device(self.device):
             if len(rows.tokens) > self.max_graph_rows:
-                return self._run(self._place(rows, len(rows.tokens), len(rows.scored)), kv)
-            return self._replay(rows, kv)
+                return self._run(self._place(rows, len(rows.tokens), len(rows.scored), feed), kv)
+            return self._replay(rows, kv, feed)
 
-    def _replay(self, rows: Rows, kv: KVPool) -> Tensor:
+    def _replay(self, rows: Rows, kv: KVPool, feed: Feed | None) -> Tensor:
         """The step by the graph of its number of rows and tile shapes, captured now if there is none."""
         padded = 1 << (len(rows.tokens) - 1).bit_length()
-        batch = self._place(rows, padded, padded)
+        batch = self._place(rows, padded, padded, feed)
         known_kv, version = self._captured_for
         if known_kv is not kv or version != self._mirror.version:
             # A memory pool whose graphs are all gone cannot be captured into again.
@@ -151,7 +155,7 @@ class GpuStep:
             logits_NV = self._run(batch, kv)
         return _Graph(graph, batch, logits_NV)
 
-    def _place(self, rows: Rows, num_rows: int, num_scored: int) -> _Batch:
+    def _place(self, rows: Rows, num_rows: int, num_scored: int, feed: Feed | None = None) -> _Batch:
         """Copy the step to the device, padded with rows that are written nowhere and see nothing."""
         spec, mirror = self.spec, self._mirror
         padding = num_rows - len(rows.tokens)
@@ -171,6 +175,8 @@ class GpuStep:
             plans=plans,
         )
         mirror.end()
+        if feed is not None:
+            batch.tokens[feed[0]] = feed[1].to(batch.tokens.dtype)
         return batch
 
     def _run(self, batch: _Batch, kv: KVPool) -> Tensor:

@@ -175,7 +175,7 @@ class Bench:
         """The figure of a setting. Raises what the engine raises."""
         self.model.set_threads(setting.threads)
         self.runs += 1
-        make = runner_for(self.tuning.plan.on, self.model)
+        make = runner_for(self.tuning.plan.on, self.model, ahead=self.tuning.plan.depth > 1)
         kernel = Kernel(
             WallClock(), seed=self.tuning.seed, trace=Trace("real", observers=[meter := self._meter()])
         )

@@ -195,7 +195,18 @@ class Record:
                 expected="one that serve or sim wrote",
                 fix="lightwork sim tiny:llama --trace out.json",
             )
-        names = ("model", "on", "max_seqs", "prefix_cache", "tp", "pp", "kv_bytes", "max_len", "threads")
+        names = (
+            "model",
+            "on",
+            "max_seqs",
+            "prefix_cache",
+            "tp",
+            "pp",
+            "kv_bytes",
+            "max_len",
+            "threads",
+            "depth",
+        )
         plan = Plan(use=tuple(told["use"]), **{name: told[name] for name in names if name in told})
         real = not plan.on.startswith("sim:")
         chosen = plan.techniques()

@@ -80,7 +80,7 @@ class Kernel:
         self._dropped: set[int] = set()
         self._sequence = 0
         self._inbox: SimpleQueue[Call] = SimpleQueue()
-        self._pools: dict[tuple[str, bool], ThreadPoolExecutor] = {}
+        self._pools: dict[tuple[str, bool], ThreadPoolExecutor | _OneThread] = {}
         self._rngs: dict[str, np.random.Generator] = {}
         self._tasks: dict[Task, None] = {}
         self._failed: dict[Future, None] = {}
@@ -227,10 +227,10 @@ class Kernel:
             return future
         pool = self._pools.get((thread, background))
         if pool is None:
-            pool = self._pools[thread, background] = ThreadPoolExecutor(
-                max_workers=1 if thread else 4,
-                thread_name_prefix=thread or "lightwork",
-                initializer=_give_way if background else None,
+            pool = self._pools[thread, background] = (
+                _OneThread(thread)
+                if thread
+                else ThreadPoolExecutor(4, "lightwork", _give_way if background else None)
             )
         pool.submit(lambda: self._inbox.put((_settle, (future, *_outcome(fn, args)))))
         return future
@@ -430,6 +430,24 @@ class Kernel:
         """Resume a task at a time on this kernel's clock."""
         self._sequence = sequence = self._sequence + 1
         heappush(self._timers, (when_s, sequence, self._step, (task, value, None)))
+
+
+class _OneThread:
+    """Runs calls one after another: a pool of one thread without what a pool needs between two calls."""
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        threading.Thread(target=self._run, name=name).start()
+
+    def submit(self, call: Callable[[], object]) -> None:
+        self._calls.put(call)
+
+    def shutdown(self, wait: bool) -> None:
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
 
 
 def _outcome(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseException | None]:

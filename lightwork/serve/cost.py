@@ -163,7 +163,8 @@ class EagerCost:
 
 def num_scored(step: Step) -> int:
     """Rows whose scores are wanted: the last of each text, and drafts."""
-    return sum(c.start + c.count == len(c.seq.tokens) for c in step.chunks) + sum(map(len, step.drafts))
+    ends = sum(c.start + c.count == known for c, known in zip(step.chunks, step.lengths(), strict=True))
+    return ends + sum(map(len, step.drafts))
 
 
 def rows_of(step: Step) -> list[tuple[int, int]]:

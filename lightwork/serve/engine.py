@@ -6,27 +6,28 @@ real requests and predicts a cluster. All methods are called on the kernel's thr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
-from lightwork.decode.proposers import ROOT, Proposer
-from lightwork.decode.sampling import Pick
-from lightwork.decode.verifiers import Verdict, Verifier
+from lightwork.decode.proposers import Proposer
+from lightwork.decode.verifiers import Verifier
 from lightwork.decode.verifiers.match import Match
 from lightwork.errors import InvariantError
-from lightwork.memory.kv import Copy, KVCache
+from lightwork.memory.kv import KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.drafting import offer
+from lightwork.serve.flights import Flights
 from lightwork.serve.notes import Notes
+from lightwork.serve.results import Results
 from lightwork.serve.runner import Runner, Scores
-from lightwork.serve.schedulers import NO_DRAFT, Chunk, Scheduler, Step, View
+from lightwork.serve.schedulers import Scheduler, Step, View
 from lightwork.serve.sequence import FinishReason, Lender, Limits, Request, Sink, begin, check_request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.training import Training
 from lightwork.serve.transfers import Transfers
+from lightwork.serve.turns import Turns
 
 
 class Gauges(NamedTuple):
@@ -68,7 +69,6 @@ class Engine:
         self._state = scheduler.init()
         self.limits = limits
         self.proposer = proposer
-        self.verifier = verifier or Match()
         self.vocab_size = vocab_size
         self.waiting: list[Seq] = []
         self._arrived: list[Seq] = []
@@ -79,14 +79,15 @@ class Engine:
         self.training = training
         self._predict = predict
         self.steps = 0
-        self._in_flight = 0
         self._held = 0
         self._lent = 0
         self._ids = ids or count()
         self._bell: Future = kernel.future("a request")
         self._idle: list[Future] = []
-        self._copies: list[Copy] = []
+        self._flights = Flights(kernel, runner)
+        self._turns = Turns(kernel)
         self._notes = Notes(kernel, name)
+        self._results = Results(kv, proposer, verifier or Match(), kernel.now, self._has_begun, self._finish)
         self._transfers = Transfers(kernel, runner, kv, self._notes, self._arrived_kv, self._copied)
 
     # -- requests
@@ -107,6 +108,10 @@ class Engine:
         )
         self._ring()
         return seqs
+
+    async def submit_in_turn(self, request: Request, sink: Sink | None = None) -> list[Seq]:
+        """As `submit`, but where the queue is full, wait until there is room."""
+        return await self._turns.wait(lambda: self.submit(request, sink))
 
     def cancel(self, seqs: Iterable[Seq]) -> None:
         """End sequences whose caller has gone; their blocks are free at once, or when their step ends."""
@@ -144,7 +149,7 @@ class Engine:
 
     async def drained(self) -> None:
         """Return when every sequence has finished."""
-        while self.num_unfinished or self._in_flight or self._transfers.stores:
+        while self.num_unfinished or self._flights or self._transfers.stores:
             self._idle.append(self.kernel.future("the engine to drain"))
             await self._idle[-1]
 
@@ -166,14 +171,20 @@ class Engine:
     async def _serve(self) -> None:
         while True:
             planned_s = self.kernel.now()
-            step = self._plan(self.training) if self._in_flight < self.runner.depth else None
+            step = self._plan(self.training) if len(self._flights) < self.runner.depth else None
             if step is None:
                 self._bell = self.kernel.future("a request")
                 await self._bell
                 continue
-            self._in_flight += 1
             self.steps += 1
-            self.kernel.spawn(self._run_step(step, self.steps, planned_s), name=f"step {self.steps}")
+            self._flights.enter(self.steps)
+            for ended in step.after:
+                await ended
+                planned_s = self.kernel.now()
+            under_way = self._start(step)  # in the order in which they are planned
+            self.kernel.spawn(
+                self._run_step(step, self.steps, planned_s, under_way), name=f"step {self.steps}"
+            )
 
     def _plan(self, training: Training | None) -> Step | None:
         idle = not self.waiting and not self.running and not self.kv.num_pins
@@ -194,7 +205,7 @@ class Engine:
         )
         step = self.scheduler.plan(self._state, view)
         if step.changes_nothing:
-            busy = self._in_flight or self._lent or self._transfers.busy
+            busy = self._flights or self._lent or self._transfers.busy
             if not busy and (self.waiting or self.running):
                 raise InvariantError(
                     f"{self.scheduler!r} planned nothing with {len(self.waiting)} sequences waiting and "
@@ -220,11 +231,13 @@ class Engine:
             for seq in step.admitted:
                 if seq.id not in starts:
                     self._begin_pull(seq)
+            self._turns.ring()
         if step.chunks:
-            step.copies, self._copies = self._copies, []
+            step.copies, self._results.copies = self._results.copies, []
         seen: set[int] = set()
         for chunk in step.chunks:
-            seq, known = chunk.seq, len(chunk.seq.tokens)
+            seq = chunk.seq
+            known = len(seq.tokens) + seq.ahead
             ahead = 0 < chunk.count <= known - seq.computed and chunk.start == seq.computed
             if not ahead or seq.busy or seq.id in seen:
                 raise InvariantError(f"{self.scheduler!r} planned {chunk} against the laws of a step")
@@ -233,29 +246,41 @@ class Engine:
             if copies is None:
                 raise InvariantError(f"{self.scheduler!r} planned {seq} without blocks for {known} tokens")
             step.copies += copies
-            seq.busy += 1
-        if step.chunks and not (self._in_flight or self._lent or self._transfers.busy):
+            step.known.append(known)
+        if step.chunks and not (self._flights or self._lent or self._transfers.busy):
             moves, step.left = self.kv.gather()
             step.copies += moves
         if self.proposer is not None:
             offer(step, self.proposer, self.kv, self.vocab_size, may_leave=self.began is not None)
+        self._flights.take(step, self._goes_on)
         step.after += self._transfers.conflicts()
         if self.training is not None:
             self.training.move(step.slices)
 
-    async def _run_step(self, step: Step, number: int, start_s: float) -> None:
+    def _goes_on(self, seq: Seq) -> bool:
+        """Whether it can be planned on while its next token is being chosen: not if it certainly ends with
+        that, may leave with it, or drafts follow it."""
+        leaves = self.began is not None and seq.first_token_s is None
+        return self.proposer is None and seq.output_left > 1 and not leaves
+
+    def _start(self, step: Step) -> Awaitable[Scores]:
         try:
-            for ended in step.after:
-                await ended
-                start_s = self.kernel.now()
-            scores = await self.runner.run(step)
+            return self.runner.run(step)
+        except Exception as error:
+            failed = self.kernel.future("a step")
+            failed.fail(error)
+            return failed
+
+    async def _run_step(self, step: Step, number: int, start_s: float, under_way: Awaitable[Scores]) -> None:
+        try:
+            scores = await under_way
         except Exception as error:
             self._fail(step, error)
         else:
             emitted = [self._commit(step, i, scores) for i in range(len(step.chunks))]
             running, waiting, usage = self.gauges
             self._notes.step(step, number, start_s, emitted, waiting=waiting, running=running, kv_usage=usage)
-        self._in_flight -= 1
+        self._flights.leave(number)
         self._tell_if_idle()
         self._ring()
 
@@ -263,87 +288,27 @@ class Engine:
 
     def _commit(self, step: Step, i: int, scores: Scores) -> int:
         """Take in the result of one chunk; returns the number of tokens emitted."""
-        chunk = step.chunks[i]
-        seq = chunk.seq
-        seq.busy -= 1
+        seq = step.chunks[i].seq
+        stands = self._flights.give(step, i)
         if seq.finished is not None:
-            self._leave(seq)
+            if stands and not seq.busy:
+                self._leave(seq)
             return 0
         try:
-            return self._take_in(step, i, chunk, seq, scores)
+            return self._results.take_in(step, i, scores, stands=stands)
         except Exception as error:  # whatever a verifier, proposer or sink raises ends this sequence only
             if seq.finished is None:
                 self._finish(seq, "error", error)
             return 0
 
-    def _take_in(self, step: Step, i: int, chunk: Chunk, seq: Seq, scores: Scores) -> int:
-        if seq.request.prompt_logprobs is not None and seq.sink is not None and chunk.start < seq.prompt_len:
-            self._tell_prompt(seq, chunk, scores.prompt(i, seq.request.prompt_logprobs))
-        seq.computed = end = chunk.end
-        self.kv.commit(seq.id, seq.tokens, end)
-        known = len(seq.tokens)
-        if end < known:
-            return 0
-        draft = step.drafts[i] if step.drafts else NO_DRAFT
-        if not draft.tokens:
-            self._append(seq, (scores.pick(i, ROOT, ()),))
-            return len(seq.tokens) - known
-        verdict = self.verifier.verify(draft, partial(scores.pick, i))
-        if self.proposer is not None:
-            self.proposer.accept([seq], [verdict])
-        seq.drafted += len(draft)
-        seq.accepted += len(verdict.path)
-        self._append(seq, verdict.emitted)
-        if seq.finished is None:
-            self._keep_accepted(seq, end, verdict)
-        return len(seq.tokens) - known
-
-    def _tell_prompt(self, seq: Seq, chunk: Chunk, picks: Sequence[Pick]) -> None:
-        """Report what was not reported before the sequence was preempted or lost its engine."""
-        assert seq.sink is not None
-        new = picks[max(0, seq.prompt_told - chunk.start) :]
-        seq.prompt_told = max(seq.prompt_told, chunk.start + len(picks))
-        seq.sink.prompt(seq, new)
-
-    def _append(self, seq: Seq, emitted: Sequence[Pick]) -> None:
-        """Add chosen tokens to the text, up to the one that ends it."""
-        request = seq.request
-        picks: Sequence[Pick] = emitted
-        reason: FinishReason | None = None
-        left = request.max_tokens - len(seq.tokens) + seq.prompt_len
-        if len(picks) >= left or request.stop_ids:
-            picks, reason = _until_end(picks, left, request.stop_ids)
-        for pick in picks:
-            seq.tokens.append(pick.token)
-        first = seq.first_token_s is None
-        if first:
-            seq.first_token_s = self.kernel.now()
-        stands = seq.sink.tokens(seq, picks) if seq.sink is not None else None
-        if stands is not None:
-            del seq.tokens[len(seq.tokens) - len(picks) + stands :]
-            reason = "stop"
-        if reason is not None:
-            self._finish(seq, reason)
-            return
-        if seq.siblings:
-            self._release_siblings(seq)
-        if first and self.began is not None:
-            self.began(seq)
-
-    def _keep_accepted(self, seq: Seq, known: int, verdict: Verdict) -> None:
-        """The KV of accepted draft rows becomes the sequence's own; the rest is rolled back."""
-        self._copies.extend(self.kv.keep(seq.id, known, verdict.path))
-        seq.computed += len(verdict.path)
-        self.kv.commit(seq.id, seq.tokens, seq.computed)
-        self.kv.trim(seq.id)
-
     def _fail(self, step: Step, error: Exception) -> None:
         """The runner could not do the step: its sequences end with the error, everybody else goes on."""
-        for chunk in step.chunks:
-            chunk.seq.busy -= 1
+        for i, chunk in enumerate(step.chunks):
+            if not self._flights.give(step, i):
+                continue
             if chunk.seq.finished is None:
                 self._finish(chunk.seq, "error", error)
-            else:
+            elif not chunk.seq.busy:
                 self._leave(chunk.seq)
 
     # -- moves between the queues
@@ -378,7 +343,7 @@ class Engine:
         if self.kv.reserve(seq.id, seq.known) is None:
             raise InvariantError(f"{self.scheduler!r} admitted {seq} without blocks for {seq.known} tokens")
         seq.busy += 1
-        self._transfers.begin(seq)
+        self._transfers.begin(seq, self._flights.writing())
 
     def _preempt(self, seq: Seq, requeue: Literal["front", "back"]) -> None:
         if seq.busy:
@@ -386,7 +351,7 @@ class Engine:
         self.running.remove(seq)
         self.waiting.insert(0 if requeue == "front" else len(self.waiting), seq)
         self._release(seq)
-        seq.computed = 0
+        seq.computed = seq.ahead = seq.flying = 0
         seq.num_preempted += 1
         self._notes.moment("preempt", seq)
 
@@ -441,10 +406,11 @@ class Engine:
 
     def _release(self, seq: Seq) -> None:
         """Give up its blocks. They are not stored while rows of accepted drafts are still to be moved."""
-        self._transfers.release(seq, store=not self._copies)
+        self._transfers.release(seq, store=not self._results.copies)
 
     def _finish(self, seq: Seq, reason: FinishReason, error: Exception | None = None) -> None:
         seq.finished = reason
+        seq.busy, seq.flying, seq.ahead = seq.busy + seq.flying, 0, 0
         seq.finished_s = self.kernel.now()
         self._notes.moment("finish", seq, reason=reason, output=seq.num_output)
         if seq.sink is not None:
@@ -460,11 +426,19 @@ class Engine:
             self._release(seq)
         elif seq in self.waiting:
             self.waiting.remove(seq)
+            self._turns.ring()
             if seq.source is not None:
                 seq.source.give_up(seq)
                 seq.source = None
         if self.left is not None:
             self.left(seq)
+
+    def _has_begun(self, seq: Seq) -> None:
+        """It has its first token, and goes on: here, or elsewhere."""
+        if seq.siblings:
+            self._release_siblings(seq)
+        if self.began is not None:
+            self.began(seq)
 
     def _release_siblings(self, seq: Seq) -> None:
         """The other continuations start when the first has put the prompt into the prefix cache."""
@@ -475,7 +449,7 @@ class Engine:
     # -- small parts
 
     def _tell_if_idle(self) -> None:
-        if not self.num_unfinished and not self._in_flight and not self._transfers.stores:
+        if not self.num_unfinished and not self._flights and not self._transfers.stores:
             self._plan(None)  # the scheduler lets go of what it has pinned
             idle, self._idle = self._idle, []
             for future in idle:
@@ -484,13 +458,3 @@ class Engine:
     def _ring(self) -> None:
         if not self._bell.done:
             self._bell.set(None)
-
-
-def _until_end(
-    picks: Sequence[Pick], left: int, stop_ids: Container[int]
-) -> tuple[Sequence[Pick], FinishReason | None]:
-    """The picks up to the one that ends the sequence, and why it ends. left: tokens until max_tokens."""
-    for i, pick in enumerate(picks[:left], 1):
-        if pick.token in stop_ids:
-            return picks[:i], "stop"
-    return (picks[:left], "length") if len(picks) >= left else (picks, None)

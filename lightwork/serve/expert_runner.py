@@ -35,6 +35,7 @@ class ExpertRunner:
     """
 
     depth = 1
+    feeds = False
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from lightwork.memory.host import Run, runs
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
-from lightwork.serve.rows import build_rows
+from lightwork.serve.rows import build_rows, fed_rows
 from lightwork.serve.schedulers import Step
 from lightwork.serve.scores import LogitScores
 
@@ -35,15 +35,23 @@ class LocalRunner:
     """Runs one step at a time, long ones on a worker thread: the kernel's stays free for requests.
 
     model: weights, and their forward. kv: block tables of the engine it serves; the arrays behind them are
-    made here, in memory that others can map if there is some (`shared`, see `models.arena`).
+    made here, in memory that others can map if there is some (`shared`, see `models.arena`). ahead: the next
+    step is formed meanwhile, and begins on a thread of steps as soon as one has ended.
     """
 
-    depth = 1
     alive = True
 
     def __init__(
-        self, kernel: Kernel, model: Model | CompiledModel, kv: KVCache, shared: int | None = None
+        self,
+        kernel: Kernel,
+        model: Model | CompiledModel,
+        kv: KVCache,
+        shared: int | None = None,
+        *,
+        ahead: bool = False,
     ) -> None:
+        self.depth = 2 if ahead else 1
+        self.feeds = ahead
         self.kernel = kernel
         self.model = model
         self.kv = kv
@@ -51,11 +59,14 @@ class LocalRunner:
         self.host: Any = model.new_host_kv(kv.host.total, kv.block_size) if kv.host is not None else None
         self._last_rows, self._last_s = 1, inf
         self._computing = False
+        self._before: LogitScores | None = None
         compiled()  # now, rather than in the first step
 
     def run(self, step: Step) -> Future:
         """Resolves to the step's LogitScores."""
         rows, first = build_rows(step, self.kv)
+        if self.feeds:
+            return self.kernel.offload(self._forward, step, rows, first, thread="steps")
         expected_s = self._last_s * max(1.0, len(rows.tokens) / self._last_rows)
         start = self.kernel.attempt if expected_s < BRIEF_S else self.kernel.offload
         return start(self._forward, step, rows, first)
@@ -87,15 +98,22 @@ class LocalRunner:
 
     def _forward(self, step: Step, rows: Rows, first: list[int]) -> LogitScores:
         begin_s = self.kernel.now()
+        before, self._before = self._before, None
+        fed = {i: before.next_token(j) if before is not None else 0 for i, j in step.fed}
+        if fed:
+            rows.tokens[fed_rows(rows, step)] = [*fed.values()]
         self._computing = True
         try:
             for src, dst, num in step.copies:
                 self.pool.copy(range(src, src + num), range(dst, dst + num))
             for blocks in step.left:
                 self.pool.discard(blocks)
-            scores = LogitScores(step, self.model.logits(rows, self.pool), first)
+            scores = LogitScores(step, self.model.logits(rows, self.pool), first, fed)
         finally:
             self._computing = False
+        if self.feeds:
+            scores.keep()
+            self._before = scores
         self._last_rows, self._last_s = len(rows.tokens), self.kernel.now() - begin_s
         return scores
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lightwork.errors import SpecError
 from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
-from lightwork.memory.kv import KVCache
 from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
@@ -30,6 +29,7 @@ from lightwork.serve.plan import (
     kv_blocks,
     make_engine,
     make_kv,
+    overlapped,
     tier_blocks,
 )
 from lightwork.serve.runner import Runner
@@ -122,7 +122,7 @@ def open_one(
     behind = tier_blocks(plan, model.spec.kv_bytes_per_token(kv_dtype) * block_size)
     kv = make_kv(plan, int(blocks.value), block_size, behind)
     composition = chosen.get("composition")
-    make_runner: Callable[..., Runner] = runner_for(plan.on, model, moves=composition is not None)
+    make_runner = runner_for(plan.on, model, moves="composition" in chosen, ahead=plan.depth > 1)
     if shared is not None:
         make_runner = partial(make_runner, shared=shared)
     models: Collection[str] = model.adapters
@@ -144,7 +144,8 @@ def open_one(
     if kernel.trace is not None:
         derived = {"kv_blocks": kv.total, "block_size": block_size, "tier_blocks": behind}
         kernel.trace.about = about(plan, **derived, max_len=max_len)
-    settings += [*_threads(plan, model), longest, blocks, *divided(plan, kv), _scheduler(chosen, engine)]
+    settings += [*_threads(plan, model), longest, blocks, *divided(plan, kv)]
+    settings += [_scheduler(chosen, engine), *overlapped(plan)]
     return engine, model, settings
 
 
@@ -262,12 +263,17 @@ def import_backend(place: str) -> None:
         import_models()
 
 
-def runner_for(place: str, model: Served, *, moves: bool = False) -> Callable[[Kernel, Any, KVCache], Runner]:
+def runner_for(
+    place: str, model: Served, *, moves: bool = False, ahead: bool = False
+) -> Callable[..., Runner]:
     """Triton's kernels on a GPU, if they are installed and know the model; otherwise the model itself, or the
     processes that it is.
 
-    moves: where its weights are changes between steps, which recorded steps do not know.
+    moves: where its weights are changes between steps, which recorded steps do not know. ahead: each step is
+    formed while the one before computes.
     """
+    if ahead:
+        return partial(runner_for(place, model, moves=moves), ahead=True)
     if not moves and place.startswith("cuda") and find_spec("triton") is not None:
         from lightwork.models.gpu_step import supports
         from lightwork.serve.gpu_runner import GpuRunner
@@ -275,7 +281,8 @@ def runner_for(place: str, model: Served, *, moves: bool = False) -> Callable[[K
         if supports(model.spec):
             return GpuRunner
     from lightwork.serve.local_runner import LocalRunner
-    from lightwork.serve.workers import Workers, WorkersRunner
+    from lightwork.serve.workers import Workers
+    from lightwork.serve.workers_runner import WorkersRunner
 
     return WorkersRunner if isinstance(model, Workers) else LocalRunner
 

@@ -81,7 +81,8 @@ class Plan:
     model: `tiny:llama`, `hf:./folder`, or a folder. on: `cpu`, `cuda:0`, `sim:h100x8`. max_len: tokens of
     context.
     kv_bytes: memory for keys and values. tp, pp: tensor-parallel ranks and pipeline stages, devices when
-    simulated, processes on cpu. threads: of a CPU. None: derived.
+    simulated, processes on cpu. threads: of a CPU. None: derived. depth: 2 forms each step while the one
+    before it computes, whatever the scheduler; 1 when that has ended.
     """
 
     model: str = "tiny:llama"
@@ -95,6 +96,7 @@ class Plan:
     tp: int | None = None
     pp: int | None = None
     threads: int | None = None
+    depth: int = 1
 
     def techniques(self) -> dict[str, Any]:
         """The techniques by kind.
@@ -120,7 +122,19 @@ class Plan:
                 )
             chosen[kind] = technique
         _check_together(chosen, self.on)
+        self._check_depth(chosen)
         return chosen
+
+    def _check_depth(self, chosen: dict[str, Any]) -> None:
+        if self.depth not in (1, 2):
+            raise SpecError(f"depth is {self.depth}", expected="1 or 2", fix="depth=2")
+        waits = [chosen[kind] for kind in ("proposer", "tuning", "composition") if kind in chosen]
+        if self.depth > 1 and waits:
+            raise SpecError(
+                f"{waits[0]!r} has to know what a step chose before the next is formed",
+                expected="depth=1 with it",
+                fix=f"depth=1, or leave {type(waits[0]).__name__} out",
+            )
 
 
 def _check_together(chosen: Mapping[str, Any], on: str) -> None:
@@ -156,7 +170,7 @@ def about(plan: Plan, **derived: int) -> dict[str, Any]:
     """A plan in plain values, for its trace. derived: what was worked out for it, such as kv_blocks."""
     given = {
         name: getattr(plan, name)
-        for name in ("model", "on", "max_seqs", "prefix_cache", "tp", "pp", "kv_bytes", "threads")
+        for name in ("model", "on", "max_seqs", "prefix_cache", "tp", "pp", "kv_bytes", "threads", "depth")
     }
     return {**given, "use": [repr(technique) for technique in plan.techniques().values()], **derived}
 
@@ -176,7 +190,7 @@ def make_engine(
     models: see `Limits`. parts: what else `Engine` takes.
     """
     chosen = plan.techniques()
-    plain = Microbatches(stages=runner.depth) if runner.depth > 1 else Sarathi()
+    plain = Microbatches(stages=runner.depth) if runner.depth > 1 and not runner.feeds else Sarathi()
     usual = CoServe() if "tuning" in chosen else plain
     scheduler: Scheduler[Any] = chosen.get("scheduler") or usual
     if "composition" in chosen:
@@ -230,6 +244,11 @@ def adapters_setting(adapters: Sequence[Adapter]) -> Setting:
 def training_setting(tuning: Any, lengths: Sequence[int]) -> Setting:
     """tuning: a `Tuning`."""
     return Setting("training", f"{len(lengths)} sequences", f"{sum(lengths)} tokens of {tuning.data}")
+
+
+def overlapped(plan: Plan) -> list[Setting]:
+    """What a plan says about steps in flight, if it says anything."""
+    return [Setting("depth", "2", "as asked: each step is formed while one computes")] * (plan.depth > 1)
 
 
 def tier_blocks(plan: Plan, block_bytes: int) -> int:

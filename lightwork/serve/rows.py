@@ -17,7 +17,8 @@ def build_rows(step: Step, kv: KVCache) -> tuple[Rows, list[int]]:
     """Rows of the step's chunks and drafts, and for each chunk the index of its first scored row among the N.
 
     A chunk that reaches the last known token is scored there and at its draft nodes; one whose prompt's
-    log-probabilities are wanted is scored at every row.
+    log-probabilities are wanted is scored at every row. Where a token is still being chosen stands 0, see
+    `fed_rows`.
     """
     tokens: list[int] = []
     scored: list[int] = []
@@ -26,13 +27,14 @@ def build_rows(step: Step, kv: KVCache) -> tuple[Rows, list[int]]:
     counts: list[int] = []
     starts: list[int] = []
     known: list[int] = []
-    for i, chunk in enumerate(step.chunks):
+    fed = {i for i, _ in step.fed}
+    for i, (chunk, length) in enumerate(zip(step.chunks, step.lengths(), strict=True)):
         begin, start, end = len(tokens), chunk.start, chunk.start + chunk.count
-        tokens += chunk.seq.tokens[start:end]
+        tokens += (0,) if i in fed else chunk.seq.tokens[start:end]
         if step.drafts:
             tokens += step.drafts[i].tokens
         first.append(len(scored))
-        scored += range(begin + first_scored(chunk), len(tokens))
+        scored += range(begin + first_scored(chunk, length), len(tokens))
         begins.append(begin)
         counts.append(len(tokens) - begin)
         starts.append(start)
@@ -71,11 +73,16 @@ def _place_drafts(
         ancestors_R[at] = draft.ancestors()
 
 
-def first_scored(chunk: Chunk) -> int:
+def fed_rows(rows: Rows, step: Step) -> NDArray[np.int64]:
+    """Rows of the tokens that the step before is choosing: each alone of its chunk."""
+    return np.searchsorted(rows.seqs, [i for i, _ in step.fed])
+
+
+def first_scored(chunk: Chunk, known: int) -> int:
     """The chunk's first row whose scores are wanted; chunk.count if none is."""
     if chunk.seq.request.prompt_logprobs is not None and chunk.start < chunk.seq.prompt_len:
         return 0
-    return chunk.count - (chunk.start + chunk.count == len(chunk.seq.tokens))
+    return chunk.count - (chunk.start + chunk.count == known)
 
 
 def _tables(step: Step, kv: KVCache) -> NDArray[np.int32]:

@@ -30,10 +30,18 @@ class Scores(Protocol):
 
 
 class Runner(Protocol):
-    """Runs steps. depth: how many may be in flight (1; pipelines take as many as they have stages)."""
+    """Runs steps, in the order in which they are asked for.
+
+    depth: how many may be in flight: 1, pipelines as many as they have stages, and one more where a step is
+    formed while the one before it computes. feeds: whether such a step may contain tokens that the one before
+    is still choosing (`Step.fed`).
+    """
 
     @property
     def depth(self) -> int: ...
+
+    @property
+    def feeds(self) -> bool: ...
 
     @property
     def alive(self) -> bool:

@@ -5,26 +5,33 @@ N scored rows, V vocabulary size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from lightwork.decode.choose import choose
+from lightwork.decode.proposers import ROOT
 from lightwork.decode.sampling import Floats, Pick, Sampling, describe, pick
-from lightwork.serve.schedulers import Step
+from lightwork.serve.schedulers import Chunk, Step
 
 
 class LogitScores:
-    """Choices made from logits_NV, float32. first: per chunk, the index of its first scored row.
+    """Choices made from logits_NV, float32. first: per chunk, the index of its first scored row. fed: last
+    tokens, of chunks which did not know theirs when they were planned.
 
     All are made here, on the thread that ran the forward; after a draft node, the choice that holds if the
     path to it is accepted. What `choose` leaves open is chosen when it is asked for.
     """
 
-    __slots__ = ("_chosen", "_first", "_logits_NV", "_root", "_step")
+    __slots__ = ("_chosen", "_fed", "_first", "_known", "_logits_NV", "_picked", "_root", "_step")
 
-    def __init__(self, step: Step, logits_NV: Floats, first: list[int]) -> None:
+    def __init__(
+        self, step: Step, logits_NV: Floats, first: list[int], fed: Mapping[int, int] | None = None
+    ) -> None:
         self._step = step
+        self._known = step.lengths()
+        self._fed = fed or {}
+        self._picked: dict[int, Pick] = {}
         self._logits_NV = logits_NV
         self._first = first
         self._root: list[int] = []
@@ -33,7 +40,7 @@ class LogitScores:
         positions: list[int] = []
         for i, (chunk, end) in enumerate(zip(step.chunks, [*first[1:], len(logits_NV)], strict=True)):
             depths = (0, *step.drafts[i].depths()) if step.drafts else (0,)
-            root, known = end - len(depths), len(chunk.seq.tokens)
+            root, known = end - len(depths), self._known[i]
             self._root.append(root)
             if chunk.start + chunk.count == known:
                 for row, depth in enumerate(depths, root):
@@ -45,15 +52,31 @@ class LogitScores:
         self._chosen = dict(zip(zip(rows, positions, strict=True), tokens, strict=True))
 
     def pick(self, chunk: int, node: int, emitted: Sequence[int]) -> Pick:
+        if node == ROOT and chunk in self._picked:
+            return self._picked[chunk]
         seq = self._step.chunks[chunk].seq
         how = seq.sampling
-        row, position = self._root[chunk] + 1 + node, seq.known + len(emitted)
+        row, position = self._root[chunk] + 1 + node, self._known[chunk] + len(emitted)
         token = self._chosen.get((row, position), -1)
         if token < 0:
-            output = (*seq.tokens[seq.prompt_len :], *emitted) if how.penalised else ()
-            prompt = seq.tokens[: seq.prompt_len] if how.penalised else ()
-            return pick(self._logits_NV[row], how, position, prompt, output)
+            text = text_of(self._step, chunk, self._fed) if how.penalised else []
+            output = (*text[seq.prompt_len :], *emitted)
+            return pick(self._logits_NV[row], how, position, text[: seq.prompt_len], output)
         return Pick(token) if how.logprobs is None else describe(self._logits_NV[row], token, how.logprobs)
+
+    def next_token(self, chunk: int) -> int:
+        """What a chunk chose, for the step after: any token, if choosing fails, as it does when it is
+        asked for again. On the thread that computes steps."""
+        try:
+            self._picked[chunk] = chosen = self.pick(chunk, ROOT, ())
+        except Exception:
+            return 0
+        return chosen.token
+
+    def keep(self) -> None:
+        """Copy what of the logits may be asked for, as the array is about to be written again."""
+        if -1 in self._chosen.values() or any(map(_reports, self._step.chunks)):
+            self._logits_NV = np.array(self._logits_NV)
 
     def prompt(self, chunk: int, num_top: int) -> list[Pick]:
         part = self._step.chunks[chunk]
@@ -63,3 +86,14 @@ class LogitScores:
         return [
             describe(np.asarray(self._logits_NV[first + i]), t, num_top) for i, t in enumerate(successors)
         ]
+
+
+def text_of(step: Step, chunk: int, fed: Mapping[int, int]) -> list[int]:
+    """The tokens before the one that a chunk chooses, whether the engine knows the last one by now or not."""
+    known, seq = step.lengths()[chunk], step.chunks[chunk].seq
+    return [*seq.tokens[: known - 1], fed[chunk]] if chunk in fed else seq.tokens[:known]
+
+
+def _reports(chunk: Chunk) -> bool:
+    """Whether it says more than tokens."""
+    return chunk.seq.sampling.logprobs is not None or chunk.seq.request.prompt_logprobs is not None

@@ -86,9 +86,11 @@ class Lender(Protocol):
 class Sequence:
     """Mutable state of one continuation. The engine writes it; schedulers and proposers only read.
 
-    tokens: prompt, then output. computed: leading tokens whose KV is committed. busy: steps in flight that
-    contain it. started_s, first_token_s, finished_s: when first scheduled, when the first token came, when it
-    ended; None until then.
+    tokens: prompt, then output. ahead: tokens behind them that steps in flight are choosing. computed:
+    leading tokens whose KV is there, or will be when the steps in flight have ended. busy: steps in flight
+    and copies that it has to wait for; flying: steps in flight that it need not wait for.
+    started_s, first_token_s, finished_s: when first scheduled, when the first token came, when it ended; None
+    until then.
     source: who holds the computed tokens' KV, if they are still to be pulled from another engine.
     prompt_told: prompt tokens whose log-probabilities have been reported.
     cached: prompt tokens found in the prefix cache. drafted, accepted: draft rows run, and kept.
@@ -103,7 +105,9 @@ class Sequence:
     tokens: list[int]
     prompt_len: int
     computed: int = 0
+    ahead: int = 0
     busy: int = 0
+    flying: int = 0
     started_s: float | None = None
     first_token_s: float | None = None
     finished_s: float | None = None
@@ -118,25 +122,27 @@ class Sequence:
 
     @property
     def known(self) -> int:
-        return len(self.tokens)
+        """Tokens of the text, those included that are being chosen."""
+        return len(self.tokens) + self.ahead
 
     @property
     def left(self) -> int:
         """Tokens to run before the next one can be chosen."""
-        return len(self.tokens) - self.computed
+        return len(self.tokens) + self.ahead - self.computed
 
     @property
     def num_output(self) -> int:
-        return len(self.tokens) - self.prompt_len
+        return len(self.tokens) + self.ahead - self.prompt_len
 
     @property
     def decoding(self) -> bool:
-        return len(self.tokens) - self.computed == 1 and len(self.tokens) > self.prompt_len
+        known = len(self.tokens) + self.ahead
+        return known - self.computed == 1 and known > self.prompt_len
 
     @property
     def output_left(self) -> int:
         """Output tokens until max_tokens."""
-        return self.request.max_tokens - len(self.tokens) + self.prompt_len
+        return self.request.max_tokens - len(self.tokens) - self.ahead + self.prompt_len
 
     def __repr__(self) -> str:
         return f"<Sequence {self.id} {self.computed}/{self.known}>"
@@ -181,6 +187,12 @@ def check_request(request: Request, limits: Limits, kv_tokens: int, num_waiting:
             f"no model is called {request.model!r}",
             expected=" or ".join(["none named", *map(repr, limits.models)]),
             fix="name one of these, or none",
+        )
+    if request.n > limits.max_waiting:
+        raise CapacityError(
+            f"{request.n} continuations do not fit into the queue",
+            expected=f"at most {limits.max_waiting}",
+            fix="lower n",
         )
     if num_waiting + request.n > limits.max_waiting:
         raise BusyError(

@@ -30,6 +30,7 @@ from lightwork.serve.plan import (
     make_engine,
     make_kv,
     of_engines,
+    overlapped,
     tier_blocks,
     training_setting,
 )
@@ -81,8 +82,15 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
         blocks = _blocks(plan, spec, cost, max_len, composition)
         num_blocks = min(int(blocks.value), MOST_BLOCKS)
         kv = make_kv(plan, num_blocks, BLOCK_SIZE, tier_blocks(plan, block_bytes))
-        tables = kv if cluster.device.unit.reads_once else None
-        runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s, kv=tables)
+        runner = SimulatedRunner(
+            cost,
+            depth=seat.pp,
+            ahead_s=cost.step_s if plan.depth > 1 else None,
+            rank=seat.rank,
+            link_s=link_s,
+            host_s=host_s,
+            kv=kv if cluster.device.unit.reads_once else None,
+        )
         name = f"engine {i}" if router is not None else "engine"
         told = _told(plan, seats[i], seat, blocks)
         engine_runner: Runner = runner
@@ -95,7 +103,7 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
         names = composition.names() if composition is not None else [*adapters]
         more = {"name": name, "ids": ids, **parts}
         engines.append(make_engine(plan, kernel, kv, engine_runner, max_len, spec.vocab_size, names, **more))
-        of_each.append([*told, *divided(plan, kv)])
+        of_each.append([*told, *divided(plan, kv), *overlapped(plan)])
     settings += of_engines(of_each)
     return (Fleet(engines, router) if router is not None else engines[0]), settings
 

@@ -37,10 +37,12 @@ ZERO = Pick(0)
 class SimulatedRunner:
     """Lets virtual time pass for each step. depth: pipeline stages, and steps in flight.
 
-    A step holds one stage at a time, so up to `depth` steps overlap as they do in a pipeline. rank: its first
-    device. link_s(from, to, tokens): seconds to pull the KV of so many tokens from one rank's engine to
-    another's. host_s(copies, blocks): seconds to copy so many blocks to host memory, or back, in so many
-    pieces. kv: block tables, where attention reads keys once that sequences share; else None.
+    A step holds one stage at a time, so up to `depth` steps overlap as they do in a pipeline. ahead_s: what
+    of a stage's seconds is the host's, which forms a step while the one before computes, so that one more is
+    in flight; None: when that has ended. rank: its first device. link_s(from, to, tokens): seconds to pull
+    the KV of so many tokens from one rank's engine to another's. host_s(copies, blocks): seconds to copy so
+    many blocks to host memory, or back, in so many pieces. kv: block tables, where attention reads keys once
+    that sequences share; else None.
     """
 
     alive = True
@@ -50,6 +52,7 @@ class SimulatedRunner:
         cost: StepCost,
         *,
         depth: int = 1,
+        ahead_s: float | None = None,
         script: Script = dummy_token,
         rank: int = 0,
         link_s: Callable[[int, int, int], float] = lambda src, dst, num_tokens: 0.0,
@@ -57,7 +60,9 @@ class SimulatedRunner:
         kv: KVCache | None = None,
     ) -> None:
         self.cost = cost
-        self.depth = depth
+        self.depth = depth + (ahead_s is not None)
+        self.feeds = ahead_s is not None and depth == 1
+        self._ahead_s = ahead_s
         self._script = script
         self.rank = rank
         self._link_s = link_s
@@ -66,6 +71,7 @@ class SimulatedRunner:
         self._link = Fifo("link")
         self._out, self._in = Fifo("to the host"), Fifo("from the host")
         self._stages = [Fifo(f"stage {i}") for i in range(depth)]
+        self._hosts = [Fifo(f"host of stage {i}") for i in range(depth)]
 
     def run(self, step: Step) -> Coroutine[Any, Any, ScriptedScores]:
         if self._kv is not None:
@@ -91,8 +97,12 @@ class SimulatedRunner:
         return _use(self._in, self._host_s(len(runs), sum(num for _, _, num in runs)))
 
     async def _run(self, step: Step) -> ScriptedScores:
-        for stage, seconds in zip(self._stages, self.cost.stages(step), strict=True):
-            await Use(stage, seconds)
+        for stage, host, seconds in zip(self._stages, self._hosts, self.cost.stages(step), strict=True):
+            if self._ahead_s is None:
+                await Use(stage, seconds)
+            else:
+                await Use(host, self._ahead_s)
+                await Use(stage, seconds - self._ahead_s)
         return ScriptedScores(step, self._script)
 
 
@@ -113,7 +123,7 @@ class ScriptedScores:
         if self._script is dummy_token:
             return ZERO
         seq = self._step.chunks[chunk].seq
-        return Pick(self._script(seq, seq.known + len(emitted)))
+        return Pick(self._script(seq, len(seq.tokens) + len(emitted)))
 
     def prompt(self, chunk: int, num_top: int) -> list[Pick]:
         return []

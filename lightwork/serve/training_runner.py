@@ -51,6 +51,7 @@ class TrainingRunner:
         self.training = training
         self.cost = cost
         self.depth = 1  # the next step is planned when it is known how far this one came
+        self.feeds = False
         self.publish: Callable[[Adapter], Coroutine[Any, Any, object]] | None = None
         self._epoch: _Epoch | None = None
         self._notes = Notes(kernel, "training")

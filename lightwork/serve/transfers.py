@@ -63,9 +63,12 @@ class Transfers:
             return conflicts
         return [*self.stores.values(), *self.pulls.values()]
 
-    def begin(self, seq: Seq) -> None:
-        """Bring a sequence's KV into its reserved blocks, from the engine that has it or from host memory."""
-        after = self.conflicts()
+    def begin(self, seq: Seq, writing: Iterable[Future]) -> None:
+        """Bring a sequence's KV into its reserved blocks, from the engine that has it or from host memory.
+
+        writing: what else may still use these blocks.
+        """
+        after = [*self.conflicts(), *writing]
         self.pulls[seq.id] = self._kernel.future(f"the KV of {seq}")
         if seq.source is None:
             pull = self._fetch(seq, self._kv.fetch(seq.id, seq.tokens), after)

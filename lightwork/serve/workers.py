@@ -31,17 +31,12 @@ from numpy.typing import NDArray
 from lightwork.errors import LightworkError, SpecError
 from lightwork.kernels.rows import Rows
 from lightwork.memory.host import Run
-from lightwork.memory.kv import Copy, KVCache
+from lightwork.memory.kv import Copy
 from lightwork.models import import_models, read_shape, resolve
 from lightwork.models.spec import ModelSpec, read_json
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.parallel.child import Child, listen
-from lightwork.runtime.futures import Future
-from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
-from lightwork.serve.rows import build_rows
-from lightwork.serve.schedulers import Step
-from lightwork.serve.scores import LogitScores
 
 if TYPE_CHECKING:
     from lightwork.models.slices import Slice
@@ -273,60 +268,3 @@ def start_workers(
             raise
     into, out = [chain[0][1] for chain in pipes], [chain[-1][0] for chain in pipes]
     return Workers(uri, started, into, out, threads or each)
-
-
-class WorkersRunner:
-    """Steps of a `Workers` model: as many at once as it has stages.
-
-    kv: block tables of the engine it serves; keys and values are where the workers are, for one runner at a
-    time.
-    """
-
-    pool = None
-
-    def __init__(self, kernel: Kernel, model: Workers, kv: KVCache) -> None:
-        self.kernel = kernel
-        self.model = model
-        self.kv = kv
-        self.depth = model.depth
-        self._ask(Allocate(kv.total, kv.block_size, kv.host.total if kv.host is not None else 0))
-
-    @property
-    def alive(self) -> bool:
-        return self.model.lost is None
-
-    def run(self, step: Step) -> Future:
-        """Resolves to the step's LogitScores. Raises LightworkError once a worker has been lost."""
-        rows, first = build_rows(step, self.kv)
-        return self._ask(
-            Forward(rows, step.copies),
-            lambda parts: LogitScores(step, np.concatenate(parts, 1) if len(parts) > 1 else parts[0], first),
-        )
-
-    def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Future:
-        raise SpecError(
-            "workers have no engine beside them", expected="one engine", fix="leave the router out"
-        )
-
-    def swap_out(self, runs: Sequence[Run]) -> Future:
-        """In its turn among the steps."""
-        return self._ask(Swap(runs, out=True))
-
-    def swap_in(self, runs: Sequence[Run]) -> Future:
-        return self._ask(Swap(runs, out=False))
-
-    def _ask(self, command: Command, then: Callable[[list[Any]], object] = len) -> Future:
-        """Resolves to what `then` makes of the answer, on the thread that collects answers."""
-        future = self.kernel.future(type(command).__name__.lower())
-
-        def answer(parts: list[Any], error: Exception | None) -> None:
-            value: object = None
-            if error is None:
-                try:
-                    value = then(parts)
-                except Exception as failed:
-                    error = failed
-            self.kernel.post(future.end, value, error)
-
-        self.model.ask(command, answer)
-        return future

@@ -38,6 +38,7 @@ def make_engine(
     blocks: int = 64,
     block_size: int = 4,
     depth: int = 1,
+    ahead_s: float | None = None,
     prefix_cache: bool = True,
     layout: Layout | None = None,
     max_seqs: int = 128,
@@ -48,7 +49,11 @@ def make_engine(
     kernel = kernel or Kernel(trace=Trace("test"))
     kv = KVCache(blocks, block_size, prefix_cache=prefix_cache, layout=layout)
     runner = SimulatedRunner(
-        UnitCost(depth), depth=depth, script=next_token, link_s=lambda src, dst, tokens: 1e-4 * tokens
+        UnitCost(depth),
+        depth=depth,
+        ahead_s=ahead_s,
+        script=next_token,
+        link_s=lambda src, dst, tokens: 1e-4 * tokens,
     )
     limits = Limits(max_len=10_000, max_seqs=max_seqs, max_waiting=max_waiting)
     return Engine(kernel, runner, kv, scheduler or Sarathi(), limits=limits, vocab_size=50, **parts)

@@ -400,6 +400,7 @@ SCHEDULES = given(
     scheduler=st.sampled_from(SCHEDULERS),
     blocks=st.integers(16, 40),
     depth=st.integers(1, 3),
+    ahead_s=st.sampled_from([None, 1e-4]),
     max_seqs=st.integers(1, 8),
     k=st.integers(0, 6),
     hang_ups=st.lists(st.tuples(st.floats(0, 0.3), st.integers(0, 13)), max_size=5),
@@ -411,12 +412,18 @@ def check_schedule(
     scheduler: Scheduler[Any],
     blocks: int,
     depth: int,
+    ahead_s: float | None,
     max_seqs: int,
     k: int,
     hang_ups: list[tuple[float, int]],
 ) -> None:
     engine = make_engine(
-        scheduler, blocks=blocks, depth=depth, max_seqs=max_seqs, proposer=Ngram(k=k) if k else None
+        scheduler,
+        blocks=blocks,
+        depth=depth,
+        ahead_s=ahead_s,
+        max_seqs=max_seqs,
+        proposer=Ngram(k=k) if k else None,
     )
     load = sorted(load, key=lambda item: item[0])
     groups: list[list[Seq]] = []

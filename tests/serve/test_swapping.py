@@ -34,6 +34,7 @@ from lightwork.serve.schedulers.prefix_groups import PrefixGroups
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.schedulers.split_fuse import SplitFuse
 from lightwork.serve.sequence import Limits
+from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
 from lightwork.serve.simulated_runner import SimulatedRunner
 
@@ -43,29 +44,49 @@ SWITCHING = FastSwitch(inner=Sarathi(chunk=16), every=3, stay=0.3)
 
 
 class RememberingRunner(SimulatedRunner):
-    """slots, host: what each slot of the two memories holds, a model and a text up to and with its token."""
+    """slots, host: what each slot of the two memories holds, a model and a text up to and with its token.
 
-    def __init__(self, kernel: Kernel, kv: KVCache, seed: int) -> None:
-        super().__init__(UnitCost(), script=next_token)
+    ahead: steps are formed ahead, and each writes, as late as it can, where it was told to write when it was
+    formed.
+    """
+
+    def __init__(self, kernel: Kernel, kv: KVCache, seed: int, *, ahead: bool = False) -> None:
+        super().__init__(UnitCost(), ahead_s=1e-4 if ahead else None, script=next_token)
         self.kernel, self.kv, self.rng = kernel, kv, random.Random(seed)
         self.slots: dict[int, object] = {}
         self.host: dict[int, object] = {}
         self.broken: frozenset[str] = frozenset()
 
     def run(self, step: Step) -> Coroutine[Any, Any, Any]:
+        rows = []
+        for (seq, start, count), known in zip(step.chunks, step.known, strict=True):
+            text = [*seq.tokens, next_token(seq, known - 1)][:known]
+            assert len(text) == known
+            rows.append((seq, text, start, [self.kv.slot(seq.id, i) for i in range(start + count)]))
+        if not self.feeds:
+            self._write(step, rows)
+            return super().run(step)
+        return self._run_late(step, rows)
+
+    async def _run_late(self, step: Step, rows: Sequence[tuple[Seq, list[int], int, list[int]]]) -> Any:
+        scores = await super().run(step)
+        self._write(step, rows)
+        return scores
+
+    def _write(self, step: Step, rows: Sequence[tuple[Seq, list[int], int, list[int]]]) -> None:
         for src, dst, num in step.copies:
             for i in range(num):
                 self.slots[dst + i] = self.slots.get(src + i)
         for blocks in step.left:
             for i in range(blocks.start * SIZE, blocks.stop * SIZE):
                 self.slots[i] = POISON
-        for seq, start, count in step.chunks:
-            for i in range(start):
-                held = (seq.request.model, *seq.tokens[: i + 1])
-                assert self.slots[self.kv.slot(seq.id, i)] == held, (seq, i)
-            for i in range(start, start + count):
-                self.slots[self.kv.slot(seq.id, i)] = (seq.request.model, *seq.tokens[: i + 1])
-        return super().run(step)
+        for seq, text, start, slots in rows:
+            for i, slot in enumerate(slots):
+                held = (seq.request.model, *text[: i + 1])
+                if i < start:
+                    assert self.slots[slot] == held, (seq, i)
+                else:
+                    self.slots[slot] = held
 
     def swap_out(self, runs: Sequence[Run]) -> Coroutine[Any, Any, None]:
         return self._swap("out", runs, self.slots, self.host)
@@ -93,11 +114,12 @@ def make(
     layout: Layout | None = None,
     tier: HostMemory | None = None,
     prefix_cache: bool = True,
+    ahead: bool = False,
 ) -> Engine:
     kernel = Kernel(trace=Trace("test"))
     tier = tier or HostMemory()
     kv = KVCache(blocks, SIZE, prefix_cache=prefix_cache, layout=layout, tier=tier, tier_blocks=host)
-    runner = RememberingRunner(kernel, kv, seed)
+    runner = RememberingRunner(kernel, kv, seed, ahead=ahead)
     return Engine(kernel, runner, kv, scheduler, limits=Limits(max_len=1000), vocab_size=50)
 
 
@@ -130,6 +152,7 @@ def assert_clean(engine: Engine) -> None:
     broken=st.sampled_from([(), (), ("in",), ("out",)]),
     scheduler=st.sampled_from([SWITCHING, PrefixGroups(inner=Sarathi(chunk=16))]),
     models=st.sampled_from([("",), ("", "a", "b")]),
+    ahead=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_no_schedule_of_copies_is_read_before_it_has_ended(
@@ -142,12 +165,20 @@ def test_no_schedule_of_copies_is_read_before_it_has_ended(
     broken: tuple[str, ...],
     scheduler: Any,
     models: Sequence[str],
+    ahead: bool,
     seed: int,
 ) -> None:
     if layout.max_seqs:  # each has room for the longest
         blocks, host = layout.max_seqs * blocks, layout.max_seqs * host
     engine = make(
-        scheduler, blocks=blocks, host=host, layout=layout, tier=tier, prefix_cache=cache, seed=seed
+        scheduler,
+        blocks=blocks,
+        host=host,
+        layout=layout,
+        tier=tier,
+        prefix_cache=cache,
+        ahead=ahead,
+        seed=seed,
     )
     assert isinstance(engine.runner, RememberingRunner)
     engine.runner.broken = frozenset(broken)

@@ -27,7 +27,8 @@ from lightwork.serve.plan import Plan, make_engine, make_kv, tier_blocks
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
-from lightwork.serve.workers import Workers, WorkersRunner, start_workers
+from lightwork.serve.workers import Workers, start_workers
+from lightwork.serve.workers_runner import WorkersRunner
 
 pytestmark = [
     pytest.mark.multiproc,
@@ -63,11 +64,12 @@ def started(checkpoint: Callable[..., Path]) -> Iterator[Callable[[int, int], Wo
     assert left == []
 
 
-def engine_on(workers: Workers, *use: object, num_blocks: int = NUM_BLOCKS) -> Engine:
+def engine_on(workers: Workers, *use: object, num_blocks: int = NUM_BLOCKS, ahead: bool = False) -> Engine:
     plan = Plan(use=use)
     kernel = Kernel(WallClock(), trace=Trace("real: processes"))
     kv = make_kv(plan, num_blocks, BLOCK_SIZE, tier_blocks(plan, 3 * 2 * 2 * 8 * 4 * BLOCK_SIZE))
-    return make_engine(plan, kernel, kv, WorkersRunner(kernel, workers, kv), max_len=512, vocab_size=320)
+    runner = WorkersRunner(kernel, workers, kv, ahead=ahead)
+    return make_engine(plan, kernel, kv, runner, max_len=512, vocab_size=320)
 
 
 def outputs(seqs: Sequence[Seq]) -> list[list[int]]:
@@ -114,6 +116,20 @@ def test_texts_are_those_of_one_process(
     assert sum(seq.num_preempted for seq in seqs) > 0
     engine.kv.check()
     assert outputs(run_load(engine, [0.0] * len(LOAD), LOAD)) == expected  # prompts are in the prefix cache
+
+
+@pytest.mark.parametrize(("stages", "ranks"), GRIDS)
+def test_steps_formed_ahead_wait_at_the_first_stage(
+    started: Start, expected: list[list[int]], stages: int, ranks: int
+) -> None:
+    """Where there is one stage, for the tokens of the step before."""
+    engine = engine_on(started(stages, ranks), "Sarathi(chunk=16)", ahead=True)
+    assert (engine.runner.depth, engine.runner.feeds) == (stages + 1, stages == 1)
+    seqs = run_load(engine, [0.001 * i for i in range(len(LOAD))], LOAD)
+    assert outputs(seqs) == expected
+    assert sum(seq.num_preempted for seq in seqs) > 0
+    engine.kv.check()
+    assert engine.kv.free == engine.kv.total
 
 
 @pytest.mark.parametrize(("stages", "ranks"), GRIDS)
@@ -176,7 +192,7 @@ def test_sixteen_threads_are_answered_with_their_own_texts(started: Start, expec
     assert steps == sorted(steps)
 
 
-@pytest.mark.parametrize("grid", [{"tp": 2}, {"pp": 2}], ids=str)
+@pytest.mark.parametrize("grid", [{"tp": 2}, {"pp": 2}, {"tp": 2, "depth": 2}], ids=str)
 def test_a_worker_that_is_killed_fails_what_is_pending(
     checkpoint: Callable[..., Path], grid: dict[str, int]
 ) -> None:

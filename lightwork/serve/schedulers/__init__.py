@@ -47,7 +47,8 @@ class Pin(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Step:
-    """One forward pass. The engine adds drafts and copies, the scheduler all else.
+    """One forward pass. The engine adds drafts, copies and what steps in flight have to do with it, the
+    scheduler all else.
 
     The chunk of an admitted sequence starts behind what it shares of the prefix cache; one whose KV comes
     from another engine or from host memory has none yet. requeue: where in the queue those preempted go.
@@ -57,7 +58,9 @@ class Step:
     slices: of training, computed with it as far as it takes no more than limit_s in all. next_model: whose
     turn comes after this step's model, if that is known, so that its weights can be brought. shared: of each
     chunk, the first keys that attention reads for another one anyway; set where a step is priced on a device
-    that does so.
+    that does so. known: tokens known of each chunk's sequence when it was planned. ahead: chunks whose
+    sequences may be planned on before it has ended, each with how often the sequence had been preempted. fed:
+    chunks whose last token is still being chosen, each with that one of the step before that chooses it.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -75,6 +78,9 @@ class Step:
     limit_s: float = inf
     next_model: str | None = None
     shared: Sequence[int] = ()
+    known: list[int] = field(default_factory=list)
+    ahead: dict[int, int] = field(default_factory=dict)
+    fed: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def changes_nothing(self) -> bool:
@@ -83,6 +89,10 @@ class Step:
     @property
     def num_rows(self) -> int:
         return sum(chunk.count for chunk in self.chunks) + sum(map(len, self.drafts))
+
+    def lengths(self) -> Sequence[int]:
+        """Tokens known of each chunk's sequence: those of a step that is only thought of, now."""
+        return self.known or [chunk.seq.known for chunk in self.chunks]
 
     def draft(self, chunk: int) -> Draft:
         return self.drafts[chunk] if self.drafts else NO_DRAFT
@@ -175,7 +185,7 @@ class StepPlan:
             prompts: list[Seq] = []
             for seq in self.view.running:
                 if not seq.busy:
-                    known = len(seq.tokens)
+                    known = len(seq.tokens) + seq.ahead
                     is_decode = known - seq.computed == 1 and known > seq.prompt_len
                     (decodes if is_decode else prompts).append(seq)
             self._idle = decodes, prompts
@@ -190,7 +200,7 @@ class StepPlan:
         """
         if seq.id in self._gone:
             return False
-        need = self.view.blocks.needs(seq.id, len(seq.tokens))
+        need = self.view.blocks.needs(seq.id, len(seq.tokens) + seq.ahead)
         while need > self._free:
             victim = self._youngest() if preempt else None
             if victim is None:

@@ -7,8 +7,8 @@ Idea:   steps are filled to the batch for which nano-operations were laid out, d
 Shapes: View -> the inner scheduler's Step, the queue cut off where memory would be short
 Cost:   O(running log running) per request looked at
 Claims: nanoflow
-Differs: the next batch is formed when a step has ended, not while it runs; who needs more than predicted is
-        preempted, and its KV goes to host memory only with HostMemory
+Differs: the next batch is formed while a step runs only where the plan says so (depth=2); who needs more
+        than predicted is preempted, and its KV goes to host memory only with HostMemory
 """
 
 from __future__ import annotations

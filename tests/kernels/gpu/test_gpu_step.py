@@ -27,6 +27,7 @@ from lightwork.serve.opening import runner_for
 from lightwork.serve.plan import Plan, make_engine
 from lightwork.serve.rows import build_rows
 from lightwork.serve.schedulers import Chunk, Step
+from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
@@ -102,6 +103,25 @@ def test_served_texts_equal_those_of_torch(checkpoint: Make) -> None:
         plan, kv = Plan(use=(Ngram(k=2),)), KVCache(64, 4)
         engine = make_engine(plan, kernel, kv, runner(kernel, model, kv), 200, model.spec.vocab_size)
         texts.append([seq.tokens for seq in run_load(engine, [0.0] * len(load), load)])
+    assert texts[0] == texts[1]
+
+
+def test_tokens_are_fed_where_the_device_has_them(checkpoint: Make) -> None:
+    """A step is told before the one before has ended; where the host chooses, it waits for that."""
+    model = models.load(str(checkpoint("llama", num_hidden_layers=1)))
+    load = [
+        Request(prompt=tuple(TEXT[:5]), max_tokens=6, sampling=Sampling(temperature=0.0)),
+        Request(prompt=tuple(TEXT[5:9]), max_tokens=6, sampling=Sampling(temperature=1.2, seed=5)),
+        Request(prompt=tuple(TEXT[4:7]), max_tokens=5, sampling=Sampling(seed=3, repetition_penalty=1.5)),
+        Request(prompt=tuple(TEXT[4:8]), max_tokens=4, sampling=Sampling(seed=4), prompt_logprobs=1),
+    ]
+    texts = []
+    for ahead in (False, True):
+        kernel, kv = Kernel(WallClock()), KVCache(64, 4)
+        runner = GpuRunner(kernel, model, kv, ahead=ahead)
+        engine = make_engine(Plan(use=(Sarathi(chunk=6),)), kernel, kv, runner, 200, model.spec.vocab_size)
+        texts.append([seq.tokens for seq in run_load(engine, [0.0] * len(load), load)])
+        assert engine.runner.depth == 1 + ahead
     assert texts[0] == texts[1]
 
 
