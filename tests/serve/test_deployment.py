@@ -45,7 +45,9 @@ def opened() -> Iterator[Callable[..., Fleet]]:
     for model in models:
         model.close()
     for model in models:
-        assert [engine.process.poll() is not None for engine in model.engines] == [True] * len(model.engines)
+        assert [engine.child.process.poll() is not None for engine in model.engines] == [True] * len(
+            model.engines
+        )
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,7 @@ def test_a_process_that_is_killed_loses_no_request(
             seqs.extend(fleet.submit(request))
         while sum(seq.num_output for seq in seqs) < 40:
             await kernel.sleep(0.001)
-        os.kill(fleet.engines[victim].process.pid, signal.SIGKILL)
+        os.kill(fleet.engines[victim].child.process.pid, signal.SIGKILL)
         await fleet.drained()
 
     serving = kernel.spawn(fleet.run())
@@ -141,7 +143,7 @@ def test_log_probabilities_of_a_prompt_are_told_once(opened: Callable[..., Fleet
         def prompt(self, seq: Seq, picks: Sequence[Pick]) -> None:
             told[seq.id] += len(picks)
             if told[seq.id] > 60 and fleet.members[1].alive and seq.id == seqs[1].id:
-                os.kill(fleet.engines[1].process.pid, signal.SIGKILL)
+                os.kill(fleet.engines[1].child.process.pid, signal.SIGKILL)
 
         def tokens(self, seq: Seq, picks: Sequence[Pick]) -> None: ...
 
@@ -170,7 +172,7 @@ def test_without_any_process_callers_are_told(opened: Callable[..., Fleet]) -> N
         for request in LOAD:
             seqs.extend(fleet.submit(request))
         for engine in fleet.engines:
-            os.kill(engine.process.pid, signal.SIGKILL)
+            os.kill(engine.child.process.pid, signal.SIGKILL)
         await fleet.drained()
 
     serving = kernel.spawn(fleet.run())
