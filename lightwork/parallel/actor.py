@@ -1,7 +1,7 @@
 """A child in a Ray actor, on whichever machine of the cluster has room: the same modules and messages.
 
 The pipe is a TCP connection to the actor, with a key that Ray carries. Ray places actors and says when one
-has died; what they compute and say does not pass through it.
+has died; what they compute and say does not pass through it. What they print is in Ray's log.
 """
 
 from __future__ import annotations
@@ -91,7 +91,11 @@ def join(address: str, num_actors: int) -> tuple[int, int]:
     }
     if not ray.is_initialized():
         try:
-            ray.init(**({"address": address} if address else here), logging_level=logging.ERROR)
+            ray.init(
+                **({"address": address} if address else here),
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise SpecError(
                 f"Ray cannot be reached at {address!r}: {error}",

@@ -141,7 +141,7 @@ def _check(plan: Plan, seats: Sequence[Seat]) -> None:
         raise SpecError(
             "each of several engines would train the same adapter",
             expected="one engine",
-            fix="leave the router out",
+            fix="leave the router out, and --on cpu",
         )
     real = plan.on == "cpu" or plan.on.startswith("ray:")
     if not real or not hasattr(os, "memfd_create"):

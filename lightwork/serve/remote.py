@@ -301,7 +301,10 @@ class RemoteEngine:
         source = self._pulling.get(id)
         if source is not None:
             source._readers[id] = self
-            source._send("read", id)
+            if id in source._lent:
+                source._send("read", id)
+            else:
+                source._on_kv(id, None)
 
     def _on_kv(self, id: int, kv: bytes | None) -> None:
         """What was read of a sequence that it lent; None: it is to be computed again."""
