@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Callable
 from concurrent.futures import Future
 from importlib import import_module
 from multiprocessing.connection import Client, Connection, Listener
@@ -56,6 +57,8 @@ class Actor:
     def wait(self, timeout: float | None = None) -> int | str:
         import ray
 
+        if not ray.is_initialized():
+            return "Ray has been shut down"
         try:
             self._ended.result(timeout)
         except TimeoutError:
@@ -72,9 +75,10 @@ class Actor:
             ray.kill(self._actor)
 
 
-def join(address: str, num_actors: int) -> tuple[int, int]:
+def join(address: str, num_actors: int) -> tuple[int, int, Callable[[], object]]:
     """Join the cluster at an address ("auto": that of this machine; "": none, Ray is started here) for so
-    many actors; the cores and the bytes of memory that there are for each.
+    many actors, unless this process has joined one; the cores and the bytes of memory that there are for
+    each, and what to call at the end.
 
     Raises MissingExtraError; SpecError for a cluster that is not there or too small.
     """
@@ -89,7 +93,9 @@ def join(address: str, num_actors: int) -> tuple[int, int]:
         "include_dashboard": False,
         "object_store_memory": STORE_BYTES,
     }
+    leave: Callable[[], object] = bool
     if not ray.is_initialized():
+        leave = ray.shutdown
         try:
             ray.init(
                 **({"address": address} if address else here),
@@ -105,22 +111,17 @@ def join(address: str, num_actors: int) -> tuple[int, int]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
     fitting = [
         each
-        for each in range(1, 1 + max(int(node["CPU"]) for node in nodes))
+        for each in range(1, 1 + max((int(node["CPU"]) for node in nodes), default=0))
         if sum(int(node["CPU"]) // each for node in nodes) >= num_actors
     ]
     if not fitting:
+        leave()
         cores = sum(int(node["CPU"]) for node in nodes)
         raise SpecError(
             f"{num_actors} engines on {cores} cores", expected="a core for each", fix="fewer engines"
         )
-    return fitting[-1], int(min(node["memory"] / node["CPU"] for node in nodes) * fitting[-1])
-
-
-def leave() -> None:
-    """Leave the cluster; one that was started here ends."""
-    import ray
-
-    ray.shutdown()
+    memory_bytes = min(node["memory"] / node["CPU"] for node in nodes) * fitting[-1]
+    return fitting[-1], int(memory_bytes), leave
 
 
 def start_actor(num_cores: int, name: str, module: str, order: Any) -> Child:

@@ -161,9 +161,9 @@ def _check(plan: Plan, seats: Sequence[Seat]) -> None:
 def _place(plan: Plan, num_engines: int) -> Place:
     """This machine, divided among processes; or what there is of Ray."""
     if plan.on.startswith("ray:"):
-        from lightwork.parallel.actor import join, leave, start_actor
+        from lightwork.parallel.actor import join, start_actor
 
-        num_cores, memory_bytes = join(plan.on.removeprefix("ray:"), num_engines)
+        num_cores, memory_bytes, leave = join(plan.on.removeprefix("ray:"), num_engines)
         start = partial(start_actor, num_cores)
         return Place(start=start, num_cores=num_cores, memory_bytes=memory_bytes, leave=leave)
     cores = own_cores()
