@@ -204,7 +204,7 @@ class RemoteEngine:
     async def _restart(self) -> None:
         try:
             self._connect(await self.kernel.offload(self._start_child))
-        except (LightworkError, OSError) as error:
+        except Exception as error:  # whatever it is: who waits here must not wait for ever
             self._ended(f"did not start: {error}")
 
     def _start_child(self) -> Child:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lightwork.errors import MissingExtraError, SpecError
+from lightwork.errors import LightworkError, MissingExtraError, SpecError
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
@@ -43,6 +43,33 @@ def test_without_ray_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -
         open_engine(Plan(on="ray:", use=("Replicas(copies=2)",)), Kernel(WallClock()))
 
 
+def lose(fleet: Fleet, die: Callable[[], object], then: Callable[[], object] = bool) -> list[Seq]:
+    """Serve the load, in the middle of which something dies, until every engine serves again."""
+    kernel, seqs = fleet.kernel, list[Seq]()
+
+    def all_serve() -> bool:
+        return all(engine.serving for engine in fleet.engines)
+
+    async def main() -> None:
+        for request in LOAD:
+            seqs.extend(fleet.submit(request))
+        while sum(seq.num_output for seq in seqs) < 40:
+            await kernel.sleep(0.001)
+        lines = [engine._line for engine in fleet.engines]
+        die()
+        await fleet.drained()
+        while all_serve() and lines == [engine._line for engine in fleet.engines]:
+            await kernel.sleep(0.01)
+        then()
+        while not all_serve():
+            await kernel.sleep(0.01)
+
+    serving = kernel.spawn(fleet.run())
+    kernel.run(main())
+    serving.cancel()
+    return seqs
+
+
 @pytest.fixture(scope="module")
 def expected() -> list[list[int]]:
     """What one engine says."""
@@ -51,6 +78,35 @@ def expected() -> list[list[int]]:
         return outputs(run_load(engine, [0.0] * len(LOAD), LOAD))
     finally:
         model.close()
+
+
+@pytest.mark.slow
+def test_a_machine_of_a_cluster_that_is_lost_loses_no_request(
+    expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of one core each, as Ray sees them; the engine starts again on one that comes instead."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token_hex(32))
+    node = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    doomed = cluster.add_node(**node)
+    on = f"ray:{cluster.address}"
+    try:
+        with pytest.raises(
+            LightworkError, match="engine 0 did not start: CheckpointError: there is no folder"
+        ):
+            open_engine(Plan(model="hf:./nowhere", on=on, use=("PrefillDecode()",)), Kernel(WallClock()))
+        with pytest.raises(SpecError, match="3 engines on 2 cores"):
+            open_engine(Plan(on=on, use=("Replicas(copies=3)",)), Kernel(WallClock()))
+        plan = Plan(on=on, use=("PrefillDecode()",), max_len=512, prefix_cache=False)
+        fleet, model, _ = open_engine(plan, Kernel(WallClock()))
+        assert isinstance(fleet, Fleet)
+        assert outputs(run_load(fleet, [0.0] * len(LOAD), LOAD)) == expected
+        assert outputs(lose(fleet, doomed.kill_all_processes, lambda: cluster.add_node(**node))) == expected
+        assert outputs(run_load(fleet, [0.0] * len(LOAD), LOAD)) == expected
+        model.close()
+    finally:
+        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -93,22 +149,7 @@ def kill_process(actor: Any) -> None:
 def test_an_actor_that_dies_loses_no_request_and_is_started_again(
     fleet: Fleet, expected: list[list[int]], victim: int, die: Die
 ) -> None:
-    kernel, seqs = fleet.kernel, []
     pid = fleet.engines[victim].child.process.pid
-
-    async def main() -> None:
-        for request in LOAD:
-            seqs.extend(fleet.submit(request))
-        while sum(seq.num_output for seq in seqs) < 40:
-            await kernel.sleep(0.001)
-        die(fleet.engines[victim].child.process)
-        await fleet.drained()
-        while not all(engine.serving for engine in fleet.engines):
-            await kernel.sleep(0.01)
-
-    serving = kernel.spawn(fleet.run())
-    kernel.run(main())
-    serving.cancel()
-    assert outputs(seqs) == expected
+    assert outputs(lose(fleet, lambda: die(fleet.engines[victim].child.process))) == expected
     assert fleet.engines[victim].child.process.pid != pid
     assert outputs(run_load(fleet, [0.0] * len(LOAD), LOAD)) == expected
