@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, permutations
@@ -88,24 +89,19 @@ def open_deployment(
     _check(plan, seats)
     place = _place(plan, len(seats))
     link = link or Link()
-    clock = kernel.clock
-    assert isinstance(clock, WallClock)
-    orders = _orders(plan, place, seats, clock, link=link, shares=shares)
-    starts = [partial(_start, place, clock, order) for order in orders]
+    starts = [*_starts(plan, place, seats, kernel, link=link, shares=shares)]
     started: list[Child] = []
-    try:
+    with ExitStack() as undo:
+        undo.callback(place.leave)
         for start in starts:
             started.append(start())
+            undo.callback(started[-1].kill)
             if len(started) == 1:  # it converts weights and compiles, if need be, for all of them
                 started[0].wait(progress)
         told: list[Ready] = [each.wait(progress) for each in started]
         tokenizer = Tokenizer(resolve(plan.model))
         generation = read_json(resolve(plan.model), "generation_config.json", optional=True)
-    except BaseException:
-        for each in started:
-            each.kill()
-        place.leave()
-        raise
+        undo.pop_all()
     if kernel.trace is not None:
         kernel.trace.about = about(plan)
     ids = count()
@@ -175,17 +171,19 @@ def _place(plan: Plan, num_engines: int) -> Place:
     )
 
 
-def _orders(
-    plan: Plan, place: Place, seats: Sequence[Seat], clock: WallClock, **link: Any
-) -> Iterator[Order]:
-    """One per seat. Each has its own cores while there are enough."""
+def _starts(
+    plan: Plan, place: Place, seats: Sequence[Seat], kernel: Kernel, **link: Any
+) -> Iterator[Callable[[], Child]]:
+    """What starts the engine of each seat. Each has its own cores while there are enough."""
     use = [technique for kind, technique in plan.techniques().items() if kind != "router"]
     threads = None if place.cores else place.num_cores
     if plan.threads is not None:
         threads = max(1, plan.threads // len(seats))
     cores, each = place.cores, place.num_cores
+    clock = kernel.clock
+    assert isinstance(clock, WallClock)
     for i, seat in enumerate(seats):
-        yield Order(
+        order = Order(
             plan=replace(plan, on="cpu", use=tuple(use), threads=threads),
             number=i,
             cores=[cores[k % len(cores)] for k in range(i * each, (i + 1) * each) if cores],
@@ -194,6 +192,7 @@ def _orders(
             hands_over=seat.hands_over,
             **link,
         )
+        yield partial(_start, place, clock, order)
 
 
 def _start(place: Place, clock: WallClock, order: Order) -> Child:
