@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from lightwork.errors import LightworkError
+
 
 def home() -> Path:
     """The folder of files kept between runs: LIGHTWORK_HOME, or one in the user's cache."""
@@ -15,11 +17,16 @@ def home() -> Path:
 def keep(place: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside its place, then rename it: a file of this name is always whole.
 
-    What a killed process left half written is removed. Raises OSError, and whatever write does.
+    What a killed process left half written is removed. What is no file (a device, a pipe) is written to as it
+    is. Raises OSError, and whatever write does.
     """
+    if place.exists() and not place.is_file():
+        write(place)
+        return
     place.parent.mkdir(parents=True, exist_ok=True)
     for left in place.parent.glob(f"{place.stem}.*.part"):
-        if not _is_running(int(left.suffixes[-2][1:])):
+        pid = left.suffixes[-2][1:]
+        if pid.isdecimal() and not _is_running(int(pid)):
             left.unlink(missing_ok=True)
     part = place.with_suffix(f".{os.getpid()}.part")
     try:
@@ -27,6 +34,21 @@ def keep(place: Path, write: Callable[[Path], object]) -> None:
         part.replace(place)
     finally:
         part.unlink(missing_ok=True)
+
+
+def save(place: Path, write: Callable[[Path], object]) -> None:
+    """`keep`, for a file that somebody asked for: what was there stays whole until it is replaced.
+
+    Raises LightworkError that names it if there is no room, or no way to write.
+    """
+    try:
+        keep(place.resolve(), write)
+    except OSError as error:
+        raise LightworkError(
+            f"{place} cannot be written: {error.strerror or error}",
+            expected="a folder that may be written to, with room",
+            fix="make room there, or name another place",
+        ) from error
 
 
 def _is_running(pid: int) -> bool:

@@ -19,7 +19,7 @@ from lightwork.cli._verbs import verb
 )
 @click.argument("model")
 @_options.use
-@_options.on("cpu", "Where it runs: cpu, cuda:0.")
+@_options.on("cpu", "Where it runs: cpu, cuda:0, ray:.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one."

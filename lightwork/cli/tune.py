@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lightwork import home
 from lightwork.cli import _options
 from lightwork.cli._plan_file import choose
 from lightwork.cli._verbs import verb
@@ -65,7 +66,8 @@ def command(
 
         tuned = tune(tuning, told)
     if save is not None:
-        save.write_text(_plan_file(tuning, tuned), encoding="utf-8")
+        text = _plan_file(tuning, tuned)
+        home.save(save, lambda part: part.write_text(text, encoding="utf-8"))
     _show(tuning, tuned, as_json)
 
 

@@ -30,7 +30,7 @@ from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.models.transformer import Attend, embed, logits, normalise, run_layers
 from lightwork.models.weights import Get, Layer, Weights, joined
-from lightwork.parallel.child import Child
+from lightwork.parallel.child import Child, start_process
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.effects import Compute, Move, Spawn
 from lightwork.runtime.progress import Progress
@@ -99,7 +99,7 @@ class Pooled:
             self._link, theirs = socket.socketpair()
             order = PeerOrder(path=folder.absolute(), layers=self.away)
             with theirs:
-                self._peer = Child("the peer", "lightwork.memory.peer", order, (theirs.fileno(),))
+                self._peer = start_process("the peer", "lightwork.memory.peer", order, (theirs.fileno(),))
             self._shapes: dict[int, Shapes] = self._peer.wait()
             self.fetch_s = min(self._timed_fetch() for _ in range(2))
             fetch = prefetch(

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save_file
+from safetensors.numpy import save as in_bytes
 
 from lightwork.errors import CheckpointError
-from lightwork.home import keep
+from lightwork.home import save
 from lightwork.models.adapter_set import MAX_RANK, check_adapter
 from lightwork.models.adapters import Adapter, Delta
 from lightwork.models.parts import Module, each_module
@@ -97,7 +97,7 @@ def write_adapter(folder: Path, adapter: Adapter, spec: ModelSpec, base: str = "
     """Write what PEFT and `read_adapter` read. base: the model's name or folder, which PEFT loads.
 
     Each file is whole at any time, the tensors first. Raises CheckpointError for an adapter that does not
-    fit the model.
+    fit the model, LightworkError if a file cannot be written.
     """
     check_adapter(adapter, spec)
     rank, first = adapter.rank, next(iter(adapter.deltas.values()))
@@ -122,8 +122,9 @@ def write_adapter(folder: Path, adapter: Adapter, spec: ModelSpec, base: str = "
     for path, delta in adapter.deltas.items():
         for side, matrix in (("A", delta.a), ("B", delta.b)):
             tensors[f"{PREFIX}{path}.lora_{side}.weight"] = np.ascontiguousarray(matrix, np.float32)
-    keep(folder / TENSORS, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
-    keep(folder / CONFIG, lambda part: part.write_text(json.dumps(config, indent=2), encoding="utf-8"))
+    stored = in_bytes(tensors, metadata={"format": "pt"})
+    save(folder / TENSORS, lambda part: part.write_bytes(stored))
+    save(folder / CONFIG, lambda part: part.write_text(json.dumps(config, indent=2), encoding="utf-8"))
 
 
 def _leaf(module: Module) -> str:

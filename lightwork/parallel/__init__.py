@@ -2,7 +2,9 @@
 
 ring.py            an all-reduce, as a strategy of one rank
 pipeline.py        one stage of a pipeline, as a strategy
-processes.py       the backend that runs such strategies on processes of this machine (child.py: their start)
+processes.py       the backend that runs such strategies on processes of this machine
+child.py           a process that computes for this one, its start and its end; actor.py: in a Ray actor
+line.py            the pipe between two of them
 op_plan.py         a layer cut into nano-operations, and what such a plan must hold
 overlap.py         the strategy that carries a plan out, and a simulated device on whose shares kernels run
 operator_times.py  what operators take alone, priced

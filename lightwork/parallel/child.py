@@ -1,8 +1,8 @@
 """A process that computes for this one: how it starts, and what it says until it is ready.
 
-It is a module of ours, given a pipe as its first argument; it is sent an order, and says ("progress", ...),
-("failed", why) or ("ready", what it has become), each in a list; ("lost", why) if the failure is another's.
-It ends when the pipe does.
+It is a module of ours, in a process (given a pipe as its first argument) or in an actor (`actor`). It is sent
+an order, and says ("progress", ...), ("failed", why) or ("ready", what it has become), each in a list;
+("lost", why) if the failure is another's. It ends when the pipe does.
 """
 
 from __future__ import annotations
@@ -11,32 +11,42 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
-from multiprocessing.connection import wait
-from subprocess import DEVNULL, Popen
-from typing import Any
+from multiprocessing.connection import Connection, wait
+from subprocess import DEVNULL, Popen, TimeoutExpired
+from typing import Any, Protocol
 
 from lightwork.errors import LightworkError
 from lightwork.runtime.progress import Progress
 
 GRACE_S = 1.0
 """Who has lost another one is not the cause; so long the cause is waited for."""
+END_S = 5.0
+"""So long a process may take to end when it has been told to, or its pipe has ended."""
 
 
 class LostError(LightworkError):
     """A process has lost another one."""
 
 
-class Child:
-    """name: in errors. fds: of pipes and files that it gets, too, as further arguments."""
+class Process(Protocol):
+    """What computes, as `Popen` is."""
 
-    def __init__(self, name: str, module: str, order: Any, fds: Sequence[int] = ()) -> None:
+    @property
+    def pid(self) -> int: ...
+    def wait(self, timeout: float | None = None) -> int | str:
+        """Its exit code, or why it ended. Raises TimeoutExpired if it runs on."""
+        ...
+
+    def kill(self) -> None: ...
+
+
+class Child:
+    """name: in errors. pipe: to the process."""
+
+    def __init__(self, name: str, process: Process, pipe: Connection, order: Any) -> None:
         self.name = name
-        self.pipe, theirs = Pipe()
-        passed = (theirs.fileno(), *fds)
-        self.process = Popen(
-            [sys.executable, "-m", module, *map(str, passed)], pass_fds=passed, stdin=DEVNULL
-        )
-        theirs.close()
+        self.process = process
+        self.pipe = pipe
         with suppress(OSError):  # one that has ended already is told of by `wait`
             self.pipe.send(order)
         self._ready: Any = None
@@ -52,7 +62,7 @@ class Child:
         try:
             name, *told = self.pipe.recv()[0]
         except (EOFError, OSError):
-            name, told = "failed", [f"it ended with exit code {self.process.wait()}"]
+            name, told = "failed", [f"it {self.end()}"]
         if name in ("failed", "lost"):
             kind = LightworkError if name == "failed" else LostError
             what = "did not start" if self._ready is None else "was lost"
@@ -63,10 +73,28 @@ class Child:
             progress(*told)
         return self._ready is not None
 
+    def end(self) -> str:
+        """How it ended, its pipe being closed; killed if it does not by itself."""
+        try:
+            how = self.process.wait(END_S)
+        except TimeoutExpired:
+            self.process.kill()
+            how = self.process.wait()
+        return f"ended with exit code {how}" if isinstance(how, int) else f"ended: {how}"
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
         self.pipe.close()
+
+
+def start_process(name: str, module: str, order: Any, fds: Sequence[int] = ()) -> Child:
+    """fds: of pipes and files that it gets, too, as further arguments."""
+    pipe, theirs = Pipe()
+    passed = (theirs.fileno(), *fds)
+    process = Popen([sys.executable, "-m", module, *map(str, passed)], pass_fds=passed, stdin=DEVNULL)
+    theirs.close()
+    return Child(name, process, pipe, order)
 
 
 def listen(children: Sequence[Child], progress: Progress | None = None, *, until_ready: bool = False) -> None:

@@ -107,7 +107,7 @@ class Tuning:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.plan.on.startswith("sim:") or "router" in self.plan.techniques():
+        if self.plan.on.startswith(("sim:", "ray:")) or "router" in self.plan.techniques():
             raise SpecError(
                 f"{self.plan.on} is not measured",
                 expected="one engine on this machine",

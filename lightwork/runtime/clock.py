@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Moment(NamedTuple):
+    """What a wall clock shows, to set that of another process by. machine: as it was started, "" if that is
+    not known; origin_s: when the clock began, by the machine's own."""
+
+    machine: str
+    origin_s: float
+    now_s: float
 
 
 class WallClock:
     """Seconds since it was made, as they pass.
 
-    origin_s: that of another process's clock on this machine, to tell the same time.
+    like: a moment ago of another process's clock, to tell the same time: exactly on the same machine, on
+    another one late by as long as the message took.
     """
 
     virtual = False
 
-    def __init__(self, origin_s: float | None = None) -> None:
-        self.origin_s = time.perf_counter() if origin_s is None else origin_s
+    def __init__(self, like: Moment | None = None) -> None:
+        self.origin_s = time.perf_counter()
+        if like is not None:
+            self.origin_s = like.origin_s if like.machine == _machine() else self.origin_s - like.now_s
 
     def now(self) -> float:
         return time.perf_counter() - self.origin_s
+
+    def moment(self) -> Moment:
+        return Moment(_machine(), self.origin_s, self.now())
 
 
 class VirtualClock:
@@ -31,6 +49,13 @@ class VirtualClock:
 
     def now(self) -> float:
         return self.time_s
+
+
+@cache
+def _machine() -> str:
+    """Differs from that of any machine whose clock began at another time."""
+    file = Path("/proc/sys/kernel/random/boot_id")
+    return file.read_text(encoding="ascii") if file.exists() else ""
 
 
 def cpu_s() -> float:

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from lightwork.errors import SpecError
+from lightwork.home import save
 from lightwork.runtime.trace import Span, Trace
 
 Event = dict[str, Any]
 
 
 def write_chrome_trace(path: str | Path, traces: Iterable[Trace]) -> None:
-    """Write traces side by side into one file."""
+    """Write traces side by side into one file. Raises LightworkError if it cannot be written."""
     events: list[Event] = []
     arrows = 0
     for pid, trace in enumerate(traces, start=1):
@@ -36,7 +37,7 @@ def write_chrome_trace(path: str | Path, traces: Iterable[Trace]) -> None:
             events.extend(_arrow(send, receive, pid, arrows))
     data = {"traceEvents": events, "displayTimeUnit": "ms"}
     text = json.dumps(data, separators=(",", ":"), default=_plain)
-    Path(path).write_text(text, encoding="utf-8")
+    save(Path(path), lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _placed(trace: Trace, pid: int) -> tuple[list[tuple[Span, int]], list[Event]]:

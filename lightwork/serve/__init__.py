@@ -12,7 +12,8 @@ compositions/  several models behind one engine; composing.py: what that needs b
 expert_runner.py   steps that wait for their model's weights; prompt_router.py: whose prompt it is
 transfers.py   KV that comes from another engine, or goes to host memory and back, beside the steps
 fleet.py       several engines behind a router (routers/): to callers one engine
-remote.py      an engine in another process; member.py is that process, deployment.py starts them
+remote.py      an engine in another process or Ray actor, started again when it is lost; member.py is that
+               process, messages.py what they say, deployment.py starts them
 workers.py     a model as processes, tensor-parallel ranks and pipeline stages; worker.py is one of them
 plan.py        a model, a place and techniques, put together; values nobody set are derived, with a reason
 opening.py     the engine of a plan on this machine; simulated.py: on the virtual clock

@@ -20,7 +20,7 @@ from lightwork.serve.routers import Member, Router
 from lightwork.serve.sequence import Limits, Request, Sink
 from lightwork.serve.sequence import Sequence as Seq
 
-MOST_LOSSES = 1
+MOST_LOSSES = 2
 """Engines that a sequence may lose before it ends with an error."""
 
 
@@ -38,6 +38,7 @@ class Fleet:
             engine.watch(began=partial(self._began, i) if seat.hands_over else None, left=self._left)
             if isinstance(engine, RemoteEngine):
                 engine.lost = partial(self._lost, i)
+                engine.returned = partial(self._returned, i)
 
     @property
     def kernel(self) -> Kernel:
@@ -131,15 +132,16 @@ class Fleet:
         if at is not None:
             self._count(seq, at, -1)
 
-    def _lost(self, at: int, seqs: Iterable[Seq]) -> list[Seq]:
-        """An engine's process has ended: its sequences are computed again elsewhere, to the same text.
+    def _lost(self, at: int, seqs: Iterable[Seq], served: bool) -> list[Seq]:
+        """An engine's process has ended: its sequences are computed again elsewhere, or there when another
+        one is ready; to the same text.
 
-        Returns those that are not: nobody is left, or they have lost two engines and may be the reason.
+        Returns those that are not: nobody is left, or they have lost three engines and may be the reason.
         """
-        self.members[at].alive = False
+        self._call_roll()
         stranded = []
         for seq in seqs:
-            self._losses[seq.id] += 1
+            self._losses[seq.id] += served
             if not self.alive or self._losses[seq.id] > MOST_LOSSES:
                 stranded.append(seq)
                 continue
@@ -149,6 +151,20 @@ class Fleet:
             self._at[seq.id] = chosen
             self.engines[chosen].adopt(seq)
         return stranded
+
+    def _returned(self, at: int) -> None:
+        """An engine's new process is there, with memory of its own."""
+        for i, engine in enumerate(self.engines):
+            if i != at and engine.serving:
+                engine.meet(self.engines[at])
+                self.engines[at].meet(engine)
+        self._call_roll()
+
+    def _call_roll(self) -> None:
+        """Work goes to engines that serve; while none does, to those that will again, and waits there."""
+        serving = any(engine.serving for engine in self.engines)
+        for member, engine in zip(self.members, self.engines, strict=True):
+            member.alive = engine.serving if serving else engine.returning
 
     def _place(self, seq: Seq) -> int:
         if not self.alive:

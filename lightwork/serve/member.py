@@ -1,7 +1,7 @@
 """One engine of a deployment, in a process of its own: `python -m lightwork.serve.member DESCRIPTOR`.
 
 Descriptor: of the pipe to the process that started it, which says first what to be (`Order`). It ends with
-that process.
+that process. In an actor it is given the pipe.
 """
 
 from __future__ import annotations
@@ -9,21 +9,23 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from typing import Any
+from secrets import token_hex
+from typing import Any, BinaryIO
 
 from lightwork.decode.sampling import Pick
 from lightwork.errors import LightworkError
+from lightwork.memory.host import runs
+from lightwork.parallel.line import Line
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span, Trace
+from lightwork.serve.messages import Figures, Memory, Order, Ready
 from lightwork.serve.opening import import_backend, open_one
-from lightwork.serve.remote import Figures, Order, Ready
 from lightwork.serve.sequence import FinishReason, Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.workers import Workers
@@ -50,19 +52,21 @@ class Hosted:
     def __init__(self, pipe: Connection, order: Order) -> None:
         self._pipe = pipe
         self._order = order
+        self._file = os.memfd_create(f"lightwork-kv-{order.number}-{token_hex(16)}")
         self._outbox: list[tuple[Any, ...]] = []
         self._next_ids: deque[int] = deque()
         self._seqs: dict[int, Seq] = {}
         self._lent: dict[int, Seq] = {}
         self._pools: dict[int, Any] = {}
-        self.kernel = Kernel(WallClock(order.origin_s), trace=Trace("real: cpu", keep=0, observers=[self]))
+        self._awaited: set[int] = set()
+        self.kernel = Kernel(WallClock(order.moment), trace=Trace("real: cpu", keep=0, observers=[self]))
         import_backend(order.plan.on)
         self.engine, model, settings = open_one(
             order.plan,
             self.kernel,
             lambda *progress: pipe.send([("progress", *progress)]),
             memory_bytes=order.memory_bytes,
-            shared=order.files[order.number],
+            shared=self._file,
             name=f"engine {order.number}",
             ids=self._ids(),
         )
@@ -70,11 +74,12 @@ class Hosted:
         self.model = model
         self.engine.watch(began=self._began if order.hands_over else None, left=self._left)
         self.model.warm_up()
+        file = f"/proc/{os.getpid()}/fd/{self._file}"
         ready = Ready(
             limits=replace(self.engine.limits, models=[*self.model.variants.values()]),
             vocab_size=self.engine.vocab_size,
             kv_tokens=self.engine.kv_tokens,
-            num_blocks=self.engine.kv.total,
+            memory=Memory(file, os.readlink(file), self.engine.kv.total),
             nbytes=self.model.nbytes,
             variants={**self.model.variants},
             settings=settings,
@@ -83,11 +88,12 @@ class Hosted:
 
     def serve(self) -> None:
         """Until told to stop, or until the other process is gone."""
-        threading.Thread(target=self._read, name="lightwork-pipe", daemon=True).start()
+        self._line = Line(self.kernel, self._pipe, self._take, self.kernel.stop, self._order.link)
         try:
             self.kernel.run(self.engine.run())
         finally:  # also what an engine that broke a law says of its sequences
             self._flush()
+            self._line.finish()
 
     def say(self, *message: Any) -> None:
         """Tell the other process; all of a turn's messages go together."""
@@ -97,14 +103,7 @@ class Hosted:
 
     def _flush(self) -> None:
         messages, self._outbox = self._outbox, []
-        with suppress(OSError):  # it is gone: the reader ends this process, too
-            self._pipe.send(messages)
-
-    def _read(self) -> None:
-        with suppress(EOFError, OSError):
-            while True:
-                self.kernel.post(self._take, self._pipe.recv())
-        self.kernel.stop()
+        self._line.send(messages)
 
     def _take(self, message: Sequence[Any]) -> None:
         name, *arguments = message
@@ -128,12 +127,60 @@ class Hosted:
         self._seqs.update((seq.id, seq) for seq in seqs)
 
     def _on_cancel(self, ids: Sequence[int]) -> None:
+        for id in self._awaited.intersection(ids):
+            self._awaited.remove(id)
+            del self._seqs[id]
+            self.say("pulled", id)
         self.engine.cancel([self._seqs[id] for id in ids if id in self._seqs])
 
     def _on_adopt(self, seq: Seq, number: int | None, table: Sequence[int]) -> None:
         seq.sink = self
         self._seqs[seq.id] = seq
-        self.engine.adopt(seq, Lent(self, self._pools[number], table) if number is not None else None)
+        if number is None:
+            self.engine.adopt(seq)
+        elif number in self._pools:
+            self.engine.adopt(seq, Lent(self, self._pools[number], table))
+        else:
+            self._awaited.add(seq.id)
+            self.say("fetch", seq.id)
+
+    def _on_kv(self, id: int, kv: bytes | None) -> None:
+        """It came by the link, and waits in a pool of its own; None: it is lost."""
+        if id not in self._awaited:
+            return
+        self._awaited.remove(id)
+        seq = self._seqs[id]
+        if kv is None:
+            seq.computed = 0
+            self.engine.adopt(seq)
+            return
+        num = self._num_blocks(seq)
+        with _copy() as file:
+            file.write(kv)
+            file.flush()
+            pool = self._map(file.fileno(), num)
+        self.engine.adopt(seq, Lent(self, pool, range(num)))
+
+    def _on_read(self, id: int) -> None:
+        if id in self._lent:
+            self.kernel.spawn(self._tell_kv(self._lent[id]), name=f"read {id}")
+
+    async def _tell_kv(self, seq: Seq) -> None:
+        table = [*self.engine.lent(seq)][: self._num_blocks(seq)]
+        self.say("kv", seq.id, await self.kernel.offload(self._bytes_of, table, background=True))
+
+    def _bytes_of(self, table: Sequence[int]) -> bytes:
+        with _copy() as file:
+            pool = self._map(file.fileno(), len(table))
+            pool.pull(self.engine.pool, runs(table, range(len(table))))
+            return file.read()
+
+    def _num_blocks(self, seq: Seq) -> int:
+        """Of its KV."""
+        return -(-seq.computed // self.engine.kv.block_size)
+
+    def _map(self, file: int, num_blocks: int) -> Any:
+        return self.model.new_kv(num_blocks, self.engine.kv.block_size, shared=file)
 
     def _on_take_back(self, id: int) -> None:
         self.engine.take_back(self._lent.pop(id))
@@ -144,14 +191,14 @@ class Hosted:
         seq.finished = "cancelled"  # here: whoever remembers it may forget it
         self.engine.give_up(seq)
 
-    def _on_meet(self, num_blocks: Sequence[int]) -> None:
-        """Map the memory of the others, now: it is there as long as somebody does."""
-        for number, (file, num) in enumerate(zip(self._order.files, num_blocks, strict=True)):
-            if number != self._order.number:
-                self._pools[number] = self.model.new_kv(num, self.engine.kv.block_size, shared=file)
-
-    def _on_stop(self) -> None:
-        self.kernel.stop()
+    def _on_meet(self, number: int, memory: Memory) -> None:
+        """Map its memory, now: it is there as long as somebody does. That of a process before it stays with
+        the sequences that are still to be pulled from there."""
+        self._pools.pop(number, None)
+        with suppress(OSError):
+            if self._order.shares and os.readlink(memory.path) == memory.name:
+                with open(memory.path, "r+b") as file:
+                    self._pools[number] = self._map(file.fileno(), memory.num_blocks)
 
     # -- what happens here
 
@@ -179,9 +226,13 @@ class Hosted:
             self.say("span", span)
 
 
-def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
-    pipe = Connection(int(sys.argv[1]))
+def _copy() -> BinaryIO:
+    """A file in memory, for what is on its way."""
+    return os.fdopen(os.memfd_create("lightwork-kv-copy"), "w+b")
+
+
+def run(pipe: Connection) -> None:
+    """Be what the other end of the pipe orders, until it is gone."""
     order: Order = pipe.recv()
     if order.cores:
         os.sched_setaffinity(0, order.cores)
@@ -191,6 +242,11 @@ def main() -> None:
         pipe.send([("failed", f"{type(error).__name__}: {error}")])
         raise
     hosted.serve()
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
+    run(Connection(int(sys.argv[1])))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def open_engine(
     plan: Plan, kernel: Kernel, progress: Progress | None = None
 ) -> tuple[Engine | Fleet, AnyModel, list[Setting]]:
     """Load the model and build the engine that serves it for real, or the engines behind the plan's router,
-    each a process of this machine.
+    each a process of this machine or a Ray actor.
 
     progress(phase, done_bytes, total_bytes) is called while loading. Close the model when done. Raises
     CheckpointError, SpecError.
@@ -84,13 +84,13 @@ def open_engine(
     if plan.on.startswith("sim:"):
         raise SpecError(
             f"{plan.on} is simulated",
-            expected="cpu or cuda:0",
+            expected="cpu, cuda:0 or ray:",
             fix=f"lightwork sim {plan.model} --on {plan.on}",
         )
     chosen = plan.techniques()
     if "tuning" in chosen:  # between operators torch's threads would spin, on the cores that steps need
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    if "router" in chosen:
+    if "router" in chosen or plan.on.startswith("ray:"):
         from lightwork.serve.deployment import open_deployment
 
         return open_deployment(plan, kernel, progress)
@@ -255,6 +255,8 @@ def compiles(place: str) -> bool:
 
 def import_backend(place: str) -> None:
     """Import what a place computes with, the slow part of a start. Raises MissingExtraError."""
+    if place.startswith("ray:"):
+        return  # actors do
     if compiles(place):
         import lightwork.models.compiled  # noqa: F401
     else:

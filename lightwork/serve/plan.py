@@ -152,11 +152,11 @@ def _check_together(chosen: Mapping[str, Any], on: str) -> None:
             expected="CoServe around it",
             fix=f"--use 'CoServe(inner={scheduler!r})'",
         )
-    if "tuning" in chosen and "router" in chosen:
+    if "tuning" in chosen and ("router" in chosen or on.startswith("ray:")):
         raise SpecError(
             "each of several engines would train the same adapter",
             expected="one engine",
-            fix="leave the router out",
+            fix="leave the router out, and --on cpu",
         )
     if "precision" in chosen and on.startswith("sim:"):
         raise SpecError(

@@ -3,117 +3,81 @@
 The process (`member`) runs an ordinary `Engine`; here is a mirror of its sequences, so that callers, routers
 and the trace know no difference. Messages are lists of (name, arguments...): what happened in one turn of the
 other's kernel. When the process is lost the fleet is handed its sequences, which are then computed again
-elsewhere: sampling is a pure function of the text so far, so the text is the same.
+elsewhere: sampling is a pure function of the text so far, so the text is the same. Another process is started
+meanwhile; what is asked of the engine before that is ready waits here.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
-from subprocess import Popen, TimeoutExpired
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from lightwork.decode.sampling import Pick
 from lightwork.errors import LightworkError
+from lightwork.parallel.child import Child
+from lightwork.parallel.line import Line, Link
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span
 from lightwork.serve.engine import Gauges
+from lightwork.serve.messages import Figures, Ready
 from lightwork.serve.notes import Notes
-from lightwork.serve.plan import Plan, Setting
-from lightwork.serve.sequence import FinishReason, Limits, Request, Sink, begin, check_request
+from lightwork.serve.sequence import FinishReason, Request, Sink, begin, check_request
 from lightwork.serve.sequence import Sequence as Seq
 
-STOP_S = 5.0
+MOST_RESTARTS, WITHIN_S = 3, 3600.0
+"""So often an engine is started again in such a time; one that is lost once more stays lost."""
+BACKOFF_S = 0.25
+"""Before the first of them; four times as long before each further one."""
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What a member is to be. files: descriptors of all members' memory for keys and values, its own at
-    `number`.
-
-    origin_s: when the clock of the others began. memory_bytes: free for it.
-    """
-
-    plan: Plan
-    number: int
-    files: Sequence[int]
-    cores: Sequence[int]
-    memory_bytes: int
-    origin_s: float
-    hands_over: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """What a member has become. nbytes: of its weights. variants: of its model."""
-
-    limits: Limits
-    vocab_size: int
-    kv_tokens: int
-    num_blocks: int
-    nbytes: int
-    variants: Mapping[str, str]
-    settings: Sequence[Setting]
-
-
-class Figures(NamedTuple):
-    """What a sequence was when it ended or went on elsewhere."""
-
-    computed: int
-    started_s: float | None
-    cached: int
-    num_preempted: int
-    drafted: int
-    accepted: int
-
-    @classmethod
-    def of(cls, seq: Seq) -> Figures:
-        return cls(*(getattr(seq, name) for name in cls._fields))
-
-    def write(self, seq: Seq) -> None:
-        for name, value in zip(self._fields, self, strict=True):
-            setattr(seq, name, value)
-
-
 class RemoteEngine:
-    """number: among the members. ids: of sequences, unique in the fleet. lost: told that the process has
-    ended, with its sequences; returns those that nobody takes."""
+    """start: what makes the process, on any thread. child: the first one, which is `ready`. number: among the
+    members. ids: of sequences, unique in the fleet.
+
+    serving: whether there is a process that serves. returning: if not, whether there will be. memory: where
+    its keys and values are. lost(sequences, served): told that the process has ended, which served them or
+    was still starting; returns those that nobody takes. returned(): told that another one serves.
+    """
 
     def __init__(
         self,
         kernel: Kernel,
-        process: Popen[bytes],
-        pipe: Connection,
+        start: Callable[[], Child],
+        child: Child,
         ready: Ready,
         *,
         number: int,
         ids: Iterator[int],
+        link: Link,
     ) -> None:
         self.kernel = kernel
         self.limits = ready.limits
         self.vocab_size = ready.vocab_size
         self.kv_tokens = ready.kv_tokens
+        self.memory = ready.memory
         self.number = number
-        self.process = process
-        self.lost: Callable[[Iterable[Seq]], list[Seq]] = list
+        self.serving, self.returning = True, False
+        self.lost: Callable[[Iterable[Seq], bool], list[Seq]] = lambda seqs, served: [*seqs]
+        self.returned: Callable[[], object] = lambda: None
+        self._start = start
+        self._link = link
+        self._starts: list[float] = []
         self._notes = Notes(kernel, f"engine {number}")
-        self._pipe = pipe
         self._ids = ids
         self._began: Callable[[Seq], bool] | None = None
         self._left: Callable[[Seq], None] = lambda seq: None
         self._seqs: dict[int, Seq] = {}
         self._lent: dict[int, Sequence[int]] = {}
         self._pulling: dict[int, RemoteEngine] = {}
+        self._readers: dict[int, RemoteEngine] = {}
         self._told = Gauges(0, 0, 0.0)
         self._idle: list[Future] = []
         self._closing = False
-        threading.Thread(target=self._read, name=f"lightwork-engine-{number}", daemon=True).start()
+        self._connect(child)
 
     def watch(self, *, began: Callable[[Seq], bool] | None, left: Callable[[Seq], None]) -> None:
         """Tell when a sequence has its first token (and ask whether it goes on elsewhere), and when it is
@@ -147,8 +111,8 @@ class RemoteEngine:
 
     @property
     def gauges(self) -> Gauges:
-        """As its last step left them."""
-        waiting = min(self._told.waiting, len(self._seqs))
+        """As its last step left them; without a process, all wait."""
+        waiting = min(self._told.waiting, len(self._seqs)) if self.serving else len(self._seqs)
         return Gauges(len(self._seqs) - waiting, waiting, self._told.kv_usage)
 
     def unfinished(self) -> list[Seq]:
@@ -178,32 +142,97 @@ class RemoteEngine:
             self._pulling[seq.id] = source
             self._send("adopt", _bare(seq), source.number, source._lent[seq.id])
 
+    def meet(self, other: RemoteEngine) -> None:
+        """Tell where another one's memory is, which it maps if it can."""
+        self._send("meet", other.number, other.memory)
+
     def close(self) -> None:
         """End the process. From any thread, when no more is asked of it."""
         self._closing = True
-        self._send("stop")
-        try:
-            self.process.wait(STOP_S)
-        except TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self._pipe.close()
+        self._line.close()
+        if not self.serving:
+            self.child.kill()
+        self.child.end()
 
-    def meet(self, num_blocks: Sequence[int]) -> None:
-        """Tell how many blocks each member has, so that it can map their memory."""
-        self._send("meet", num_blocks)
+    # -- processes, one after the other
+
+    def _connect(self, child: Child) -> None:
+        self.child = child
+        self._line = Line(self.kernel, child.pipe, self._take, self._gone, self._link)
+
+    def _gone(self) -> None:
+        """On a thread: the process is, or will be."""
+        self.kernel.post(self._ended, self.child.end())
+
+    def _ended(self, how: str) -> None:
+        if self._closing:
+            return
+        served, self.serving = self.serving, False
+        now_s = self.kernel.now()
+        self._starts = [start_s for start_s in self._starts if now_s - start_s < WITHIN_S]
+        self.returning = len(self._starts) < MOST_RESTARTS
+        if self.returning:
+            pause_s = BACKOFF_S * 4 ** len(self._starts)
+            self._starts.append(now_s + pause_s)
+            self.kernel.at(now_s + pause_s, lambda: self.kernel.spawn(self._restart(), name="a restart"))
+        why = f"engine {self.number}: its process {how}"
+        log.error("%s; %s", why, "it is started again" if self.returning else "it stays lost")
+        self._notes.event("lost", how, returning=self.returning)
+        self._told = Gauges(0, 0, 0.0)
+        self._forget_lent()
+        if served or not self.returning:
+            self._hand_over(why, served)
+        self._tell_if_idle()
+
+    def _forget_lent(self) -> None:
+        """What it pulled is not needed any more, and who was to read what it lent has to compute it."""
+        for id, source in self._pulling.items():
+            source._give_up(id)
+        self._pulling.clear()
+        self._lent.clear()
+        for id in [*self._readers]:
+            self._on_kv(id, None)
+
+    def _hand_over(self, why: str, served: bool) -> None:
+        seqs, self._seqs = self._seqs, {}
+        for seq in self.lost(seqs.values(), served):
+            error = LightworkError(
+                why, expected="a process that serves", fix="restart the server; its log says why"
+            )
+            self._end(seq, "error", error)
+
+    async def _restart(self) -> None:
+        try:
+            self._connect(await self.kernel.offload(self._start_child))
+        except Exception as error:  # whatever it is: who waits here must not wait for ever
+            self._ended(f"did not start: {error}")
+
+    def _start_child(self) -> Child:
+        """On a thread. A process that comes too late for `close` ends."""
+        self.child = child = self._start()
+        if self._closing:
+            child.kill()
+        return child
+
+    def _on_ready(self, ready: Ready) -> None:
+        self.limits, self.kv_tokens, self.memory = ready.limits, ready.kv_tokens, ready.memory
+        self.serving, self.returning = True, False
+        self._notes.event("return", f"engine {self.number}")
+        self.returned()
+        for seq in self._seqs.values():
+            self._send("adopt", _bare(seq), None, ())
+
+    def _on_failed(self, why: str) -> None:
+        log.error("engine %d did not start: %s", self.number, why)
+
+    def _on_progress(self, *progress: Any) -> None:
+        """Nobody looks."""
 
     # -- messages
 
     def _send(self, *message: Any) -> None:
-        with suppress(OSError):  # a process that is gone is told of by its reader
-            self._pipe.send(message)
-
-    def _read(self) -> None:
-        with suppress(EOFError, OSError):
-            while True:
-                self.kernel.post(self._take, self._pipe.recv())
-        self.kernel.post(self._ended)
+        if self.serving:
+            self._line.send(message)
 
     def _take(self, messages: Sequence[tuple[Any, ...]]) -> None:
         for name, *arguments in messages:
@@ -267,26 +296,28 @@ class RemoteEngine:
         if self.kernel.trace is not None:
             self.kernel.trace.add(span)
 
-    def _give_up(self, id: int) -> None:
-        del self._lent[id]
-        self._send("give_up", id)
+    def _on_fetch(self, id: int) -> None:
+        """It does not see the memory that a sequence's KV is in."""
+        source = self._pulling.get(id)
+        if source is not None:
+            source._readers[id] = self
+            if id in source._lent:
+                source._send("read", id)
+            else:
+                source._on_kv(id, None)
 
-    def _ended(self) -> None:
-        """The process is gone."""
-        if self._closing:
-            return
-        why = f"the process of engine {self.number} ended with exit code {self.process.wait()}"
-        log.error("%s; %d sequences go on elsewhere", why, len(self._seqs))
-        for id, source in self._pulling.items():
-            source._give_up(id)
-        self._pulling.clear()
-        seqs, self._seqs = self._seqs, {}
-        for seq in self.lost(seqs.values()):
-            self._end(
-                seq, "error", LightworkError(why, expected="a process that serves", fix="restart the server")
-            )
-        self._told = Gauges(0, 0, 0.0)
-        self._tell_if_idle()
+    def _on_kv(self, id: int, kv: bytes | None) -> None:
+        """What was read of a sequence that it lent; None: it is to be computed again."""
+        reader = self._readers.pop(id, None)
+        if reader is not None:
+            if kv is None:
+                del reader._pulling[id]
+            reader._send("kv", id, kv)
+
+    def _give_up(self, id: int) -> None:
+        self._readers.pop(id, None)
+        if self._lent.pop(id, None) is not None:  # not of a process that is no more
+            self._send("give_up", id)
 
     def _end(self, seq: Seq, reason: FinishReason, error: Exception | None = None) -> None:
         self._seqs.pop(seq.id, None)

@@ -35,7 +35,7 @@ from lightwork.memory.kv import Copy
 from lightwork.models import import_models, read_shape, resolve
 from lightwork.models.spec import ModelSpec, read_json
 from lightwork.models.tokenizer import Tokenizer
-from lightwork.parallel.child import Child, listen
+from lightwork.parallel.child import Child, listen, start_process
 from lightwork.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def start_workers(
                 )
                 fds = (pipes[r][s][0].fileno(), pipes[r][s + 1][1].fileno())
                 name = f"rank {number} (stage {s}, tensor rank {r})"
-                started.append(Child(name, "lightwork.serve.worker", order, fds))
+                started.append(start_process(name, "lightwork.serve.worker", order, fds))
             for chain in pipes:
                 for received, sent in pairwise(chain):
                     received[0].close()

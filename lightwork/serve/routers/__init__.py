@@ -25,8 +25,8 @@ class Seat:
 class Member:
     """An engine as its router sees it.
 
-    requests: that are with it. tokens: their prompts, and as many as they may generate. alive: False when its
-    process has been lost; nothing may go there.
+    requests: that are with it. tokens: their prompts, and as many as they may generate. alive: False while
+    its process is lost, unless all are and it will return; nothing may go there.
     """
 
     requests: int = 0

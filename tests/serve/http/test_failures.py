@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import os
+import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +94,38 @@ def test_a_stopped_server_never_passes_a_piece_for_the_whole(own: Loaded) -> Non
     for reply in (streamed, side):
         assert reply.text.rstrip().splitlines()[-2] == "event: error"
         assert '"finish_reason": "stop"' not in reply.text
+
+
+@pytest.mark.multiproc
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
+def test_streams_go_on_when_an_engine_is_killed(checkpoint: Callable[..., Path]) -> None:
+    """In the middle of all of them; afterwards two engines serve again."""
+    deployed = load(
+        Plan(model=str(checkpoint("llama")), use=("Replicas(copies=2)",), max_len=256, prefix_cache=False),
+        name=NAME,
+    )
+    engine: Any = deployed.service.engine
+    asked = [
+        {**BODY, "prompt": f"number {i}", "seed": i, "temperature": 1.0, "stream": True} for i in range(6)
+    ]
+    victim = engine.engines[0].child.process.pid
+    doomed: list[int] = []
+
+    def streamed(body: dict[str, Any]) -> tuple[str, bool]:
+        lines = []
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+            for line in filter(None, response.iter_lines()):
+                lines.append(line.removeprefix("data: "))
+                if len(lines) == 20 and doomed:
+                    os.kill(doomed.pop(), signal.SIGKILL)
+        return "".join(json.loads(line)["choices"][0]["text"] for line in lines[:-1]), lines[-1] == "[DONE]"
+
+    with BackgroundServer(deployed) as url, ThreadPoolExecutor(len(asked)) as callers:
+        undisturbed = [*callers.map(streamed, asked)]
+        assert all(done for _, done in undisturbed)
+        doomed.append(victim)
+        assert [*callers.map(streamed, asked)] == undisturbed
+        assert not doomed
+        while engine.engines[0].child.process.pid == victim or not engine.engines[0].serving:
+            threading.Event().wait(0.01)
+        assert [*callers.map(streamed, asked)] == undisturbed
