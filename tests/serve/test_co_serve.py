@@ -188,9 +188,10 @@ def test_a_price_follows_what_slices_take() -> None:
     assert cost.slices_s([piece.split(fits)[0]]) <= before_s < cost.slices_s([piece.split(fits + 1)[0]])
 
 
-def test_an_idle_engine_trains_to_the_end_and_lets_go() -> None:
+@pytest.mark.parametrize("slo_s", [0.05, 1e-6])
+def test_an_idle_engine_trains_to_the_end_and_lets_go(slo_s: float) -> None:
     trainer = Counting([7, 9, 5])
-    engine = make(CoServe(slo_s=0.05), trainer)
+    engine = make(CoServe(slo_s=slo_s), trainer)
     engine.kernel.spawn(engine.run(), name="engine")
     engine.kernel.run()
     assert sum(piece.count for piece in trainer.seen) == 21 * (2 * LAYERS + 1)

@@ -14,6 +14,7 @@ Differs: on the real engine slices are computed after the step's rows rather tha
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 from lightwork.errors import RangeError
@@ -64,5 +65,7 @@ class CoServe:
         while over - fits > max(1, fits // 32):
             middle = (fits + over) // 2
             fits, over = (middle, over) if within(middle) else (fits, middle)
+        if not fits and not step.chunks:  # nobody waits: the smallest slice, however long it takes
+            fits, step.limit_s = 1, inf
         step.slices = training.ahead(fits)
         return step
