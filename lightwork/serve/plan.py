@@ -99,8 +99,8 @@ class Plan:
             chosen[kind] = technique
         if "composition" in chosen and chosen.keys() & {"adapters", "tuning"}:
             raise SpecError(
-                "experts of a composition have no adapters",
-                expected="Experts alone, or one model",
+                "models of a composition have no adapters beside them",
+                expected="Experts or Blocks alone, or one model",
                 fix="leave one out",
             )
         return chosen
@@ -139,7 +139,7 @@ def make_engine(
             expected="CoServe around it",
             fix=f"--use 'CoServe(inner={scheduler!r})'",
         )
-    if "composition" in chosen:
+    if "composition" in chosen and chosen["composition"].turns() is not None:
         from lightwork.serve.composing import taking_turns
 
         scheduler = taking_turns(scheduler)
