@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
@@ -63,6 +64,24 @@ def randomised(base: Path, target: Path, seed: int) -> None:
     kept = load_file(base / "model.safetensors")
     drawn = {k: torch.randn(v.shape, generator=rng) * v.float().std() for k, v in kept.items() if v.ndim > 1}
     _write(base, target, kept | drawn)
+
+
+def widened(base: Path, target: Path, width: int) -> None:
+    """A copy of the base with wider hidden states: what is added is zero, and norms allow for it."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    more = width - config["hidden_size"]
+    state = {}
+    for name, tensor in load_file(base / "model.safetensors").items():
+        if "norm" in name:
+            tensor = tensor.float() * (config["hidden_size"] / width) ** 0.5
+        if any(part in name for part in ("norm", "o_proj", "down_proj")):  # numbers of a row come out
+            tensor = F.pad(tensor, (0, more) if tensor.ndim == 1 else (0, 0, 0, more))
+        elif tensor.ndim == 2:  # they go in
+            tensor = F.pad(tensor, (0, more))
+        state[name] = tensor
+    _write(base, target, state)
+    text = json.dumps(config | {"hidden_size": width}, indent=2)
+    (target / "config.json").write_text(text, encoding="utf-8")
 
 
 def _write(base: Path, target: Path, state: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ weights mean nothing; what batching does, on larger random ones (`_mixed_traffic
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean, median
@@ -20,16 +21,20 @@ from lightwork.claims import Lab, Measured, claim
 from lightwork.claims._block_fleet import as_the_oracle, served
 from lightwork.claims._mixed_traffic import mixed_traffic
 from lightwork.claims._random_llama import written_once
-from lightwork.claims._variants import EIGHT, eight, lessons, randomised
+from lightwork.claims._variants import EIGHT, eight, lessons, randomised, tune, widened
 from lightwork.kernels.rows import Rows
 from lightwork.models.chains import share
 from lightwork.models.equivalence import THRESHOLD, Probes
 from lightwork.models.held_out import read_held_out
 from lightwork.models.model import Model
 from lightwork.models.peft import read_adapter
+from lightwork.models.speculation import Speculation, pruned
+from lightwork.models.stitching import stitch
 from lightwork.models.zoo import Zoo, gather
 
 BASE = models.resolve("tiny:llama")
+WIDE = 112
+"""Numbers of a row where the base has 96."""
 
 
 def _folder() -> Path:
@@ -149,6 +154,69 @@ def one_random_block(lab: Lab) -> Measured:
     below, admitted = (sum(value < bar for value in places) for bar in (0.5, THRESHOLD))
     note = f"{below} of {len(places)} below 0.5, {len(places) - admitted} admitted: what one block adds to"
     return Measured(max(places), f"{note} the residual stream is little, and its neighbours go on without it")
+
+
+@claim(
+    "blockllm",
+    title="similarity of a fine-tune with wider rows, its first layers replaced by the base's and a stitch",
+    paper="above its threshold (0.98 here)",
+    expect=THRESHOLD,
+    within=0.0,
+    bound="at least",
+    mode="real",
+    unit="",
+)
+def stitched_chains(lab: Lab) -> Measured:
+    """The worst of all places; asked on texts that the stitch was not trained on."""
+    folder = written_once("fine-tunes-wide", _write_wide)
+    zoo, chains = gather(BASE, {"tuned": folder / "tuned"})
+    trained = [text.tokens[:128] for text in read_held_out(BASE)[4:12]]
+    probes, asked = Probes(models.load("tiny:llama"), zoo, trained), _probes(zoo)
+    layers = range(1, models.read_shape("tiny:llama").num_layers)
+    found = [asked.likeness(chains["tuned"], stitch(probes, "", "tuned", layer)) for layer in layers]
+    agreement = min(same for _, same in found)
+    return Measured(
+        min(near for near, _ in found), f"{len(found)} places, greedy tokens agree {agreement:.0%}"
+    )
+
+
+def _write_wide(top: Path) -> None:
+    widened(BASE, top / "wide", WIDE)
+    tune(top / "wide", top / "tuned", lessons(0), last_only=False)
+
+
+@claim(
+    "blockllm",
+    title="texts that speculation over layers leaves as they are, with tolerance 0",
+    paper="- (all)",
+    expect=1.0,
+    within=0.0,
+    bound="at least",
+    mode="real",
+    unit="",
+)
+def speculation_is_exact(lab: Lab) -> Measured:
+    """Three of nine layers are guessed with nine tenths of their MLPs' neurons, a text being one step."""
+    texts = [text.tokens[:128] for text in read_held_out(BASE)[:8]]
+    own = [_logits(models.load("tiny:llama"), tokens, "") for tokens in texts]
+    exact, _, _ = _speculated(texts, own, 0.0)
+    _, same, made = _speculated(texts, own, 0.1)
+    note = f"with tolerance 0.1 {made.hits} hits, {made.misses} misses, {same:.0%} of greedy tokens the same"
+    return Measured(exact / len(texts), note)
+
+
+def _speculated(
+    texts: Sequence[np.ndarray], own: Sequence[np.ndarray], tolerance: float
+) -> tuple[int, float, Speculation]:
+    """Texts whose logits have the same bits, the share of equal greedy tokens, and what counted."""
+    model = models.load("tiny:llama")
+    surrogates = [pruned(layer, 0.9) for layer in model.weights.layers[3:6]]
+    made = Speculation(model, surrogates, first=3, tolerance=tolerance)
+    model.hidden = made.hidden
+    found = [_logits(model, tokens, "") for tokens in texts]
+    pairs = [*zip(found, own, strict=True)]
+    same = fmean(float((a.argmax(-1) == b.argmax(-1)).mean()) for a, b in pairs)
+    return sum(np.array_equal(a, b) for a, b in pairs), same, made
 
 
 @claim(

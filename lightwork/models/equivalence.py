@@ -33,8 +33,8 @@ class Probes:
 
     def __init__(self, model: Model, zoo: Zoo, texts: Sequence[Probe]) -> None:
         self.zoo = zoo
-        self._model = model
-        self._texts = texts
+        self.model = model
+        self.texts = texts
 
     def relate(self, threshold: float = THRESHOLD) -> list[Edge]:
         """Compare the blocks of every place and keep edges between those above the threshold, in both
@@ -59,11 +59,11 @@ class Probes:
 
     def probabilities(self, chain: Sequence[str]) -> Tensor:
         """Over the vocabulary, after every token of every text: [T, V]."""
-        share(self._model, self.zoo, {"": chain})
+        share(self.model, self.zoo, {"": chain})
         found = []
-        for tokens in self._texts:
-            pool = self._model.new_kv(-(-len(tokens) // BLOCK_SIZE), BLOCK_SIZE)
-            found.append(self._model.forward(Rows.of_text(tokens, BLOCK_SIZE), pool))
+        for tokens in self.texts:
+            pool = self.model.new_kv(-(-len(tokens) // BLOCK_SIZE), BLOCK_SIZE)
+            found.append(self.model.forward(Rows.of_text(tokens, BLOCK_SIZE), pool))
         return torch.softmax(torch.cat(found).double(), -1)
 
     def _pairs(self) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:

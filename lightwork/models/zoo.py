@@ -127,6 +127,12 @@ class Zoo:
         self._check_name(name)
         if (folder / CONFIG).is_file():
             chain = self.chain(base)
+            if odd := {self.blocks[i].kind for i in chain} & {"adapter", "stitch"}:
+                raise SpecError(
+                    f"the base of {name} has a block of kind {min(odd)}",
+                    expected="a base as it was added",
+                    fix="another base",
+                )
             adapter = read_adapter(folder, self.spec(chain))
             shape = self.blocks[chain[0]].shape
             chain = (*chain, self.keep("adapter", -1, tensors_of(adapter), shape))
@@ -216,6 +222,13 @@ class Zoo:
                     expected=f"equal widths, here {a.width_out}",
                     fix="blocks of one base, or a stitch between them",
                 )
+        ends = (blocks[0].shape != blocks[-1].shape) if blocks else False
+        if ends and self._spec(blocks[-1].shape).tied and "head" not in self.tensors(chain[-1]):
+            raise SpecError(
+                f"the head of {name} is the embedding of another model",
+                expected="a head with a matrix of its own",
+                fix="lightwork.models.stitching.stitch",
+            )
         specs = {shared_shape(self._spec(block.shape)) for block in blocks}
         places = [block.place for block in blocks if block.kind != "stitch"]
         if len(specs) != 1 or places != [*dict.fromkeys(map(_place, each_part(specs.pop())))]:
