@@ -222,8 +222,8 @@ class Zoo:
                     expected=f"equal widths, here {a.width_out}",
                     fix="blocks of one base, or a stitch between them",
                 )
-        ends = (blocks[0].shape != blocks[-1].shape) if blocks else False
-        if ends and self._spec(blocks[-1].shape).tied and "head" not in self.tensors(chain[-1]):
+        borrowed = bool(blocks) and blocks[0].shape != blocks[-1].shape  # of the head the embedding, if tied
+        if borrowed and self._spec(blocks[-1].shape).tied and "head" not in self.tensors(chain[-1]):
             raise SpecError(
                 f"the head of {name} is the embedding of another model",
                 expected="a head with a matrix of its own",

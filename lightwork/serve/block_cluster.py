@@ -106,33 +106,32 @@ class BlockCluster:
         self._waiting = deque(request for request in self._waiting if not self._assign(request))
 
     def _assign(self, request: Asked) -> bool:
-        """Begin on a device that has all blocks, so that a token waits for one turn; without one that has
-        room, on several."""
-        whole = [taken for device in self.devices if (taken := self._all_on(device, request))]
+        """Begin on a device that has all blocks: a token waits for one turn there. On several if none has."""
+        whole = [way for device in self.devices if (way := self._all_on(device, request))]
         parts = [whole] if whole else [[[o] for o in self._options(block)] for block in request.chain]
-        loss, at = 0.0, []
+        taken: list[tuple[Site, float]] = []
         for ways in parts:
-            fits = [way for way in ways if self._fits(request, [site for site, _ in way])]
-            candidates = (self._beginning(way) for way in fits)
-            way = fits[self.hop.choose(candidates, self._budget - loss).candidate] if fits else []
-            for site, lost in way:
+            left = self._budget - _loss(taken)
+            fits = [way for way in ways if _loss(way) <= left and self._fits(request, [s for s, _ in way])]
+            if not fits:
+                for site, _ in taken:
+                    self._hold(request, site, -1)
+                return False
+            way = fits[self.hop.choose(map(self._beginning, fits), left).candidate]
+            for site, _ in way:
                 self._hold(request, site, 1)
-                at.append(site)
-                loss += lost
-                self.stood_in += lost > 0.0
-        if len(at) < len(request.chain):
-            for site in at:
-                self._hold(request, site, -1)
-            return False
-        request.at, request.loss = at, loss
+            taken += way
+        request.at, request.loss = [site for site, _ in taken], _loss(taken)
+        self.stood_in += sum(loss > 0.0 for _, loss in taken)
         self._chunk(request)
-        self._enqueue(request, at[0])
+        self._enqueue(request, request.at[0])
         return True
 
     def _all_on(self, device: Device, request: Asked) -> list[tuple[Site, float]]:
-        """Instances of a whole chain on one device, blocks' own before stand-ins; none if one is lacking."""
+        """Instances of a whole chain on one device, blocks' own before stand-ins; none if that cannot be."""
         options = [[o for o in self._options(block) if o[0].device is device] for block in request.chain]
-        return [own[0] for own in options] if all(options) else []
+        way = [some[0] for some in options if some]
+        return way if len(way) == len(options) and _loss(way) <= self._budget else []
 
     def _options(self, block: int) -> list[tuple[Site, float]]:
         found = [(site, 0.0) for site in self._sites[block]]
@@ -282,7 +281,7 @@ class BlockCluster:
             if site.holding or site in joined
         )
         adds_s = (after_s - before_s) * len(device.guests)
-        return Candidate(after_s, after_s, adds_s, 0.0, 0.0, 0.0, False, sum(loss for _, loss in way))
+        return Candidate(after_s, after_s, adds_s, 0.0, 0.0, 0.0, False, _loss(way))
 
     def _returning(self, request: Asked, site: Site, here: Device, owner: Site, loss: float) -> Candidate:
         prices, block = self.prices, self.catalogue.blocks[site.block]
@@ -351,7 +350,7 @@ class BlockCluster:
             ]
             for site in sites:
                 site.used = 0
-            running = Counter(request for device in self.devices for request in device.guests)
+            running = {request for device in self.devices for request in device.guests}
             num = Counter(request.arrival.model for request in running)
             demands = [Demand(self.catalogue.preferred(name, self._budget), n) for name, n in num.items()]
             for change in self.hop.place(demands, self._stored(), self._rooms, instances):
@@ -369,3 +368,8 @@ class BlockCluster:
             await self.kernel.sleep(self.prices.load_s(block))
             self._add(block, device)
             self._admit()
+
+
+def _loss(way: Sequence[tuple[Site, float]]) -> float:
+    """Similarity that it costs."""
+    return sum(loss for _, loss in way)

@@ -85,10 +85,10 @@ def _share(base: Path, folders: Mapping[str, Path], model: Model) -> Setting:
 
     zoo, chains = gather(base, folders)
     share(model, zoo, chains)
-    apart = sum(zoo.blocks[i].nbytes for chain in chains.values() for i in chain)
-    kept = sum(zoo.blocks[i].nbytes for i in {i for chain in chains.values() for i in chain})
+    named = [i for chain in chains.values() for i in chain]
+    kept, apart = (sum(zoo.blocks[i].nbytes for i in ids) for ids in ({*named}, named))
     told = f"{kept / 1e6:.1f} MB as stored, {kept / apart:.0%} of what {len(chains)} models take apart"
-    return Setting("blocks", str(len(zoo.blocks)), told)
+    return Setting("blocks", str(len({*named})), told)
 
 
 def _open(plan: Plan, composition: Composition, model: Served, progress: Progress | None) -> ExpertWeights:
