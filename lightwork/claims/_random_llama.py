@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from shutil import rmtree
 
@@ -25,15 +26,21 @@ SPEC = ModelSpec(
 
 def random_llama(seed: int = 0) -> str:
     """A Llama of random weights in bfloat16, as a folder that is written once."""
-    folder = home() / "claims" / f"random-llama-184m{f'-{seed}' if seed else ''}"
+    name = f"random-llama-184m{f'-{seed}' if seed else ''}"
+    return str(written_once(name, lambda part: _write(part, seed)))
+
+
+def written_once(name: str, write: Callable[[Path], object]) -> Path:
+    """A folder of the claims, filled when it is first asked for."""
+    folder = home() / "claims" / name
     if not folder.is_dir():
         part = folder.with_suffix(f".{os.getpid()}.part")
         try:
-            _write(part, seed)
+            write(part)
             part.rename(folder)
         finally:
             rmtree(part, ignore_errors=True)
-    return str(folder)
+    return folder
 
 
 def _write(folder: Path, seed: int) -> None:

@@ -8,6 +8,9 @@ adapters/       small changes to a model's matrices, which each request chooses 
 adapter_set.py  those of a model by name and version; peft.py: on disk; adapted.py, adapted_step.py: in
                 torch's forward and in the compiled step
 experts.py      several checkpoints of one shape, and the memory that some are copied into
+zoo.py          fine-tunes cut into blocks, each kept once; equivalence.py: which may stand in for which
+chains.py       models that share blocks, computed together; stitching.py: blocks of unequal width joined
+speculation.py  layers that start on a guess of what those before them will give
 gpu_step.py     the same for dense Llama-like models on Triton's kernels, with CUDA graphs
 parts.py        which tensors of a checkpoint each weight is made of
 weights.py      fused weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from lightwork.models.tokenizer import Tokenizer
 from lightwork.models.transformer import Attend, forward, logits
 from lightwork.models.weights import Weights, from_checkpoint
 from lightwork.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from lightwork.models.chains import Chains
 
 DTYPES = {
     "float32": torch.float32,
@@ -98,8 +101,11 @@ class Model:
     """Weights and tokenizer of one checkpoint. generation: its generation_config.json.
 
     hidden: (rows, kv) -> normalised hidden states [R, d], keys and values written; how its layers are carried
-    out, for others to replace.
+    out, for others to replace. score: (rows, those of the scored) -> logits, likewise. chains: models that it
+    computes in place of its own, see `chains.share`.
     """
+
+    chains: Chains | None = None
 
     def __init__(
         self, spec: ModelSpec, weights: Weights, tokenizer: Tokenizer, generation: dict[str, Any], device: str
@@ -115,11 +121,12 @@ class Model:
         )
         self.variants: Mapping[str, str] = self.adapters.variants
         self.hidden: Callable[[Rows, KVPool], Tensor] = self._layer_by_layer
+        self.score: Callable[[Rows, Tensor], Tensor] = lambda rows, hidden_Nd: logits(self.weights, hidden_Nd)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the weights."""
-        return self.weights.nbytes
+        return self.weights.nbytes if self.chains is None else self.chains.nbytes
 
     def new_kv(self, num_blocks: int, block_size: int, *, shared: int | None = None) -> KVPool:
         """shared: memory of the host to use, see `arrays`."""
@@ -148,7 +155,7 @@ class Model:
     def forward(self, rows: Rows, kv: KVPool) -> Tensor:
         """Write the rows' keys and values and return the logits of the scored ones, float32 [N, V]."""
         hidden_Rd = self.hidden(rows, kv)
-        return logits(self.weights, hidden_Rd[torch.from_numpy(rows.scored).to(self.device)])
+        return self.score(rows, hidden_Rd[torch.from_numpy(rows.scored).to(self.device)])
 
     def _layer_by_layer(self, rows: Rows, kv: KVPool) -> Tensor:
         tokens_R = torch.from_numpy(rows.tokens).to(self.device)

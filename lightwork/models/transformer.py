@@ -39,7 +39,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _as_it_is(layer: int, product: str, x: Tensor, y: Tensor) -> Tensor:
+def as_it_is(layer: int, product: str, x: Tensor, y: Tensor) -> Tensor:
     return y
 
 
@@ -61,7 +61,7 @@ def forward(
 ) -> Tensor:
     """The normalised hidden states [R, d] of R rows. adapt: changes products, but for those of experts."""
     x_Rd = embed(weights, tokens_R, positions_R)
-    x_Rd = run_layers(weights.layers, spec, x_Rd, positions_R, attend, adapt=adapt or _as_it_is)
+    x_Rd = run_layers(weights.layers, spec, x_Rd, positions_R, attend, adapt=adapt or as_it_is)
     return normalise(weights, spec, x_Rd)
 
 
@@ -79,7 +79,7 @@ def run_layers(
     attend: Attend,
     reduce: Reduce = _whole,
     first: int = 0,
-    adapt: Adapt = _as_it_is,
+    adapt: Adapt = as_it_is,
 ) -> Tensor:
     """Hidden states [R, d] behind some layers. spec: of those, with the heads and widths that they have.
 
@@ -98,7 +98,7 @@ def block(
     spec: ModelSpec,
     cos_sin: CosSin | None,
     attend: Attend,
-    adapt: Adapt = _as_it_is,
+    adapt: Adapt = as_it_is,
     reduce: Reduce = _whole,
 ) -> Tensor:
     """Layer i, from its input to the next one's. cos_sin: of the rows, see `rotary`."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lightwork.errors import InvariantError
 from lightwork.memory.kv import KVCache
 from lightwork.memory.residents import Residents
+from lightwork.models import resolve
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
 from lightwork.serve.compositions import Composition
@@ -45,14 +47,17 @@ def compose(
     progress: Progress | None,
     name: str,
 ) -> tuple[Callable[[Kernel, Any, KVCache], Runner], Setting]:
-    """A runner whose steps wait for their expert, and how many of them are resident.
+    """A runner of all models, whose steps wait for their expert if these take turns; and what is resident.
 
     The model learns its variants. Raises CheckpointError, and CapacityError if one expert does not fit.
     """
     composition: Composition = plan.techniques()["composition"]
+    turns = composition.turns()
+    if turns is None:
+        return make_runner, _share(resolve(plan.model), composition.folders(), cast("Model", model))
     experts = _open(plan, composition, model, progress)
-    cap_bytes = int(free_bytes / 2 if composition.gb is None else composition.gb * 1e9)
-    residents = Residents(experts.sizes, cap_bytes, composition.residency)
+    cap_bytes = int(free_bytes / 2 if turns.gb is None else turns.gb * 1e9)
+    residents = Residents(experts.sizes, cap_bytes, turns.residency)
     made_bytes = experts.make_room(residents.num_slots)
     if made_bytes > cap_bytes:
         raise InvariantError(f"experts have {made_bytes} bytes", expected=f"at most {cap_bytes}")
@@ -64,16 +69,28 @@ def compose(
             residents,
             copy_for_real(kernel, experts),
             experts.compute_from,
-            prefetch=composition.prefetch,
+            prefetch=turns.prefetch,
             name=name,
         )
 
-    why = "half of the free memory" if composition.gb is None else "as asked"
+    why = "half of the free memory" if turns.gb is None else "as asked"
     return make, resident_setting(residents, why)
 
 
+def _share(base: Path, folders: Mapping[str, Path], model: Model) -> Setting:
+    """Let the model compute all of them in the blocks that they share, and what that saves."""
+    from lightwork.models.chains import share
+    from lightwork.models.zoo import gather
+
+    zoo, chains = gather(base, folders)
+    share(model, zoo, chains)
+    named = [i for chain in chains.values() for i in chain]
+    kept, apart = (sum(zoo.blocks[i].nbytes for i in ids) for ids in ({*named}, named))
+    told = f"{kept / 1e6:.1f} MB as stored, {kept / apart:.0%} of what {len(chains)} models take apart"
+    return Setting("blocks", str(len({*named})), told)
+
+
 def _open(plan: Plan, composition: Composition, model: Served, progress: Progress | None) -> ExpertWeights:
-    from lightwork.models import resolve
     from lightwork.models.experts import PackedExperts, TorchExperts
     from lightwork.models.precisions.stored import Stored
 

@@ -122,7 +122,8 @@ def open_one(
     behind = tier_blocks(plan, model.spec.kv_bytes_per_token(kv_dtype) * block_size)
     kv = make_kv(plan, int(blocks.value), block_size, behind)
     composition = chosen.get("composition")
-    make_runner = runner_for(plan.on, model, moves="composition" in chosen, ahead=plan.depth > 1)
+    plain = "composition" not in chosen
+    make_runner = runner_for(plan.on, model, plain=plain, ahead=plan.depth > 1)
     if shared is not None:
         make_runner = partial(make_runner, shared=shared)
     models: Collection[str] = model.adapters
@@ -151,7 +152,8 @@ def open_one(
 
 def _scheduler(chosen: Mapping[str, Any], engine: Engine) -> Setting:
     asked = "as asked" if "scheduler" in chosen else "the default"
-    asked += "; models take turns" * ("composition" in chosen)
+    composition = chosen.get("composition")
+    asked += "; models take turns" * (composition is not None and composition.turns() is not None)
     return Setting("scheduler", repr(engine.scheduler), asked)
 
 
@@ -161,7 +163,7 @@ def _load(
     """The model, the type of its keys and values, tokens of a KV block, and why."""
     from lightwork import models
 
-    if compiles(plan.on):
+    if compiles(plan.on) and not _mixes(plan):
         compiled = models.load_compiled(plan.model, precision=precision or Stored(), progress=progress)
         chosen = Setting("precision", repr(precision or Stored()), compiled.numbers.reason)
         settings = [chosen, *_quality(plan.model, precision, compiled)]
@@ -170,12 +172,15 @@ def _load(
     if precision is not None:
         raise SpecError(
             f"{precision!r} is computed by the compiled CPU step only",
-            expected="--on cpu, with the extra 'cpu'",
+            expected="--on cpu, with the extra 'cpu', and no shared blocks",
             fix='pip install "lightwork[cpu]"' if plan.on == "cpu" else "--on cpu",
         )
     dtype = "float32" if plan.on == "cpu" else "bfloat16"
+    torch_computes = "with shared blocks" if _mixes(plan) else "without numba"
     reason = (
-        "exact on a CPU; without numba, torch computes" if plan.on == "cpu" else "half the bytes of float32"
+        f"exact on a CPU; {torch_computes}, torch computes"
+        if plan.on == "cpu"
+        else "half the bytes of float32"
     )
     model = models.load(plan.model, dtype=dtype, device=plan.on, progress=progress)
     return model, dtype, BLOCK_SIZE, [Setting("dtype", dtype, reason)]
@@ -253,6 +258,12 @@ def compiles(place: str) -> bool:
     return place == "cpu" and find_spec("numba") is not None
 
 
+def _mixes(plan: Plan) -> bool:
+    """Whether steps have rows of several models with weights of their own, which torch alone computes."""
+    composition = plan.techniques().get("composition")
+    return composition is not None and composition.turns() is None
+
+
 def import_backend(place: str) -> None:
     """Import what a place computes with, the slow part of a start. Raises MissingExtraError."""
     if place.startswith("ray:"):
@@ -266,17 +277,17 @@ def import_backend(place: str) -> None:
 
 
 def runner_for(
-    place: str, model: Served, *, moves: bool = False, ahead: bool = False
+    place: str, model: Served, *, plain: bool = True, ahead: bool = False
 ) -> Callable[..., Runner]:
     """Triton's kernels on a GPU, if they are installed and know the model; otherwise the model itself, or the
     processes that it is.
 
-    moves: where its weights are changes between steps, which recorded steps do not know. ahead: each step is
-    formed while the one before computes.
+    plain: its own weights compute all steps, as recorded ones expect. ahead: each step is formed while the
+    one before computes.
     """
     if ahead:
-        return partial(runner_for(place, model, moves=moves), ahead=True)
-    if not moves and place.startswith("cuda") and find_spec("triton") is not None:
+        return partial(runner_for(place, model, plain=plain), ahead=True)
+    if plain and place.startswith("cuda") and find_spec("triton") is not None:
         from lightwork.models.gpu_step import supports
         from lightwork.serve.gpu_runner import GpuRunner
 
@@ -296,7 +307,7 @@ def _threads(plan: Plan, model: Served) -> list[Setting]:
     if plan.threads is not None:
         model.set_threads(plan.threads)
         return [Setting("threads", str(plan.threads), "as asked")]
-    small = model.nbytes < SMALL_BYTES and not compiles(plan.on)
+    small = model.nbytes < SMALL_BYTES and (_mixes(plan) or not compiles(plan.on))
     threads = 1 if small else len(own_cores())
     model.set_threads(threads)
     reason = "its steps are shorter than waking another thread" if small else "one per core"

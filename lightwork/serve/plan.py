@@ -141,8 +141,8 @@ def _check_together(chosen: Mapping[str, Any], on: str) -> None:
     """Raises SpecError for techniques that do not go together there."""
     if "composition" in chosen and chosen.keys() & {"adapters", "tuning"}:
         raise SpecError(
-            "experts of a composition have no adapters",
-            expected="Experts alone, or one model",
+            "models of a composition have no adapters beside them",
+            expected="Experts or Blocks alone, or one model",
             fix="leave one out",
         )
     scheduler = chosen.get("scheduler")
@@ -193,7 +193,7 @@ def make_engine(
     plain = Microbatches(stages=runner.depth) if runner.depth > 1 and not runner.feeds else Sarathi()
     usual = CoServe() if "tuning" in chosen else plain
     scheduler: Scheduler[Any] = chosen.get("scheduler") or usual
-    if "composition" in chosen:
+    if "composition" in chosen and chosen["composition"].turns() is not None:
         from lightwork.serve.composing import taking_turns
 
         scheduler = taking_turns(scheduler)

@@ -14,7 +14,7 @@ from lightwork.models import read_shape
 from lightwork.models.spec import ModelSpec
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.composing import resident_setting
-from lightwork.serve.compositions import Composition
+from lightwork.serve.compositions import Composition, Turns
 from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
 from lightwork.serve.expert_runner import ExpertRunner, copy_simulated
@@ -95,10 +95,10 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
         told = _told(plan, seats[i], seat, blocks)
         engine_runner: Runner = runner
         if composition is not None:
-            residents = _residents(composition, cost, int(blocks.value) * block_bytes)
+            turns = _turns(composition)
+            residents = _residents(composition, turns, cost, int(blocks.value) * block_bytes)
             copy = copy_simulated(partial(_weights_s, cluster, residents, seat))
-            prefetch = composition.prefetch
-            engine_runner = ExpertRunner(kernel, runner, residents, copy, prefetch=prefetch, name=name)
+            engine_runner = ExpertRunner(kernel, runner, residents, copy, prefetch=turns.prefetch, name=name)
             told.append(resident_setting(residents, "beside the KV"))
         names = composition.names() if composition is not None else [*adapters]
         more = {"name": name, "ids": ids, **parts}
@@ -163,7 +163,18 @@ def _blocks(
     return Setting("kv_blocks", str(blocks), "what the weights leave of 90 % of the memory")
 
 
-def _residents(composition: Composition, cost: ClusterCost, kv_bytes: int) -> Residents:
+def _turns(composition: Composition) -> Turns:
+    turns = composition.turns()
+    if turns is None:
+        raise SpecError(
+            f"{composition!r} is served for real only",
+            expected="a composition whose models take turns, such as Experts",
+            fix="lightwork claims blockllm simulates blocks on a cluster",
+        )
+    return turns
+
+
+def _residents(composition: Composition, turns: Turns, cost: ClusterCost, kv_bytes: int) -> Residents:
     """Experts behind one engine: all in host memory, some in what the KV leaves of the devices' own.
 
     Raises CapacityError if either is too small.
@@ -178,14 +189,14 @@ def _residents(composition: Composition, cost: ClusterCost, kv_bytes: int) -> Re
             fix="fewer experts, or more devices",
         )
     free_bytes = cost.memory_bytes - kv_bytes
-    cap_bytes = free_bytes if composition.gb is None else composition.gb * 1e9
+    cap_bytes = free_bytes if turns.gb is None else turns.gb * 1e9
     if cap_bytes > free_bytes:
         raise CapacityError(
-            f"gb={composition.gb} for experts beside {kv_bytes / 1e9:.1f} GB of KV",
+            f"gb={turns.gb} for experts beside {kv_bytes / 1e9:.1f} GB of KV",
             expected=f"at most {free_bytes / 1e9:.1f} GB on {devices} devices",
             fix="lower gb or kv_memory",
         )
-    return Residents(sizes, int(cap_bytes), composition.residency)
+    return Residents(sizes, int(cap_bytes), turns.residency)
 
 
 def _weights_s(cluster: Cluster, residents: Residents, seat: _Placed, name: str) -> float:

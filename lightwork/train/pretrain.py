@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightwork.models.spec import ModelSpec
-from lightwork.models.transformer import Attend, forward, logits
+from lightwork.models.transformer import Adapt, Attend, forward, logits
 from lightwork.models.weights import Weights
 
 
@@ -97,13 +97,14 @@ def pretrain(
         yield Progress(step=step, loss=loss.item(), rate=rate, tokens=tokens)
 
 
-def predict(weights: Weights, spec: ModelSpec, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits [N, V] for the scored tokens, and the tokens [N], in row-major order."""
+def predict(
+    weights: Weights, spec: ModelSpec, batch: Batch, adapt: Adapt | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits [N, V] for the scored tokens, and the tokens [N], in row-major order. adapt: see `forward`."""
     tokens, scored = batch.tokens_BT, batch.scored_BT[:, 1:]
     inputs_BT, positions_BT = tokens[:, :-1], batch.positions_BT[:, :-1]
-    hidden_Rd = forward(
-        weights, spec, inputs_BT.reshape(-1), positions_BT.reshape(-1), dense_attention(len(tokens), spec)
-    )
+    attend = dense_attention(len(tokens), spec)
+    hidden_Rd = forward(weights, spec, inputs_BT.reshape(-1), positions_BT.reshape(-1), attend, adapt)
     return logits(weights, hidden_Rd[scored.reshape(-1)]), tokens[:, 1:][scored]
 
 

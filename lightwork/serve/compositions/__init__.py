@@ -4,25 +4,32 @@ request that names none."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from lightwork.memory.residencies import Residency
 
 
-class Composition(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turns:
     """residency: whose weights are in the memory that steps compute from, of at most `gb`; None: what the
     place has. prefetch: copies run beside steps."""
 
-    @property
-    def residency(self) -> Residency[Any]: ...
-    @property
-    def gb(self) -> float | None: ...
-    @property
-    def prefetch(self) -> bool: ...
+    residency: Residency[Any]
+    gb: float | None
+    prefetch: bool
+
+
+class Composition(Protocol):
+    """Models by name, beside the one that is served."""
+
+    def turns(self) -> Turns | None:
+        """How steps of one model at a time have its weights; None: all are there, and steps mix them."""
+        ...
 
     def folders(self) -> Mapping[str, Path]:
-        """Checkpoints by name, without the model they are served beside. Raises CheckpointError."""
+        """Where each is, without the model they are served beside. Raises CheckpointError."""
         ...
 
     def names(self) -> list[str]:

@@ -21,6 +21,7 @@ from typing import Any
 from lightwork.errors import CheckpointError, RangeError
 from lightwork.memory.residencies import Residency
 from lightwork.memory.residencies.lru import LRU
+from lightwork.serve.compositions import Turns
 from lightwork.serve.prompt_router import read_router
 
 
@@ -43,6 +44,9 @@ class Experts:
                 expected="gb > 0, and num >= 1 if it is given",
                 fix="Experts(folder='experts', gb=4.0)",
             )
+
+    def turns(self) -> Turns:
+        return Turns(residency=self.residency, gb=self.gb, prefetch=self.prefetch)
 
     def folders(self) -> dict[str, Path]:
         top = Path(self.folder).expanduser()
