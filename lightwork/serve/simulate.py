@@ -16,6 +16,7 @@ import numpy as np
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
+from lightwork.serve.begun import Begun
 from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
 from lightwork.serve.expert_runner import ExpertRunner
@@ -27,6 +28,8 @@ from lightwork.serve.sequence import FinishReason, Request, Sink
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulated import open_simulated
 from lightwork.serve.simulated_runner import SimulatedRunner
+
+Server = Engine | Fleet | Begun
 
 
 class SyntheticRequests(Sequence[Request]):
@@ -74,7 +77,7 @@ class _Offer:
 
     def __init__(
         self,
-        engine: Engine | Fleet,
+        engine: Server,
         arrivals: Sequence[Arrival],
         requests: Sequence[Request],
         sinks: Sequence[Sink] | None = None,
@@ -159,7 +162,7 @@ class _Then:
 
 
 def run_load(
-    engine: Engine | Fleet,
+    engine: Server,
     at: Sequence[Arrival | float],
     requests: Sequence[Request],
     sinks: Sequence[Sink] | None = None,
@@ -176,7 +179,7 @@ def run_load(
     return [seq for i in range(len(arrivals)) for seq in offer.seqs[i]]
 
 
-def _serve(engine: Engine | Fleet, offer: _Offer) -> None:
+def _serve(engine: Server, offer: _Offer) -> None:
     serving = engine.kernel.spawn(engine.run(), name="engine")
     try:
         engine.kernel.run(offer.run())
@@ -198,11 +201,17 @@ class Outcome:
 
 
 def simulate(
-    plan: Plan, load: Load, *, seed: int = 0, keep_spans: bool = True, slo: Slo | None = None
+    plan: Plan,
+    load: Load,
+    *,
+    seed: int = 0,
+    keep_spans: bool = True,
+    slo: Slo | None = None,
+    begun: bool = False,
 ) -> Outcome:
     """Serve a load on a simulated place. keep_spans=False: only figures, for loads of many requests.
 
-    Raises SpecError, CapacityError.
+    begun: requests come with their first token, to one engine. Raises SpecError, CapacityError.
     """
     meter = Meter(slo)
     trace = Trace(f"simulated: {plan.on}", keep=None if keep_spans else 0, observers=[meter])
@@ -211,7 +220,11 @@ def simulate(
     trace.about = about(plan, max_len=engine.limits.max_len)
     arrivals = load.arrivals(kernel.rng("load"))
     requests = SyntheticRequests(arrivals, engine.vocab_size, kernel.rng("prompts"))
-    _serve(engine, _Offer(engine, arrivals, requests, keep=False))
+    server: Server = engine
+    if begun:
+        assert isinstance(engine, Engine), "one engine takes them"
+        server = Begun(engine)
+    _serve(server, _Offer(server, arrivals, requests, keep=False))
     return Outcome(
         trace=trace, summary=meter.summary(simulated=True), settings=settings, bounds=_bounds(engine)
     )
