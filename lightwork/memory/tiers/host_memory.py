@@ -25,7 +25,7 @@ from lightwork.errors import CapacityError, RangeError
 class HostMemory:
     """gb: of host memory, 10^9 bytes. merge=False copies block by block; overlap=False lets steps wait for
     copies; reuse=False drops what was fetched: each part of the publication, to be left out. parts: nothing
-    is computed again, at the price of a block more at each switch."""
+    is computed again, at the price of a block more at each switch, and of waiting for a copy to be there."""
 
     gb: float = 4.0
     merge: bool = True
