@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import overload
+from typing import Protocol, overload
 
 import numpy as np
 
@@ -29,7 +29,15 @@ from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulated import open_simulated
 from lightwork.serve.simulated_runner import SimulatedRunner
 
-Server = Engine | Fleet | Begun
+
+class Server(Protocol):
+    """Who takes requests: an engine, or what looks like one."""
+
+    @property
+    def kernel(self) -> Kernel: ...
+    def submit(self, request: Request, sink: Sink | None = None) -> list[Seq]: ...
+    async def drained(self) -> None: ...
+    async def run(self) -> None: ...
 
 
 class SyntheticRequests(Sequence[Request]):
@@ -174,9 +182,14 @@ def run_load(
     refused.
     """
     arrivals = [when if isinstance(when, Arrival) else Arrival(when, 1, 1) for when in at]
-    offer = _Offer(engine, arrivals, requests, sinks)
-    _serve(engine, offer)
-    return [seq for i in range(len(arrivals)) for seq in offer.seqs[i]]
+    offered = _Offer(engine, arrivals, requests, sinks)
+    _serve(engine, offered)
+    return [seq for i in range(len(arrivals)) for seq in offered.seqs[i]]
+
+
+def offer(server: Server, arrivals: Sequence[Arrival], requests: Sequence[Request]) -> None:
+    """The same, for loads whose sequences nobody wants."""
+    _serve(server, _Offer(server, arrivals, requests, keep=False))
 
 
 def _serve(engine: Server, offer: _Offer) -> None:
@@ -224,7 +237,7 @@ def simulate(
     if begun:
         assert isinstance(engine, Engine), "one engine takes them"
         server = Begun(engine)
-    _serve(server, _Offer(server, arrivals, requests, keep=False))
+    offer(server, arrivals, requests)
     return Outcome(
         trace=trace, summary=meter.summary(simulated=True), settings=settings, bounds=_bounds(engine)
     )

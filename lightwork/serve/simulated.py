@@ -61,7 +61,7 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
     dtype = "float32" if cluster.device.name == "cpu" else dtype
     longest = context(plan, spec)
     settings = [Setting("dtype", dtype, "the widest type with fast matrix units"), longest]
-    ids, engines = count(), []
+    ids, engines = parts.pop("ids", None) or count(), []
     block_bytes = spec.kv_bytes_per_token(dtype) * BLOCK_SIZE
     link_s = _link_s(spec, cluster, dtype, min(seat.tp for seat in placed))
     for i, seat in enumerate(placed):
