@@ -289,7 +289,7 @@ def swapped_goes_on(lab: Lab) -> Measured:
     return Measured(float(rows), note)
 
 
-DEVICES, CHANGES_S, LASTS_S, OF_CAPACITY = 4, 60.0, 300.0, 0.7
+DEVICES, CHANGES_S, LASTS_S, OF_CAPACITY = 4, 60.0, 400.0, 0.7
 LATER = Lognormal(prompt=100, output=400, prompt_sigma=0.6, output_sigma=0.5, max_len=2048)
 """Short questions with long answers."""
 

@@ -30,11 +30,16 @@ def forward_work(
 
 
 def around_work(
-    spec: ModelSpec, chunks: Sequence[tuple[int, int]], *, dtype: str, tp: int = 1
+    spec: ModelSpec, chunks: Sequence[tuple[int, int]], *, dtype: str, tp: int = 1, reread: int = 0
 ) -> tuple[Work, ...]:
-    """What all layers do beside their products: attention, and the elementwise rest."""
+    """What all layers do beside their products: attention, and the elementwise rest. reread: keys that
+    decodes read though another has read them."""
     rows = sum(count for _, count in chunks)
-    return (*attention_work(spec, chunks, dtype=dtype, tp=tp), _elementwise(spec, rows, dtype, tp))
+    attention = attention_work(spec, chunks, dtype=dtype, tp=tp)
+    if reread:
+        few, *rest = attention
+        attention = (replace(few, bytes=few.bytes - reread * spec.kv_bytes_per_token(dtype) / tp), *rest)
+    return (*attention, _elementwise(spec, rows, dtype, tp))
 
 
 def products(spec: ModelSpec, rows: int, num_layers: int, *, dtype: str, tp: int = 1) -> Work:

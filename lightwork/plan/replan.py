@@ -36,7 +36,7 @@ WINDOW, CHANGED = 200, 1.5
 """Requests that say what comes now, and how many times more or less of anything is another load."""
 Search = Callable[[Problem], Plan]
 LOOK_S, SEARCH_S, SETTLE_S = 5.0, 10.0, 60.0
-"""Seconds from look to look, those that a search takes beside the engines, and how long it is left alone."""
+"""Seconds from look to look, those that a search takes beside the engines, and until new ones are judged."""
 
 
 class Profile(NamedTuple):
@@ -156,7 +156,7 @@ def simulate_replanned(
                     plan = better
                     moves.append((kernel.now(), plan))
                     await server.move(open_simulated(plan, kernel, ids=ids)[0], _load_s(plan))
-            await kernel.sleep(SETTLE_S)
+                    await kernel.sleep(SETTLE_S)
 
     if search is not None:
         kernel.spawn(looking(search), name="looking")

@@ -66,7 +66,8 @@ class ClusterCost:
         if step.copies:
             work.append(self._copied(step.copies))
         if rows:
-            work += around_work(self.spec, chunks, **sizes)
+            reread = sum(tokens * (num - 1) for tokens, num in step.shared)
+            work += around_work(self.spec, chunks, **sizes, reread=reread)
         if scored:
             work.append(head_work(self.spec, scored, **sizes))
         for _, start, count, back in layers:

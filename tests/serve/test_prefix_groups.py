@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engines import expected, make_engine, request
+from engines import UnitCost, expected, make_engine, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightwork.errors import CapacityError
 from lightwork.serve.engine import Engine
+from lightwork.serve.schedulers import Step
 from lightwork.serve.schedulers._shared_prefixes import shared_prefixes
 from lightwork.serve.schedulers.prefix_groups import PrefixGroups
 from lightwork.serve.schedulers.sarathi import Sarathi
@@ -162,3 +163,24 @@ def test_the_rest_of_a_group_goes_on_when_the_first_is_cancelled() -> None:
     engine.kernel.run(main())
     engine.kv.check()
     assert engine.kv.free == engine.kv.total
+
+
+def test_a_step_says_which_decodes_read_one_prefix() -> None:
+    """So that reading it once can be priced: each of the group counts once it only decodes."""
+    seen: list[tuple[int, int]] = []
+
+    class Priced(UnitCost):
+        def stages(self, step: Step) -> Sequence[float]:
+            seen.extend(step.shared)
+            assert all(num <= sum(c.count == 1 for c in step.chunks) for _, num in step.shared)
+            return super().stages(step)
+
+    engine = make_engine(PrefixGroups(), blocks=64)
+    engine.runner.cost = Priced()
+    shared = list(range(16))
+    load = [request([*shared, 100 + i], max_tokens=8) for i in range(3)] + [
+        request(range(50, 60), max_tokens=8)
+    ]
+    run_load(engine, [0.0] * 4, load)
+    assert (16, 3) in seen
+    assert {tokens for tokens, _ in seen} == {16}

@@ -8,12 +8,13 @@ Idea:   of all prompts there, one shared prefix each, so that most tokens are sa
 Shapes: View -> the inner scheduler's Step, the queue in order of groups
 Cost:   grouping O(tokens + n log n + nodes x depth) when requests come; O(running log running) per step
 Claims: batchllm
-Differs: who is in the cache already when it comes is in no group and shares as usual
+Differs: who is in the cache already when it comes is in no group and shares as usual. The keys and values of
+        a prefix are read once for the decodes of its group where steps are simulated, for each otherwise
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -112,6 +113,11 @@ class PrefixGroups:
                 group.leader = seq
         for seq in step.preempted:
             _send_back(state, seq)
+        decoding = Counter(
+            state.of[c.seq.id].name for c in step.chunks if c.count == 1 and c.seq.id in state.of
+        )
+        pinned = ((state.begun[name], num) for name, num in decoding.items() if name in state.begun)
+        step.shared = [(group.prefix, num) for group, num in pinned if group.pinned and num > 1]
         return step
 
     def _group(self, state: State, view: View) -> None:
