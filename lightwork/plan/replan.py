@@ -17,7 +17,7 @@ from typing import NamedTuple
 from lightwork.cluster import parse_place
 from lightwork.errors import CapacityError
 from lightwork.models import read_shape
-from lightwork.plan.capacity import Problem, rate_of
+from lightwork.plan.capacity import Problem
 from lightwork.runtime.effects import DTYPE_BYTES
 from lightwork.runtime.futures import Task
 from lightwork.runtime.kernel import Kernel
@@ -40,7 +40,7 @@ LOOK_S, SEARCH_S, SETTLE_S = 5.0, 10.0, 60.0
 
 
 class Profile(NamedTuple):
-    """What a load is planned for: requests/s, and mean tokens of prompts and outputs."""
+    """What a load is planned for: requests/s, and mean tokens of prompts and outputs. Of two at least."""
 
     rate: float
     prompt: float
@@ -48,9 +48,9 @@ class Profile(NamedTuple):
 
     @classmethod
     def of(cls, arrivals: Sequence[Arrival]) -> Profile:
-        num = len(arrivals)
+        num, lasted_s = len(arrivals), arrivals[-1].at_s - arrivals[0].at_s
         prompt, output = sum(a.prompt_len for a in arrivals), sum(a.output_len for a in arrivals)
-        return cls(rate_of(arrivals), prompt / num, output / num)
+        return cls((num - 1) / max(lasted_s, 1e-6), prompt / num, output / num)
 
     def has_changed(self, now: Profile) -> bool:
         ratios = (self.rate / now.rate, self.prompt / now.prompt, self.output / now.output)
@@ -75,13 +75,15 @@ class Watch:
                 self._ended.append((prompt, int(span.args["output"])))
 
     def recent(self) -> list[Arrival]:
-        """As a load; none until there are enough to tell."""
+        """As a load; none until there are enough to tell, nor while it is still changing."""
         if len(self._ended) < WINDOW:
             return []
         first_s = self._came_s[0]
-        return [
-            Arrival(at_s - first_s, *lengths) for at_s, lengths in zip(self._came_s, self._ended, strict=True)
+        seen = [
+            Arrival(at_s - first_s, *ended) for at_s, ended in zip(self._came_s, self._ended, strict=True)
         ]
+        older, newer = (Profile.of(half) for half in (seen[: WINDOW // 2], seen[WINDOW // 2 :]))
+        return [] if older.has_changed(newer) else seen
 
 
 class Moving:

@@ -71,12 +71,24 @@ def test_a_search_that_finds_nothing_or_the_same_changes_nothing() -> None:
         assert run.summary.num_finished == 1200
 
 
+def test_a_load_that_is_changing_is_not_planned_for() -> None:
+    watch, known = Watch(), []
+    for i in range(3 * WINDOW):
+        prompt = 100 if i < WINDOW else 400
+        watch.on(Span("engine", "arrive", str(i), 0.5 * i, 0.5 * i, args={"prompt": prompt}))
+        watch.on(Span("engine", "finish", str(i), 0.5 * i, 0.5 * i, args={"reason": "length", "output": 7}))
+        known.append(bool(watch.recent()))
+    assert not any(known[WINDOW + WINDOW // 4 : 2 * WINDOW - WINDOW // 4])
+    assert known[WINDOW]
+    assert known[2 * WINDOW]
+
+
 def test_what_comes_is_known_by_what_has_ended() -> None:
     watch = Watch()
     for i in range(WINDOW):
         assert watch.recent() == []
-        watch.on(Span("engine", "arrive", str(i), 0.5 * i, 0.5 * i, args={"prompt": 100 + i}))
+        watch.on(Span("engine", "arrive", str(i), 0.5 * i, 0.5 * i, args={"prompt": 100 + i % 2}))
         watch.on(Span("engine", "finish", str(i), 0.5 * i, 0.5 * i, args={"reason": "length", "output": 7}))
     recent = watch.recent()
     assert recent[:2] == [Arrival(0.0, 100, 7), Arrival(0.5, 101, 7)]
-    assert Profile.of(recent) == pytest.approx((WINDOW / (0.5 * (WINDOW - 1)), 100 + (WINDOW - 1) / 2, 7.0))
+    assert Profile.of(recent) == pytest.approx((2.0, 100.5, 7.0))
