@@ -20,14 +20,12 @@ from lightwork.models.tokenizer import Tokenizer
 from lightwork.parallel.child import Child
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.progress import Progress
 from lightwork.serve.fleet import Fleet
-from lightwork.serve.opening import Progress, free_bytes, own_cores
-from lightwork.serve.plan import Plan, Setting, about
+from lightwork.serve.opening import free_bytes, own_cores
+from lightwork.serve.plan import Plan, Setting, about, of_engines
 from lightwork.serve.remote import Order, RemoteEngine
 from lightwork.serve.routers import Seat
-
-ALIKE = {"precision", "kv_dtype", "dtype", "adapters", "max_len", "scheduler", "perplexity"}
-"""Settings that are the same of all engines, shown once."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,12 +81,6 @@ def open_deployment(
     ]
     for engine in engines:
         engine.meet([ready.num_blocks for ready in told])
-    settings = [
-        setting._replace(name=f"engine {i} {setting.name}")
-        for i, ready in enumerate(told)
-        for setting in ready.settings
-        if i == 0 or setting.name not in ALIKE
-    ]
     model = Deployed(
         spec=read_shape(plan.model),
         tokenizer=tokenizer,
@@ -97,7 +89,7 @@ def open_deployment(
         variants=told[0].variants,
         engines=engines,
     )
-    return Fleet(engines, router), model, settings
+    return Fleet(engines, router), model, of_engines([ready.settings for ready in told])
 
 
 def _check(plan: Plan, seats: Sequence[Seat]) -> None:
