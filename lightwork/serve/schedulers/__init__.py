@@ -56,7 +56,7 @@ class Step:
     all. left: blocks that hold nothing once it is copied. after: what has to end before it may run.
     slices: of training, computed with it as far as it takes no more than limit_s in all. shared: (tokens, how
     many chunks) of prefixes whose keys and values several chunks of a token read, and once is enough.
-    next_model: whose turn comes after this step's model, if that is known, so that its weights can be brought.
+    next_model: whose turn comes after this step's model, if known, so that its weights can be brought.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
