@@ -3,23 +3,28 @@
 The publication's benchmark of Llama-2-70B on four A100, simulated: a closed loop of clients, prompts normal
 around 2,600 tokens, answers around 128, deviation 30 %. A request succeeds if its first token comes within
 prompt / 512 s and the moving average of its rate never falls below 4 tokens/s. Its weight is not published;
-here a new gap counts a tenth. The baseline is our own prefill-first engine on the same runner and prices, not
-the engine of 2023 with its overheads, so only the technique differs.
+here a new gap counts a tenth. The baseline is our own prefill-first engine on the same runner and prices, so
+only the technique differs; and once more with the host time a step that makes its throughput what is
+published of the engine of 2023, 0.67 requests/s where one takes 9 s, which is six at a time.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from statistics import mean, median, pstdev
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from lightwork.claims import Lab, Measured, claim
 from lightwork.claims._random_llama import random_llama
 from lightwork.claims._real import serve
+from lightwork.cluster import parse_place
 from lightwork.runtime.trace import Span
 from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.lengths.normal import Normal
@@ -47,10 +52,14 @@ TOKENS = 128
 
 
 @cache
-def served(scheduler: Techniques, clients: int, seed: int) -> list[RequestTimes]:
-    """The publication's load on its machine, simulated."""
+def served(scheduler: Techniques, clients: int, seed: int, place: str = "") -> list[RequestTimes]:
+    """The publication's load on its machine, simulated. place: another one, as its description."""
     load = ClosedLoop(clients=clients, num_requests=NUM_REQUESTS, lengths=LENGTHS)
-    trace = simulate(replace(LLAMA, use=(scheduler,)), load, seed=seed).trace
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "place.json"
+        file.write_text(place, encoding="utf-8")
+        plan = replace(LLAMA, use=(scheduler,), on=f"sim:{file}" if place else LLAMA.on)
+        trace = simulate(plan, load, seed=seed).trace
     return list(request_times(trace.spans).values())
 
 
@@ -107,6 +116,44 @@ def effective_throughput(lab: Lab) -> Measured:
     note = (
         f"{ours:.2f} against {theirs:.2f} requests/s; best of 8 to 32 clients each: {best[0] / best[1]:.2f}x"
     )
+    return Measured(ours / max(theirs, 1e-3), note)
+
+
+OF_2023, SIX = 0.67, 6
+
+
+@cache
+def _place_of_2023(seed: int) -> str:
+    """A description of the machine whose host takes as long a step as makes six clients of prefill-first
+    wait as published."""
+    place = parse_place(LLAMA.on)
+
+    def slowed(step_s: float) -> str:
+        device = replace(place.device, step_s=step_s)
+        return json.dumps(replace(place, device=device).to_dict())
+
+    low, high = place.device.step_s, 0.2
+    while high - low > 5e-4:
+        middle = (low + high) / 2
+        times = served(PrefillFirst(), SIX, seed, slowed(middle))
+        rate = len(times) / (max(t.tokens_s[-1] for t in times) - min(t.arrived_s for t in times))
+        low, high = (middle, high) if rate > OF_2023 else (low, middle)
+    return slowed(high)
+
+
+@claim(
+    "fastgen",
+    title="the same over prefill-first as slow as the engine of 2023 was with six clients",
+    paper="2.3x (1.42 against 0.63 requests/s)",
+    expect=2.3,
+    within=0.3,
+)
+def effective_over_2023(lab: Lab) -> Measured:
+    place = _place_of_2023(lab.seed)
+    ours = effective(served(SplitFuse(), 20, lab.seed))
+    theirs = effective(served(PrefillFirst(), 20, lab.seed, place))
+    step_s = json.loads(place)["device"]["step_s"]
+    note = f"{ours:.2f} against {theirs:.2f} requests/s, whose host takes {step_s * 1e3:.0f} ms a step"
     return Measured(ours / max(theirs, 1e-3), note)
 
 

@@ -1,9 +1,17 @@
 """FlexLLM: fine-tuning in the steps that serve, as far as the time between tokens allows.
 
-Simulated: the publication's models and machines, and chats with the lengths of LMSYS. Training sequences have
-1,024 tokens. A window of them is priced as products of its own, a layer forward, or computed again and back;
-what is kept is measured against the same engine that only trains, with steps of the same length. The baseline
-that shares time takes a whole sequence there and back after every 64 steps, as the publication's does.
+Simulated: the publication's models and machines, and chats with the lengths of LMSYS. Training sequences
+have 1,024 tokens. All rows that pass a layer in a step are one product, those of training among them, also
+what is computed again to go back; what is kept is measured against the same engine that only trains, with
+steps of the same length. The baseline that shares time takes a whole sequence there and back after every 64
+steps, as the publication's does. Its 20 requests/s are taken to be of four engines: the authors' scripts ask
+one of 1 to 5, with texts of ShareGPT.
+
+Why less is kept than was published: 128 chats at a time are 187 rows a step with their prompts. Shared with
+training those would cost 16 of 72 ms; but layer by layer a step trains half of the layers forward, or a
+third back, so the others compute 256 rows for 187, and where they share, 1,211 are 1,280. Windows through
+all layers whose rows fill tiles, beside another sequence's way back, would keep about 0.77; slices go layer
+by layer since a CPU unpacks a layer's weights once.
 
 Real: the same scheduler on this CPU, with a model of 184 million parameters in bfloat16. A token is promised
 within 110 ms: 5.6 times a step of a few sequences, as 75 ms are of the publication's on an A100.
@@ -159,15 +167,18 @@ def kept_by_others(lab: Lab) -> Measured:
 
 @claim(
     "flexllm",
-    title="training kept beside 20 chats/s: Llama 8B on an A100",
-    paper="over 80 % of its peak under heavy load; our bar 75 %",
+    title="training kept beside 5 ShareGPT chats/s, 20 on four engines: Llama 8B on an A100",
+    paper="over 76 % of its peak at 20 requests/s; our bar 75 %",
     expect=0.75,
     within=0.0,
     bound="at least",
     unit="",
 )
-def kept_beside_twenty(lab: Lab) -> Measured:
-    return _kept(LLAMA, chats(20.0), lab.seed)
+def kept_at_peak(lab: Lab) -> Measured:
+    chatting = Poisson(rate=5.0, num_requests=600, lengths=Published(trace="sharegpt"))
+    kept, shorter, all_on_one = (_kept(LLAMA, load, lab.seed) for load in (chatting, chats(5.0), chats(20.0)))
+    note = f"{kept.note}; of LMSYS's lengths {shorter.value:.2f}, 20 of those {all_on_one.value:.2f}"
+    return Measured(kept.value, note)
 
 
 @claim(

@@ -47,7 +47,8 @@ def command(
     as_json: bool,
 ) -> None:
     from lightwork.cli._output import StatusLine, show_json, show_table
-    from lightwork.plan.serving import Problem, Trial, search
+    from lightwork.plan.capacity import Problem
+    from lightwork.plan.serving import Trial, search
     from lightwork.serve.loads import parse_load
 
     chosen = choose(model, on, use, "sim:a100x8")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightwork.errors import SpecError
 
@@ -64,9 +64,21 @@ class Memory:
     latency_s: float
 
 
+class Protocol(NamedTuple):
+    """One way in which a ring of devices exchanges: seconds to start, seconds a hop, share of the
+    bandwidth that is payload."""
+
+    start_s: float
+    hop_s: float
+    share: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """A connection. bytes_per_s: per direction and device. a, b: what it joins ("device", "node", "host")."""
+    """A connection. bytes_per_s: per direction and device. a, b: what it joins ("device", "node", "host").
+
+    protocols: of its rings, of which each exchange takes the fastest; none: a hop takes the latency.
+    """
 
     name: str
     a: str
@@ -74,6 +86,7 @@ class Link:
     bytes_per_s: float
     latency_s: float
     duplex: bool = True
+    protocols: tuple[Protocol, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +162,7 @@ class Cluster:
             device["unit"] = Unit(**unit)
             device["memories"] = tuple(Memory(**m) for m in device["memories"])
             device["sharing"] = {name: _curve(points) for name, points in device.get("sharing", {}).items()}
-            inner, outer = (Link(**data[k]) if data.get(k) else None for k in ("inner", "outer"))
+            inner, outer = (_link(data[k]) if data.get(k) else None for k in ("inner", "outer"))
             return cls(
                 device=Device(**device),
                 num_devices=int(data["num_devices"]),
@@ -162,6 +175,11 @@ class Cluster:
             raise SpecError(
                 f"this is not a machine description: {error!r}", expected="what to_dict gives"
             ) from error
+
+
+def _link(data: Mapping[str, Any]) -> Link:
+    protocols = tuple(Protocol(*values) for values in data.get("protocols", ()))
+    return Link(**{**data, "protocols": protocols})
 
 
 def _curve(points: Sequence[Sequence[float]]) -> Curve:

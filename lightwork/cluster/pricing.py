@@ -78,8 +78,9 @@ class CostModel:
         """Closed forms (Thakur, Rabenseifner and Gropp, 2005). nbytes: of the whole result, of all_to_all's
         input.
 
-        n ranks, link bandwidth B, latency a. All-reduce takes the faster of ring and tree; over whole nodes
-        also of both levels: reduce-scatter in each node, all-reduce of the parts between them, all-gather.
+        n ranks, link bandwidth B, latency a. All-reduce takes the faster of ring and tree, rings by the
+        fastest protocol of the link, if it has any; over whole nodes also of both levels: reduce-scatter in
+        each node, all-reduce of the parts between them, all-gather.
         """
         n = len(group)
         if n <= 1:
@@ -99,12 +100,18 @@ class CostModel:
         """One level: n ranks, each with one link."""
         a, b = link.latency_s, link.bytes_per_s
         hops = ceil(log2(n))
-        ring = (n - 1) * (nbytes / n / b + a)
+
+        def ring(passes: int) -> float:
+            ways = [
+                p.start_s + passes * (n - 1) * (nbytes / n / b / p.share + p.hop_s) for p in link.protocols
+            ]
+            return min(ways, default=passes * (n - 1) * (nbytes / n / b + a))
+
         forms = {
-            "all_reduce": min(2 * ring, 2 * hops * (nbytes / b + a)),
-            "all_gather": ring,
-            "reduce_scatter": ring,
-            "all_to_all": ring,
+            "all_reduce": min(ring(2), 2 * hops * (nbytes / b + a)),
+            "all_gather": ring(1),
+            "reduce_scatter": ring(1),
+            "all_to_all": (n - 1) * (nbytes / n / b + a),
             "broadcast": hops * (nbytes / b + a),
             "barrier": 2 * hops * a,
         }

@@ -29,7 +29,7 @@ def runs(src: Sequence[int], dst: Sequence[int], *, merge: bool = True) -> list[
 class Transfer:
     """Copies in flight: block src[i] to dst[i], as `runs`. held: blocks of host memory that stay meanwhile.
 
-    tokens: the text from its start, of as many whole blocks as `held`. root: in the tree.
+    tokens: the text from its start, as far as `held` holds it. root: in the tree.
     """
 
     src: Sequence[int]
@@ -41,7 +41,7 @@ class Transfer:
 
 
 class HostBlocks:
-    """Whole blocks of text in host memory, found by their tokens; the least recently used are given up.
+    """Blocks of text in host memory, found by their tokens; the least recently used are given up.
 
     What is being copied in is found when it has arrived, and what is being copied stays.
     """
@@ -57,12 +57,14 @@ class HostBlocks:
         return self._pool.num_blocks
 
     def find(self, tokens: Sequence[int], limit: int, root: int = ROOT) -> list[int]:
-        """The blocks that hold tokens[:limit], as far as there are any, whole blocks only."""
-        return self._tree.whole(tokens, limit, root)
+        """The blocks that hold tokens[:limit], as far as there are any: whole ones, and one ending there."""
+        return self._tree.covering(tokens, limit, root)
 
-    def store(self, tokens: Sequence[int], blocks: Sequence[int], root: int = ROOT) -> Transfer | None:
-        """Begin to copy a text's blocks, those that are not here yet, as far as there is room."""
-        held = self._hold(self._tree.whole(tokens, len(blocks) * self.block_size, root))
+    def store(
+        self, tokens: Sequence[int], blocks: Sequence[int], limit: int, root: int = ROOT
+    ) -> Transfer | None:
+        """Begin to copy the blocks of tokens[:limit] that are not here yet, as far as there is room."""
+        held = self._hold(self.find(tokens, limit, root))
         known = len(held)
         for _ in blocks[known:]:
             if not self._pool.free:
@@ -71,7 +73,7 @@ class HostBlocks:
         if len(held) == known:
             self._drop(held)
             return None
-        return self._transfer(blocks[known : len(held)], held[known:], held, tokens, root)
+        return self._transfer(blocks[known : len(held)], held[known:], held, tokens[:limit], root)
 
     def stored(self, transfer: Transfer, *, arrived: bool) -> None:
         """The copies have ended. What arrived is found from now on."""
@@ -87,10 +89,12 @@ class HostBlocks:
                     held[i] = parent
         self._drop(held)
 
-    def fetch(self, tokens: Sequence[int], blocks: Sequence[int], known: int, root: int = ROOT) -> Transfer:
-        """Begin to copy a text back into `blocks`, all but the first `known`."""
-        held = self._hold(self._tree.whole(tokens, len(blocks) * self.block_size, root))
-        return self._transfer(held[known:], blocks[known : len(held)], held, tokens, root)
+    def fetch(
+        self, tokens: Sequence[int], blocks: Sequence[int], known: int, limit: int, root: int = ROOT
+    ) -> Transfer:
+        """Begin to copy tokens[:limit] back into `blocks`, all but the first `known`."""
+        held = self._hold(self.find(tokens, limit, root))
+        return self._transfer(held[known:], blocks[known : len(held)], held, tokens[:limit], root)
 
     def fetched(self, transfer: Transfer) -> None:
         """The copies have ended."""

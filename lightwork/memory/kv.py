@@ -127,8 +127,9 @@ class KVCache:
         """Tokens that host memory holds beyond the first `cached` ones, of at most `limit` in all."""
         if self.host is None:
             return 0
-        held = self.host.find(tokens, _most(tokens, limit), self._root(model))
-        return max(0, len(held) * self.block_size - cached)
+        most = _most(tokens, limit)
+        held = self.host.find(tokens, most, self._root(model))
+        return max(0, min(len(held) * self.block_size, most) - cached)
 
     def needs(self, seq_id: int, upto: int) -> int:
         """Free blocks that reserve(seq_id, upto) would take."""
@@ -257,14 +258,19 @@ class KVCache:
     # -- host memory
 
     def store(self, seq_id: int, tokens: Sequence[int]) -> Transfer | None:
-        """Begin to copy the committed whole blocks of a sequence to host memory, those that are not there.
+        """Begin to copy the committed blocks of a sequence to host memory, those that are not there.
 
+        A last one that is not full is left out, unless the tier takes parts.
         Until `stored` the blocks are read, even if somebody else is given them; see `conflicts`. None if
         there is nothing to copy.
         """
         table = self._tables[seq_id]
-        full = table.blocks[: table.committed // self.block_size]
-        transfer = self.host.store(tokens, full, table.root) if self.host is not None and full else None
+        if self.host is None:
+            return None
+        size = self.block_size
+        limit = table.committed if self.host.tier.parts else table.committed // size * size
+        blocks = table.blocks[: -(-limit // size)]
+        transfer = self.host.store(tokens, blocks, limit, table.root) if blocks else None
         if transfer is not None:
             for block in transfer.src:
                 self._read.setdefault(block, []).append(transfer)
@@ -287,8 +293,8 @@ class KVCache:
         """
         assert self.host is not None
         table = self._tables[seq_id]
-        blocks = table.blocks[: _most(tokens, None) // self.block_size]
-        return self.host.fetch(tokens, blocks, table.committed // self.block_size, table.root)
+        known = table.committed // self.block_size
+        return self.host.fetch(tokens, table.blocks, known, _most(tokens, None), table.root)
 
     def fetched(self, transfer: Transfer) -> None:
         """Copies from host memory have ended."""

@@ -86,6 +86,15 @@ class PrefixTree:
             parent = block
         return blocks
 
+    def covering(self, tokens: Sequence[int], limit: int, root: int = ROOT) -> list[int]:
+        """The same, and the block that ends at the limit, if it was published though it is not full."""
+        blocks = self.whole(tokens, limit, root)
+        at = len(blocks) * self.block_size
+        if limit - at >= self.block_size:
+            return blocks
+        part = self._blocks.get((blocks[-1] if blocks else root, tuple(tokens[at:limit])))
+        return blocks if part is None else [*blocks, part]
+
     def find(self, tokens: Sequence[int], limit: int, root: int = ROOT) -> Hit:
         """The longest published prefix of tokens[:limit]; its last block may be shared in part."""
         size = self.block_size

@@ -9,7 +9,6 @@ from functools import cache, lru_cache
 from lightwork.models.spec import ModelSpec
 from lightwork.runtime.effects import DTYPE_BYTES, Work
 
-KINDS = ("matmul", "attention", "vector")
 FEW_ROWS = 32
 """Chunks of fewer rows read more KV bytes per operation than any machine balances; they are counted apart."""
 
@@ -30,43 +29,65 @@ def forward_work(
     """
     chunks = [*chunks]
     rows = sum(count for _, count in chunks)
-    size = DTYPE_BYTES[dtype]
-    linear, moved = _linear(spec, rows)
     return (
-        Work(
-            kind="matmul",
-            dtype=dtype,
-            ops=2.0 * rows * linear / tp,
-            bytes=moved * size / tp if rows else 0.0,
-            rows=rows,
-            launches=4 * spec.num_layers,
-        ),
-        *attention_work(spec, chunks, dtype=dtype, tp=tp, shared=shared),
-        _elementwise(spec, rows, dtype, tp),
+        products(spec, rows, spec.num_layers, dtype=dtype, tp=tp),
+        *around_work(spec, chunks, dtype=dtype, tp=tp, shared=shared),
         head_work(spec, num_scored, dtype=dtype, tp=tp),
     )
 
 
+def around_work(
+    spec: ModelSpec,
+    chunks: Sequence[tuple[int, int]],
+    *,
+    dtype: str,
+    tp: int = 1,
+    shared: Sequence[int] = (),
+) -> tuple[Work, ...]:
+    """What all layers do beside their products: attention, and the elementwise rest. shared: see
+    `forward_work`."""
+    rows = sum(count for _, count in chunks)
+    attention = attention_work(spec, chunks, dtype=dtype, tp=tp, shared=shared)
+    return (*attention, _elementwise(spec, rows, dtype, tp))
+
+
+def products(spec: ModelSpec, rows: int, num_layers: int, *, dtype: str, tp: int = 1) -> Work:
+    """Work of one of tp ranks for the matrix products of so many layers, each the mean of all."""
+    linear, moved = (n * num_layers / spec.num_layers for n in _linear(spec, rows))
+    return Work(
+        kind="matmul",
+        dtype=dtype,
+        ops=2.0 * rows * linear / tp,
+        bytes=moved * DTYPE_BYTES[dtype] / tp if rows else 0.0,
+        rows=rows,
+        launches=4 * num_layers,
+    )
+
+
 @lru_cache(maxsize=1 << 14)
-def layer_work(
+def slice_work(
     spec: ModelSpec, start: int, count: int, *, back: bool, dtype: str, tp: int = 1
 ) -> tuple[Work, ...]:
-    """Work of one of tp ranks for `count` tokens through one frozen layer, or back to its inputs alone.
+    """Work of one of tp ranks for `count` tokens of training through one frozen layer, or back to its inputs
+    alone, but for the products forward.
 
-    Back, the layer is computed again, and its products once more the other way; attention has five products
-    where forward has two. What an adapter adds is not counted.
+    Those are of the step: whoever passes a layer in it is a row of one product, also what is computed again
+    to go back. Back there is a product the other way; attention has five where forward has two. What an
+    adapter adds is not counted.
     """
-    times = {"matmul": 2.0, "attention": 3.5, "vector": 3.0} if back else dict.fromkeys(KINDS, 1.0)
+    times = {"matmul": 1.0, "attention": 3.5, "vector": 3.0}
+    if not back:
+        times = {"matmul": 0.0, "attention": 1.0, "vector": 1.0}
     layer = replace(spec, num_layers=1, moe=frozenset(), windowed=frozenset())
     return tuple(
         replace(
             w,
             ops=w.ops * times[w.kind],
             bytes=w.bytes * times[w.kind],
-            launches=(3 if back else 1) * w.launches,
+            launches=(3 if back and w.kind != "matmul" else 1) * w.launches,
         )
         for w in forward_work(layer, [(start, count)], 0, dtype=dtype, tp=tp)
-        if w.ops
+        if w.ops and times[w.kind]
     )
 
 

@@ -4,32 +4,31 @@ The figure of a choice is its capacity: the highest rate of the load, its arriva
 which enough requests are served as promised. A choice is first tried a little above the capacity of the best
 so far, so most cost one simulation. Sizes are tried first, then schedulers on the best of them, then batches,
 then sizes once more: what a step is made of and how it is split depend on one another, but weakly. Last,
-prefill and decode are tried apart, each with sizes of its own.
+prefill and decode are tried apart, in sizes and numbers that follow from either phase alone (`placement`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, inf
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lightwork.cluster import parse_place
-from lightwork.errors import CapacityError, RangeError, SpecError
+from lightwork.errors import CapacityError
 from lightwork.models import read_shape
-from lightwork.serve.loads import Arrival, Given, Load
-from lightwork.serve.metrics import Slo
+from lightwork.plan.capacity import PRECISION, Problem, capacity, rate_of
+from lightwork.plan.placement import phases, placements
+from lightwork.serve.loads import Arrival
 from lightwork.serve.plan import Plan
 from lightwork.serve.routers import Router
-from lightwork.serve.routers.prefill_decode import PrefillDecode
 from lightwork.serve.routers.replicas import Replicas
 from lightwork.serve.schedulers import Scheduler
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.schedulers.split_fuse import SplitFuse
-from lightwork.serve.simulate import Outcome, simulate
+from lightwork.serve.simulate import Outcome
 
 SCHEDULERS: tuple[Scheduler[Any], ...] = (
     Sarathi(),
@@ -38,34 +37,8 @@ SCHEDULERS: tuple[Scheduler[Any], ...] = (
     PrefillFirst(),
 )
 MAX_SEQS = (128, 32, 64, 256, 512)
-MOST_REQUESTS = 200_000
-PRECISION = 0.05
-"""Capacities are found to this share of themselves, and a better one must be better by as much."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """What to serve, where, and what is promised to whom.
-
-    plan: model, place and the techniques that are fixed; one without a scheduler leaves it to the search.
-    share: of the requests that must be served as promised.
-    """
-
-    plan: Plan
-    load: Load
-    slo: Slo
-    share: float = 0.9
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise RangeError(f"share is {self.share}", expected="above 0, at most 1", fix="0.9")
-        if not min(self.slo) > 0 or self.slo.ttft_s == inf:
-            raise RangeError(
-                f"ttft {self.slo.ttft_s} s and tpot {self.slo.tpot_s} s are promised",
-                expected="positive seconds, and without a ttft every rate would do",
-                fix="--slo ttft=0.5,tpot=0.05",
-            )
+TRIED_APART = 3
+"""Placements of prefill and decode apart that are tried, of those whose phases promise most."""
 
 
 class Choice(NamedTuple):
@@ -187,22 +160,18 @@ class _Search:
             yield self._base()._replace(router=router, tp=tp, pp=pp)
 
     def apart(self) -> Iterator[Choice]:
-        """One prefill and one decode engine of any two sizes, and as many of both as there is room for."""
+        """Prefill and decode engines, in the sizes and numbers whose phases sustain most."""
         if self._fixed("router") is not None:
             return
-        for prefill_tp, prefill_pp in self._splits():
-            for decode_tp, decode_pp in self._splits():
-                copies = self._devices() // (prefill_tp * prefill_pp + decode_tp * decode_pp)
-                if copies:
-                    router = PrefillDecode(
-                        prefill=copies,
-                        decode=copies,
-                        prefill_tp=prefill_tp,
-                        prefill_pp=prefill_pp,
-                        decode_tp=decode_tp,
-                        decode_pp=decode_pp,
-                    )
-                    yield self._base()._replace(router=router)
+        base = self._base()
+
+        def alone(tp: int, pp: int) -> Plan:
+            return self._plan(base._replace(tp=tp, pp=pp), router=None)
+
+        devices = self._devices()
+        prefill, decode = phases(self.problem, self.arrivals, [*self._splits()], alone, devices)
+        for found in placements(prefill, decode, devices)[:TRIED_APART]:
+            yield base._replace(router=found.router)
 
     def _devices(self) -> int:
         return parse_place(self.problem.plan.on).num_devices
@@ -228,7 +197,9 @@ class _Search:
             return
         floor = self.best[0].rate * (1 + PRECISION) if self.best else 0.0
         try:
-            rate, share, run = capacity(replace(self.problem, plan=self._plan(choice)), self.arrivals, floor)
+            rate, share, run = capacity(
+                replace(self.problem, plan=self._plan(choice, choice.router)), self.arrivals, floor
+            )
             trial = Trial(choice, rate, share, run is not None)
         except CapacityError as error:
             trial, run = Trial(choice, 0.0, 0.0, False, error.wrong), None
@@ -237,97 +208,16 @@ class _Search:
             self.best = trial, run
         self.progress(trial)
 
-    def _plan(self, choice: Choice) -> Plan:
+    def _plan(self, choice: Choice, router: Router[Any] | None) -> Plan:
         techniques = self.problem.plan.techniques().items()
         fixed = [technique for kind, technique in techniques if kind not in ("scheduler", "router")]
         return replace(
             self.problem.plan,
-            use=[*fixed, choice.scheduler, choice.router],
+            use=[*fixed, choice.scheduler, *([router] if router is not None else [])],
             tp=choice.tp,
             pp=choice.pp,
             max_seqs=choice.max_seqs,
         )
-
-
-class Capacity(NamedTuple):
-    """The highest rate a plan sustains, the share in time there, and its run: None if not above a floor."""
-
-    rate: float
-    share: float
-    run: Outcome | None
-
-
-def capacity(problem: Problem, arrivals: Sequence[Arrival], floor: float = 0.0) -> Capacity:
-    """What a plan sustains, requests/s.
-
-    Raises CapacityError if the model does not fit, or no rate is served in time; SpecError if it would take
-    too many requests to tell.
-    """
-    best = Capacity(floor, 0.0, None)
-    high, rate = inf, floor or rate_of(arrivals)
-    while high - best.rate > PRECISION * best.rate:
-        run = _run(problem, arrivals, rate)
-        share = run.summary.num_within_slo / run.summary.num_requests
-        if share >= problem.share:
-            best = Capacity(rate, share, run)
-        elif best.run is None and floor:
-            return Capacity(floor, share, None)
-        else:
-            high = rate
-        rate = 2 * best.rate if high == inf else (best.rate + high) / 2
-        if high * 64 < rate_of(arrivals):
-            raise CapacityError(
-                f"not even {high:.2g} requests/s are served in time", expected="some", fix="other sizes"
-            )
-    return best
-
-
-def rate_of(arrivals: Sequence[Arrival]) -> float:
-    """Requests per second, those that follow others included. Raises SpecError if all come at once."""
-    return len(arrivals) / _span_s(arrivals)
-
-
-def _span_s(arrivals: Sequence[Arrival]) -> float:
-    span_s = max(a.at_s for a in arrivals if a.after is None)
-    if span_s <= 0 or len(arrivals) < 2:
-        raise SpecError(
-            "all requests come at once",
-            expected="a load whose requests come over time",
-            fix="Poisson(rate=4, num_requests=256)",
-        )
-    return span_s
-
-
-def _run(problem: Problem, arrivals: Sequence[Arrival], rate: float) -> Outcome:
-    lasting = _at_rate(problem, arrivals, rate)
-    plan = replace(problem.plan, max_waiting=len(lasting) + 1)
-    return simulate(plan, Given(lasting), seed=problem.seed, keep_spans=False, slo=problem.slo)
-
-
-def _at_rate(problem: Problem, arrivals: Sequence[Arrival], rate: float) -> list[Arrival]:
-    """The load drawn together to a rate, and repeated until a queue that grows has had time to show.
-
-    At a tenth too many requests per second the last of 20 ttft waits two of them.
-    """
-    promised = problem.slo
-    output = sum(a.output_len for a in arrivals) / len(arrivals)
-    lasting_s = 20 * promised.ttft_s + (5 * output * promised.tpot_s if promised.tpot_s < inf else 0.0)
-    speed = rate / rate_of(arrivals)
-    span_s = _span_s(arrivals) / speed
-    times = max(1, ceil(lasting_s / span_s))
-    if times * len(arrivals) > MOST_REQUESTS:
-        raise SpecError(
-            f"trying {rate:.3g} requests/s for {lasting_s:.3g} s takes {times * len(arrivals)} requests",
-            expected=f"at most {MOST_REQUESTS}",
-            fix="promise less time",
-        )
-    return [
-        a._replace(at_s=i * span_s + a.at_s / speed)
-        if a.after is None
-        else a._replace(after=i * len(arrivals) + a.after)
-        for i in range(times)
-        for a in arrivals
-    ]
 
 
 def _powers(most: int) -> list[int]:

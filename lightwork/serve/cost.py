@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightwork.cluster.calibration import Calibration
 from lightwork.cluster.pricing import CostModel
@@ -11,9 +12,10 @@ from lightwork.errors import CapacityError
 from lightwork.memory.kv import Copy
 from lightwork.models.adapters import Adapter
 from lightwork.models.spec import ModelSpec
-from lightwork.models.work import forward_work, layer_work
+from lightwork.models.work import around_work, head_work, products, slice_work
 from lightwork.runtime.effects import DTYPE_BYTES, Work
 from lightwork.serve.schedulers import Step
+from lightwork.serve.training import Slice
 
 KV_SHARE = 0.9
 """Share of a device's memory that weights and KV may fill; the rest is for activations and the runtime."""
@@ -56,32 +58,26 @@ class ClusterCost:
 
     def stages(self, step: Step) -> Sequence[float]:
         """Seconds in each of the pp stages; layers are split evenly and so is the time."""
-        chunks = rows_of(step)
-        scored = num_scored(step)
+        chunks, scored = rows_of(step), num_scored(step)
+        rows = sum(count for _, count in chunks)
         scored += 2 * sum(s.count for s in step.slices if s.layer == self.spec.num_layers)  # and back
-        work = (
-            forward_work(self.spec, chunks, scored, dtype=self.dtype, tp=self.tp, shared=step.shared)
-            if chunks or scored
-            else ()
-        )
+        layers = [s for s in step.slices if s.layer < self.spec.num_layers]
+        passes = self._passes(rows, layers)
+        sizes: Any = {"dtype": self.dtype, "tp": self.tp}
+        work = [products(self.spec, n, num, **sizes) for n, num in passes.items()]
         if step.copies:
-            work = (self._copied(step.copies), *work)
+            work.append(self._copied(step.copies))
+        if rows:
+            work += around_work(self.spec, chunks, **sizes, shared=step.shared)
+        if scored:
+            work.append(head_work(self.spec, scored, **sizes))
         if self.adapters:
             work += self._adapted(step)
-        layers = [s for s in step.slices if s.layer < self.spec.num_layers]
         for _, start, count, back in layers:
-            work += layer_work(self.spec, start, count, back=back, dtype=self.dtype, tp=self.tp)
-        row_bytes = self.spec.hidden_size * DTYPE_BYTES[self.dtype]
-        hidden_bytes = sum(count for _, count in chunks) * row_bytes
+            work += slice_work(self.spec, start, count, back=back, **sizes)
         seconds = self.costs.seconds(work, kernels=self.kernels)
-        exchange_s = 0.0
-        if self.tp > 1:
-            one_s = self.costs.collective_seconds("all_reduce", range(self.tp), hidden_bytes)
-            exchange_s = 2 * self.spec.num_layers * one_s
-            for _, _, count, back in layers:
-                one_s = self.costs.collective_seconds("all_reduce", range(self.tp), count * row_bytes)
-                exchange_s += (4 if back else 2) * one_s
-            seconds += exchange_s
+        exchange_s = self._exchange_s(passes, layers) if self.tp > 1 else 0.0
+        seconds += exchange_s
         if self._steps % SAMPLED == 0:
             bounds = self.costs.bounds(work, kernels=self.kernels) | {
                 "network": exchange_s,
@@ -92,7 +88,7 @@ class ClusterCost:
         stage_s = seconds / self.pp + self.step_s
         if self.pp > 1:
             link = self.costs.cluster.link(0, self.tp)
-            stage_s += hidden_bytes / link.bytes_per_s + link.latency_s
+            stage_s += rows * self._row_bytes / link.bytes_per_s + link.latency_s
         return [stage_s] * self.pp
 
     def _adapted(self, step: Step) -> tuple[Work, ...]:
@@ -112,6 +108,31 @@ class ClusterCost:
             launches=2 * max(len(adapter.deltas) for adapter, _ in used),
         )
         return (work,)
+
+    def _passes(self, rows: int, slices: Sequence[Slice]) -> Mapping[int, int]:
+        """How many layers a step passes with how many rows in one product: its own, and those of training."""
+        if not slices:
+            return {rows: self.spec.num_layers} if rows else {}
+        trained: Counter[int] = Counter()
+        for piece in slices:
+            trained[piece.layer] += piece.count
+        passes = Counter(rows + more for more in trained.values())
+        if rows:
+            passes[rows] += self.spec.num_layers - len(trained)
+        return passes
+
+    def _exchange_s(self, passes: Mapping[int, int], slices: Sequence[Slice]) -> float:
+        """All-reduces between the ranks: two of each layer's pass, and two more of what goes back."""
+        back = Counter(piece.count for piece in slices if piece.back)
+        return sum(
+            2 * num * self.costs.collective_seconds("all_reduce", range(self.tp), rows * self._row_bytes)
+            for some in (passes, back)
+            for rows, num in some.items()
+        )
+
+    @property
+    def _row_bytes(self) -> float:
+        return self.spec.hidden_size * DTYPE_BYTES[self.dtype]
 
     def _copied(self, copies: Sequence[Copy]) -> Work:
         """Keys and values that are read and written before the step."""

@@ -195,7 +195,7 @@ class Engine:
         arrived, self._arrived = self._arrived, []
         view = View(
             self.kernel.now(),
-            self.waiting,
+            self._transfers.ready(self.waiting),
             self.running,
             arrived,
             self.kv,

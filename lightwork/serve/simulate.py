@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import overload
+from typing import Protocol, overload
 
 import numpy as np
 
+from lightwork.cluster import Cluster
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
 from lightwork.runtime.trace import Span, Trace
+from lightwork.serve.begun import Begun
 from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
 from lightwork.serve.expert_runner import ExpertRunner
@@ -28,6 +30,16 @@ from lightwork.serve.sequence import FinishReason, Request, Sink
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulated import open_simulated
 from lightwork.serve.simulated_runner import SimulatedRunner
+
+
+class Server(Protocol):
+    """Who takes requests: an engine, or what looks like one."""
+
+    @property
+    def kernel(self) -> Kernel: ...
+    def submit(self, request: Request, sink: Sink | None = None) -> list[Seq]: ...
+    async def drained(self) -> None: ...
+    async def run(self) -> None: ...
 
 
 class SyntheticRequests(Sequence[Request]):
@@ -85,7 +97,7 @@ class _Offer:
 
     def __init__(
         self,
-        engine: Engine | Fleet,
+        engine: Server,
         arrivals: Sequence[Arrival],
         requests: Sequence[Request],
         sinks: Sequence[Sink] | None = None,
@@ -170,7 +182,7 @@ class _Then:
 
 
 def run_load(
-    engine: Engine | Fleet,
+    engine: Server,
     at: Sequence[Arrival | float],
     requests: Sequence[Request],
     sinks: Sequence[Sink] | None = None,
@@ -182,12 +194,17 @@ def run_load(
     refused.
     """
     arrivals = [when if isinstance(when, Arrival) else Arrival(when, 1, 1) for when in at]
-    offer = _Offer(engine, arrivals, requests, sinks)
-    _serve(engine, offer)
-    return [seq for i in range(len(arrivals)) for seq in offer.seqs[i]]
+    offered = _Offer(engine, arrivals, requests, sinks)
+    _serve(engine, offered)
+    return [seq for i in range(len(arrivals)) for seq in offered.seqs[i]]
 
 
-def _serve(engine: Engine | Fleet, offer: _Offer) -> None:
+def offer(server: Server, arrivals: Sequence[Arrival], requests: Sequence[Request]) -> None:
+    """The same, for loads whose sequences nobody wants."""
+    _serve(server, _Offer(server, arrivals, requests, keep=False))
+
+
+def _serve(engine: Server, offer: _Offer) -> None:
     serving = engine.kernel.spawn(engine.run(), name="engine")
     try:
         engine.kernel.run(offer.run())
@@ -228,21 +245,28 @@ def simulate(
     seed: int = 0,
     keep_spans: bool = True,
     slo: Slo | None = None,
+    begun: bool = False,
+    cluster: Cluster | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Serve a load on a simulated place. keep_spans=False: only figures, for loads of many requests.
 
+    begun: requests come with their first token, to one engine. cluster: other than the plan's place says.
     progress: told of requests served. Raises SpecError, CapacityError.
     """
     meter, ended = Meter(slo), _Ended(progress or (lambda phase, done, total: None))
     trace = Trace(f"simulated: {plan.on}", keep=None if keep_spans else 0, observers=[meter, ended])
     kernel = Kernel(seed=seed, trace=trace)
-    engine, settings = open_simulated(plan, kernel)
+    engine, settings = open_simulated(plan, kernel, cluster=cluster)
     trace.about = about(plan, max_len=engine.limits.max_len)
     arrivals = load.arrivals(kernel.rng("load"))
     ended.total = len(arrivals)
     requests = SyntheticRequests(arrivals, engine.vocab_size, kernel.rng("prompts"))
-    _serve(engine, _Offer(engine, arrivals, requests, keep=False))
+    server: Server = engine
+    if begun:
+        assert isinstance(engine, Engine), "one engine takes them"
+        server = Begun(engine)
+    offer(server, arrivals, requests)
     return Outcome(
         trace=trace, summary=meter.summary(simulated=True), settings=settings, bounds=_bounds(engine)
     )

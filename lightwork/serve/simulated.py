@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
@@ -50,14 +50,21 @@ class _Placed(NamedTuple):
     pp: int
 
 
-def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | Fleet, list[Setting]]:
+def open_simulated(
+    plan: Plan,
+    kernel: Kernel,
+    *,
+    cluster: Cluster | None = None,
+    ids: Iterator[int] | None = None,
+    **parts: Any,
+) -> tuple[Engine | Fleet, list[Setting]]:
     """The engine that a plan describes, or the engines behind its router.
 
-    parts: what else `Engine` takes. Raises SpecError for an unknown place or model, CapacityError if the
+    cluster: other than the plan's place says. ids: of sequences. parts: what else `Engine` takes. Raises SpecError for an unknown place or model, CapacityError if the
     model does not fit there.
     """
     chosen = plan.techniques()
-    spec, cluster = read_shape(plan.model), parse_place(plan.on)
+    spec, cluster = read_shape(plan.model), cluster or parse_place(plan.on)
     router: Router[object] | None = chosen.get("router")
     composition: Composition | None = chosen.get("composition")
     adapters = {one.name: one for one in chosen["adapters"].read(spec)} if "adapters" in chosen else {}
@@ -73,7 +80,7 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
         beside, trained = _train(chosen["tuning"], plan.model, apart, max_len)
         parts |= beside
         settings.append(trained)
-    ids, engines, of_each = count(), [], list[list[Setting]]()
+    ids, engines, of_each = ids or count(), [], list[list[Setting]]()
     block_bytes = spec.kv_bytes_per_token(dtype) * BLOCK_SIZE
     link_s = _link_s(spec, cluster, dtype, min(seat.tp for seat in placed))
     for i, seat in enumerate(placed):

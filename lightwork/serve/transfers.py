@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 
 from lightwork.memory.host import Transfer
 from lightwork.memory.kv import KVCache
@@ -42,6 +43,7 @@ class Transfers:
         self._ended = ended
         self.pulls: dict[int, Future] = {}
         self.stores: dict[Transfer, Future] = {}
+        self._leaving: set[int] = set()
 
     @property
     def busy(self) -> bool:
@@ -52,6 +54,13 @@ class Transfers:
         if self._kv.host is None or not self.busy:
             return False
         return not self._kv.host.tier.overlap or 2 * len(self.pulls) > num_running
+
+    def ready(self, waiting: Sequence[Seq]) -> Sequence[Seq]:
+        """Who may be admitted. Where nothing is to be computed again, nobody from the first on whose copy to
+        host memory is still on its way."""
+        if self._kv.host is None or not self._kv.host.tier.parts or not self._leaving:
+            return waiting
+        return [*takewhile(lambda seq: seq.id not in self._leaving, waiting)]
 
     def conflicts(self) -> list[Future]:
         """What has to end before blocks given out since the last call are written: copies that read them.
@@ -82,7 +91,8 @@ class Transfers:
         self._kv.release(seq.id)
         if transfer is not None:
             self.stores[transfer] = self._kernel.future("copies to host memory")
-            self._kernel.spawn(self._store(transfer, str(seq.id)), name=f"store {seq.id}")
+            self._leaving.add(seq.id)
+            self._kernel.spawn(self._store(transfer, seq.id), name=f"store {seq.id}")
 
     async def _pull(self, seq: Seq, source: Lender, after: Iterable[Future]) -> None:
         begin_s, failed = self._kernel.now(), None
@@ -115,7 +125,7 @@ class Transfers:
         self.pulls.pop(seq.id).set(None)
         self._arrived(seq, computed, None)
 
-    async def _store(self, transfer: Transfer, name: str) -> None:
+    async def _store(self, transfer: Transfer, id: int) -> None:
         """What cannot be written is not there later."""
         begin_s, arrived = self._kernel.now(), False
         try:
@@ -124,6 +134,7 @@ class Transfers:
         except Exception as error:
             log.warning("KV could not be copied to host memory: %s", error)
         self._kv.stored(transfer, arrived=arrived)
-        self._notes.lasting("store", name, begin_s, blocks=len(transfer.src), copies=len(transfer.runs))
+        self._notes.lasting("store", str(id), begin_s, blocks=len(transfer.src), copies=len(transfer.runs))
         self.stores.pop(transfer).set(None)
+        self._leaving.discard(id)
         self._ended()

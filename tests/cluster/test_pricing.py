@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil, log2
 
 import pytest
@@ -28,6 +29,7 @@ COSTS = CostModel(parse_place("sim:h100x64"))
 LAUNCH_S = COSTS.cluster.device.unit.launch_s
 INNER, OUTER = COSTS.cluster.inner, COSTS.cluster.outer
 assert INNER is not None
+PLAIN = replace(COSTS.cluster, inner=replace(INNER, protocols=()))
 assert OUTER is not None
 
 
@@ -85,23 +87,32 @@ def test_what_the_machine_cannot_do_is_refused():
 @pytest.mark.parametrize("n", [2, 3, 8])
 def test_a_large_all_reduce_is_a_ring(n: int):
     nbytes = 1e9
-    expected = 2 * (n - 1) * (nbytes / n / INNER.bytes_per_s + INNER.latency_s)
-    assert COSTS.collective_seconds("all_reduce", range(n), nbytes) == pytest.approx(expected)
-    half = COSTS.collective_seconds("all_gather", range(n), nbytes)
-    assert half == COSTS.collective_seconds("reduce_scatter", range(n), nbytes) == pytest.approx(expected / 2)
+    expected = 2 * (n - 1) * (nbytes / n / PLAIN.inner.bytes_per_s + PLAIN.inner.latency_s)
+    costs = CostModel(PLAIN)
+    assert costs.collective_seconds("all_reduce", range(n), nbytes) == pytest.approx(expected)
+    half = costs.collective_seconds("all_gather", range(n), nbytes)
+    assert half == costs.collective_seconds("reduce_scatter", range(n), nbytes) == pytest.approx(expected / 2)
 
 
 def test_a_small_all_reduce_is_a_tree():
-    expected = 2 * ceil(log2(8)) * (8 / INNER.bytes_per_s + INNER.latency_s)
-    assert COSTS.collective_seconds("all_reduce", range(8), 8) == pytest.approx(expected)
-    assert COSTS.collective_seconds("barrier", range(8), 0) == pytest.approx(6 * INNER.latency_s)
-    assert COSTS.collective_seconds("all_reduce", (3,), 1e9) == 0.0
+    inner, costs = PLAIN.inner, CostModel(PLAIN)
+    expected = 2 * ceil(log2(8)) * (8 / inner.bytes_per_s + inner.latency_s)
+    assert costs.collective_seconds("all_reduce", range(8), 8) == pytest.approx(expected)
+    assert costs.collective_seconds("barrier", range(8), 0) == pytest.approx(6 * inner.latency_s)
+    assert costs.collective_seconds("all_reduce", (3,), 1e9) == 0.0
+
+
+@pytest.mark.parametrize(("nbytes", "fastest"), [(1e4, 0), (4e6, 1), (1e9, 2)])
+def test_a_ring_takes_the_fastest_protocol_of_its_link(nbytes: float, fastest: int):
+    start_s, hop_s, share = INNER.protocols[fastest]
+    expected = start_s + 14 * (nbytes / 8 / INNER.bytes_per_s / share + hop_s)
+    assert COSTS.collective_seconds("all_reduce", range(8), nbytes) == pytest.approx(expected)
 
 
 def test_whole_nodes_reduce_inside_first():
     """Each device of a node carries an eighth of the sum between nodes: all eight NICs work."""
     nbytes, nodes = 1e9, 4
-    inside = 2 * 7 * (nbytes / 8 / INNER.bytes_per_s + INNER.latency_s)
+    inside = 2 * COSTS.collective_seconds("all_gather", range(8), nbytes)
     between = 2 * (nodes - 1) * (nbytes / 8 / nodes / OUTER.bytes_per_s + OUTER.latency_s)
     assert COSTS.collective_seconds("all_reduce", range(32), nbytes) == pytest.approx(inside + between)
     flat = 2 * (nodes - 1) * (nbytes / nodes / OUTER.bytes_per_s + OUTER.latency_s)

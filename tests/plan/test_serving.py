@@ -11,7 +11,8 @@ import pytest
 from lightwork.cli import main
 from lightwork.errors import CapacityError, LightworkError, RangeError, SpecError
 from lightwork.plan import serving
-from lightwork.plan.serving import Problem, capacity, search
+from lightwork.plan.capacity import PRECISION, Problem, capacity
+from lightwork.plan.serving import search
 from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.loads.burst import Burst
 from lightwork.serve.loads.closed_loop import ClosedLoop
@@ -45,8 +46,8 @@ def test_no_choice_near_the_best_is_better(monkeypatch: pytest.MonkeyPatch) -> N
             choice = trial.choice._replace(max_seqs=max_seqs)
             alone.take(choice)
             rates[choice] = alone.tried[choice].rate
-    assert found.best.rate >= max(rates.values()) * (1 - 2 * serving.PRECISION)
-    assert found.best.rate == pytest.approx(rates[found.best.choice], rel=2 * serving.PRECISION)
+    assert found.best.rate >= max(rates.values()) * (1 - 2 * PRECISION)
+    assert found.best.rate == pytest.approx(rates[found.best.choice], rel=2 * PRECISION)
 
 
 def rng() -> np.random.Generator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from lightwork.cluster.devices import Cluster, Curve, Device, Link, Memory, Unit
+from lightwork.cluster.devices import Cluster, Curve, Device, Link, Memory, Protocol, Unit
 
 PER_NODE = 8
 CACHE_SOURCES = {
@@ -14,6 +14,12 @@ CACHE_SOURCES = {
     "write_bytes_per_s": "assumed: as reading",
 }
 HOST_BYTES = 128e9
+NVLINK = (Protocol(6.6e-6, 0.6e-6, 1 / 4), Protocol(14e-6, 1.9e-6, 0.92), Protocol(8.4e-6, 3.4e-6, 1.0))
+"""Rings over NVLink."""
+NVLINK_SOURCE = (
+    "published: the model by which NCCL 2.19 chooses (src/graph/tuning.cc): latencies of rings by LL, LL128 "
+    "and Simple, and their shares of the bandwidth"
+)
 
 
 def cache(name: str, size: float, bytes_per_s: float, latency_s: float) -> Memory:
@@ -65,6 +71,7 @@ def gpu_nodes(
     host_bytes_per_s: float,
     inner_bytes_per_s: float,
     inner_latency_s: float,
+    inner_protocols: tuple[Protocol, ...] = (),
     outer_bytes_per_s: float,
     step_s: float,
     sharing: Mapping[str, Curve] | None = None,
@@ -94,7 +101,12 @@ def gpu_nodes(
         num_devices=num_devices,
         per_node=PER_NODE,
         inner=Link(
-            name="inner", a="device", b="device", bytes_per_s=inner_bytes_per_s, latency_s=inner_latency_s
+            name="inner",
+            a="device",
+            b="device",
+            bytes_per_s=inner_bytes_per_s,
+            latency_s=inner_latency_s,
+            protocols=inner_protocols,
         ),
         outer=Link(name="outer", a="node", b="node", bytes_per_s=outer_bytes_per_s, latency_s=15e-6),
         sources=link_sources,

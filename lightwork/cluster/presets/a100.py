@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightwork.cluster.devices import Cluster, Memory, Unit
-from lightwork.cluster.presets._gpu import cache, cache_sources, gpu_nodes
+from lightwork.cluster.presets._gpu import NVLINK, NVLINK_SOURCE, cache, cache_sources, gpu_nodes
 
 RATES = {
     "matmul/bfloat16": 232e12,
@@ -55,6 +55,7 @@ SOURCES = {
 }
 LINK_SOURCES = {
     "inner": ("published: NVLink 3, 300 GB/s per direction; 78 % reached by collectives"),
+    "inner.protocols": NVLINK_SOURCE,
     "outer": ("published: 200 Gbit/s HDR per device in reference nodes; 88 % reached"),
 }
 
@@ -77,6 +78,7 @@ def cluster(num_devices: int) -> Cluster:
         host_bytes_per_s=2.5e10,
         inner_bytes_per_s=2.35e11,
         inner_latency_s=8e-6,
+        inner_protocols=NVLINK,
         outer_bytes_per_s=2.2e10,
         step_s=0.003,
         sharing=SHARING,

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from lightwork.cluster.devices import Cluster, Link
 from lightwork.cluster.presets import a100
+from lightwork.cluster.presets._gpu import NVLINK_SOURCE
 
 LINK_SOURCES = {
     "inner": "published: NVLink bridge of the PCIe card, 300 GB/s per direction; 78 % reached, as in HGX",
+    "inner.protocols": NVLINK_SOURCE,
     "outer": "published: PCIe 4.0 x16, 31.5 GB/s per direction; 80 % reached, through the host",
 }
 

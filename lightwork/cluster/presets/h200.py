@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightwork.cluster.devices import Cluster, Memory, Unit
-from lightwork.cluster.presets._gpu import gpu_nodes
+from lightwork.cluster.presets._gpu import NVLINK, NVLINK_SOURCE, gpu_nodes
 
 RATES = {
     "matmul/bfloat16": 750e12,
@@ -37,6 +37,7 @@ SOURCES = {
 }
 LINK_SOURCES = {
     "inner": ("assumed: as the H100, the same NVLink 4"),
+    "inner.protocols": NVLINK_SOURCE,
     "outer": ("published: 400 Gbit/s NDR per device; 88 % reached"),
 }
 
@@ -58,6 +59,7 @@ def cluster(num_devices: int) -> Cluster:
         host_bytes_per_s=5e10,
         inner_bytes_per_s=3.71e11,
         inner_latency_s=6e-6,
+        inner_protocols=NVLINK,
         outer_bytes_per_s=4.4e10,
         step_s=0.0025,
         sources=SOURCES,

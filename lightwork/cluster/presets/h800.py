@@ -6,7 +6,7 @@ The machine of "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture",
 from __future__ import annotations
 
 from lightwork.cluster.devices import Cluster, Memory, Unit
-from lightwork.cluster.presets._gpu import cache, cache_sources, gpu_nodes
+from lightwork.cluster.presets._gpu import NVLINK, NVLINK_SOURCE, cache, cache_sources, gpu_nodes
 
 RATES = {
     "matmul/bfloat16": 570e12,
@@ -47,6 +47,7 @@ SOURCES = {
 }
 LINK_SOURCES = {
     "inner": "published: NVLink limited to 400 GB/s, 200 per direction; 80 % reached",
+    "inner.protocols": NVLINK_SOURCE,
     "outer": "published: 400 Gbit/s NDR per device; 88 % reached",
 }
 
@@ -69,6 +70,7 @@ def cluster(num_devices: int) -> Cluster:
         host_bytes_per_s=5e10,
         inner_bytes_per_s=1.6e11,
         inner_latency_s=6e-6,
+        inner_protocols=NVLINK,
         outer_bytes_per_s=4.4e10,
         step_s=0.0025,
         sources=SOURCES,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightwork.cluster.devices import Cluster, Memory, Unit
-from lightwork.cluster.presets._gpu import gpu_nodes
+from lightwork.cluster.presets._gpu import NVLINK, NVLINK_SOURCE, gpu_nodes
 
 RATES = {
     "matmul/float16": 95e12,
@@ -34,6 +34,7 @@ SOURCES = {
 }
 LINK_SOURCES = {
     "inner": ("published: NVLink 2, 150 GB/s per direction; 87 % reached by collectives"),
+    "inner.protocols": NVLINK_SOURCE,
     "outer": ("assumed: one 100 Gbit/s NIC per device, 88 % reached"),
 }
 
@@ -55,6 +56,7 @@ def cluster(num_devices: int) -> Cluster:
         host_bytes_per_s=1.2e10,
         inner_bytes_per_s=1.3e11,
         inner_latency_s=8e-6,
+        inner_protocols=NVLINK,
         outer_bytes_per_s=1.1e10,
         step_s=0.005,
         sources=SOURCES,

@@ -14,7 +14,7 @@ class Tier(Protocol):
     """How KV is moved to host memory and back.
 
     merge: neighbouring blocks are copied as one. overlap: steps go on while copies run. reuse: what was
-    fetched stays, so only what is new is stored again.
+    fetched stays, so only what is new is stored again. parts: a last block that is not full is copied, too.
     """
 
     @property
@@ -23,6 +23,8 @@ class Tier(Protocol):
     def overlap(self) -> bool: ...
     @property
     def reuse(self) -> bool: ...
+    @property
+    def parts(self) -> bool: ...
 
     def num_blocks(self, block_bytes: int) -> int:
         """Blocks it holds. Raises CapacityError if that is none."""

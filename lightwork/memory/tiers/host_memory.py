@@ -9,9 +9,9 @@ Idea:   when a sequence gives up its blocks, those that host memory does not hol
         text still saves its computation
 Shapes: blocks of a text -> blocks of host memory
 Cost:   one look-up per block of an admitted text; copies as long as the link takes
-Claims: fastswitch
-Differs: whole blocks only, found by their tokens; the tokens behind the last are computed again. Copies are
-        not kept for an owner: the least recently used go first
+Claims: fastswitch, distserve
+Differs: whole blocks, found by their tokens; the tokens behind the last are computed again, unless parts=True
+        copies them as well. Copies are not kept for an owner: the least recently used go first
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from lightwork.errors import CapacityError, RangeError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostMemory:
     """gb: of host memory, 10^9 bytes. merge=False copies block by block; overlap=False lets steps wait for
-    copies; reuse=False drops what was fetched: each part of the publication, to be left out."""
+    copies; reuse=False drops what was fetched: each part of the publication, to be left out. parts: nothing
+    is computed again, at the price of a block more at each switch, and of waiting for a copy to be there."""
 
     gb: float = 4.0
     merge: bool = True
     overlap: bool = True
     reuse: bool = True
+    parts: bool = False
 
     def __post_init__(self) -> None:
         if not self.gb > 0:

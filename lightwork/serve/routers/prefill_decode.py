@@ -8,8 +8,9 @@ Idea:   a prompt goes to the prefill engine with the shortest queue; with its fi
 Shapes: Sequence -> number of an engine, prefill engines first
 Cost:   O(engines) per request
 Claims: distserve
-Differs: a decode engine short of memory recomputes whom it preempts, unless it has HostMemory. Where no
-        engine of one sort is left, those of the other do its work
+Differs: a decode engine short of memory recomputes whom it preempts; with HostMemory(parts=True) it swaps,
+        and who comes back goes on decoding. Where no engine of one sort is left, those of the other do its
+        work
 """
 
 from __future__ import annotations
