@@ -60,8 +60,8 @@ def open_simulated(
 ) -> tuple[Engine | Fleet, list[Setting]]:
     """The engine that a plan describes, or the engines behind its router.
 
-    cluster: other than the plan's place says. ids: of sequences. parts: what else `Engine` takes. Raises SpecError for an unknown place or model, CapacityError if the
-    model does not fit there.
+    cluster: other than the plan's place says. ids: of sequences. parts: what else `Engine` takes. Raises
+    SpecError for an unknown place or model, CapacityError if the model does not fit there.
     """
     chosen = plan.techniques()
     spec, cluster = read_shape(plan.model), cluster or parse_place(plan.on)
