@@ -29,6 +29,7 @@ from lightwork.serve.plan import (
     kv_blocks,
     make_engine,
     make_kv,
+    mixes,
     overlapped,
     tier_blocks,
 )
@@ -152,8 +153,7 @@ def open_one(
 
 def _scheduler(chosen: Mapping[str, Any], engine: Engine) -> Setting:
     asked = "as asked" if "scheduler" in chosen else "the default"
-    composition = chosen.get("composition")
-    asked += "; models take turns" * (composition is not None and composition.turns() is not None)
+    asked += "; models take turns" * ("composition" in chosen and not mixes(chosen))
     return Setting("scheduler", repr(engine.scheduler), asked)
 
 
@@ -163,7 +163,7 @@ def _load(
     """The model, the type of its keys and values, tokens of a KV block, and why."""
     from lightwork import models
 
-    if compiles(plan.on) and not _mixes(plan):
+    if compiles(plan.on) and not mixes(plan.techniques()):
         compiled = models.load_compiled(plan.model, precision=precision or Stored(), progress=progress)
         chosen = Setting("precision", repr(precision or Stored()), compiled.numbers.reason)
         settings = [chosen, *_quality(plan.model, precision, compiled)]
@@ -172,11 +172,11 @@ def _load(
     if precision is not None:
         raise SpecError(
             f"{precision!r} is computed by the compiled CPU step only",
-            expected="--on cpu, with the extra 'cpu', and no shared blocks",
+            expected="--on cpu, with the extra 'cpu'",
             fix='pip install "lightwork[cpu]"' if plan.on == "cpu" else "--on cpu",
         )
     dtype = "float32" if plan.on == "cpu" else "bfloat16"
-    torch_computes = "with shared blocks" if _mixes(plan) else "without numba"
+    torch_computes = "with shared blocks" if mixes(plan.techniques()) else "without numba"
     reason = (
         f"exact on a CPU; {torch_computes}, torch computes"
         if plan.on == "cpu"
@@ -258,12 +258,6 @@ def compiles(place: str) -> bool:
     return place == "cpu" and find_spec("numba") is not None
 
 
-def _mixes(plan: Plan) -> bool:
-    """Whether steps have rows of several models with weights of their own, which torch alone computes."""
-    composition = plan.techniques().get("composition")
-    return composition is not None and composition.turns() is None
-
-
 def import_backend(place: str) -> None:
     """Import what a place computes with, the slow part of a start. Raises MissingExtraError."""
     if place.startswith("ray:"):
@@ -307,7 +301,7 @@ def _threads(plan: Plan, model: Served) -> list[Setting]:
     if plan.threads is not None:
         model.set_threads(plan.threads)
         return [Setting("threads", str(plan.threads), "as asked")]
-    small = model.nbytes < SMALL_BYTES and (_mixes(plan) or not compiles(plan.on))
+    small = model.nbytes < SMALL_BYTES and (mixes(plan.techniques()) or not compiles(plan.on))
     threads = 1 if small else len(own_cores())
     model.set_threads(threads)
     reason = "its steps are shorter than waking another thread" if small else "one per core"

@@ -137,6 +137,11 @@ class Plan:
             )
 
 
+def mixes(chosen: Mapping[str, Any]) -> bool:
+    """Whether steps have rows of several models with weights of their own, which torch alone computes."""
+    return "composition" in chosen and chosen["composition"].turns() is None
+
+
 def _check_together(chosen: Mapping[str, Any], on: str) -> None:
     """Raises SpecError for techniques that do not go together there."""
     if "composition" in chosen and chosen.keys() & {"adapters", "tuning"}:
@@ -157,6 +162,18 @@ def _check_together(chosen: Mapping[str, Any], on: str) -> None:
             "each of several engines would train the same adapter",
             expected="one engine",
             fix="leave the router out, and --on cpu",
+        )
+    if mixes(chosen) and on.startswith("sim:"):
+        raise SpecError(
+            f"{chosen['composition']!r} is served for real only",
+            expected="a composition whose models take turns, such as Experts",
+            fix="lightwork claims blockllm simulates blocks on a cluster",
+        )
+    if mixes(chosen) and "precision" in chosen:
+        raise SpecError(
+            f"{chosen['precision']!r} is of the compiled CPU step, and torch computes shared blocks",
+            expected="no precision: checkpoints are computed in float32 on a CPU",
+            fix="leave it out",
         )
     if "precision" in chosen and on.startswith("sim:"):
         raise SpecError(
@@ -193,7 +210,7 @@ def make_engine(
     plain = Microbatches(stages=runner.depth) if runner.depth > 1 and not runner.feeds else Sarathi()
     usual = CoServe() if "tuning" in chosen else plain
     scheduler: Scheduler[Any] = chosen.get("scheduler") or usual
-    if "composition" in chosen and chosen["composition"].turns() is not None:
+    if "composition" in chosen and not mixes(chosen):
         from lightwork.serve.composing import taking_turns
 
         scheduler = taking_turns(scheduler)

@@ -102,7 +102,8 @@ def open_simulated(
         told = _told(plan, seats[i], seat, blocks)
         engine_runner: Runner = runner
         if composition is not None:
-            turns = _turns(composition)
+            turns = composition.turns()
+            assert turns is not None, "a plan refuses others"
             residents = _residents(composition, turns, cost, int(blocks.value) * block_bytes)
             copy = copy_simulated(partial(_weights_s, cluster, residents, seat))
             engine_runner = ExpertRunner(kernel, runner, residents, copy, prefetch=turns.prefetch, name=name)
@@ -168,17 +169,6 @@ def _blocks(
         return kv_blocks(plan, spec, cost.dtype, max_len, int(cost.memory_bytes))
     blocks = cost.kv_tokens() // BLOCK_SIZE
     return Setting("kv_blocks", str(blocks), "what the weights leave of 90 % of the memory")
-
-
-def _turns(composition: Composition) -> Turns:
-    turns = composition.turns()
-    if turns is None:
-        raise SpecError(
-            f"{composition!r} is served for real only",
-            expected="a composition whose models take turns, such as Experts",
-            fix="lightwork claims blockllm simulates blocks on a cluster",
-        )
-    return turns
 
 
 def _residents(composition: Composition, turns: Turns, cost: ClusterCost, kv_bytes: int) -> Residents:

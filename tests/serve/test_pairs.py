@@ -63,7 +63,7 @@ ACTING = {
 
 @dataclass(frozen=True)
 class Place:
-    """A model with two adapters and two experts, and something to learn."""
+    """A model with two adapters and two other models, and something to learn."""
 
     folder: Path
 
@@ -88,6 +88,8 @@ class Place:
             )
         if name == "Experts":
             return parse(f"Experts(folder='{self.folder}/experts', gb={2.5 * self.expert_bytes() / 1e9})")
+        if name == "Blocks":
+            return parse(f"Blocks(folder='{self.folder}/experts')")
         return parse(ACTING.get(name, name))
 
     def pair(self, pair: Pair) -> tuple[Any, ...]:
@@ -215,7 +217,7 @@ def test_the_texts_of_a_pair_are_those_of_requests_alone(
         with pytest.raises(SpecError):
             run(use)
         return
-    changing = [name for name in ("Quant", "Lora", "Experts") if name in (pair.first, pair.second)]
+    changing = [name for name in ("Quant", "Lora", "Experts", "Blocks") if name in (pair.first, pair.second)]
     assert run(knowing(use, run)) == alone(*changing)
 
 
@@ -225,7 +227,7 @@ def test_a_pair_serves_a_simulated_load_to_its_end(pair: Pair, place: Place) -> 
         kv_bytes = place.kv_bytes("bfloat16", 16)
         plan = Plan(model=place.model, on=PLACES["simulated"], max_len=MAX_LEN, kv_bytes=kv_bytes, use=use)
         engine, _ = open_simulated(plan, Kernel(trace=Trace("simulated")))
-        varied = {"Lora", "Experts"} & {pair.first, pair.second}
+        varied = {"Lora", "Experts", "Blocks"} & {pair.first, pair.second}
         serve(engine, load(["", *NAMES] if varied else [""]))
 
     use = place.pair(pair)
@@ -256,5 +258,5 @@ def test_the_load_is_one_that_techniques_act_on(place: Place, alone: Callable[..
     assert "switch" in seen("Experts")
     assert "update" in seen("LoraTuning", "TimeSharing")
     plain = alone()
-    for name in ("Lora", "Experts", "Quant"):
+    for name in ("Lora", "Experts", "Blocks", "Quant"):
         assert alone(name) != plain
