@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
+from lightwork._listing import nearest
 from lightwork.errors import SpecError
 
 
@@ -30,7 +30,7 @@ def system_named(name: str) -> System:
     """The system of this name or title. Raises SpecError that suggests the nearest."""
     if found := _BY_NAME.get(name.lower()):
         return found
-    near = get_close_matches(name.lower()[:64], _BY_NAME, n=1, cutoff=0.5)
-    close = _BY_NAME[near[0]].name if near else ""
+    near = nearest(name, _BY_NAME)
+    close = _BY_NAME[near].name if near else ""
     fix = f"lightwork claims {close}".strip()
     raise SpecError(f"no system is called {name[:60]!r}", expected=close or "one of the 78 names", fix=fix)

@@ -41,11 +41,14 @@ def command(
 ) -> None:
     from lightwork.cli._output import show_json, show_table
     from lightwork.runtime.perfetto import write_chrome_trace
+    from lightwork.runtime.progress import ProgressBar
     from lightwork.serve.loads import parse_load
     from lightwork.serve.simulate import simulate
 
     chosen = choose(model, on, use, "sim:a100x8")
-    run = simulate(chosen.plan(tp=tp, pp=pp), parse_load(load), seed=seed, keep_spans=trace is not None)
+    plan, arriving = chosen.plan(tp=tp, pp=pp), parse_load(load)
+    with ProgressBar() as bar:
+        run = simulate(plan, arriving, seed=seed, keep_spans=trace is not None, progress=bar)
     if trace:
         write_chrome_trace(trace, [run.trace])
     figures = run.summary.to_dict()

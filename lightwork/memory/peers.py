@@ -23,7 +23,7 @@ from lightwork.errors import CapacityError, LightworkError
 from lightwork.kernels.rows import Rows
 from lightwork.memory.spilled import one_pass, prefetch, spread
 from lightwork.models import resolve
-from lightwork.models.checkpoint import Progress, open_checkpoint
+from lightwork.models.checkpoint import open_checkpoint
 from lightwork.models.model import KVPool, paged
 from lightwork.models.parts import each_part
 from lightwork.models.spec import ModelSpec, read_json, read_spec
@@ -33,6 +33,7 @@ from lightwork.models.weights import Get, Layer, Weights, joined
 from lightwork.parallel.child import Child, start_process
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.effects import Compute, Move, Spawn
+from lightwork.runtime.progress import Progress
 from lightwork.runtime.threads import ThreadWorld
 
 SLOTS = 2

@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING
 from lightwork.errors import CheckpointError, MissingExtraError, SpecError
 
 if TYPE_CHECKING:
-    from lightwork.models.checkpoint import Progress
     from lightwork.models.compiled import CompiledModel
     from lightwork.models.model import Model
     from lightwork.models.precisions import Precision
     from lightwork.models.spec import ModelSpec
+    from lightwork.runtime.progress import Progress
 
 __all__ = ["Model", "import_models", "load", "load_compiled", "read_shape", "resolve"]
 

@@ -5,7 +5,6 @@ Both are memory-mapped, and both name tensors as Hugging Face does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,12 +14,10 @@ from lightwork.errors import CheckpointError
 from lightwork.models.codes import Codes
 from lightwork.models.gptq import PARTS, Packing, unpack
 from lightwork.models.spec import read_json
+from lightwork.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Progress = Callable[[str, int, int], None]
-"""(phase, bytes done, bytes in all)"""
 
 
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}

@@ -28,12 +28,12 @@ from lightwork.kernels.rows import Rows
 from lightwork.models.adapted_step import AdaptedRows, Placed, place
 from lightwork.models.adapter_set import AdapterSet
 from lightwork.models.arena import arrays, discard
-from lightwork.models.checkpoint import Progress
 from lightwork.models.packed import Layout, packed_bytes, read_layout
 from lightwork.models.precisions import Numbers, Precision
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.step_buffers import Buffers, padded
 from lightwork.models.tokenizer import Tokenizer
+from lightwork.runtime.progress import Progress
 
 KV_TYPES = {formats.F32: np.float32, formats.BF16_DOT: np.uint16, formats.INT8: np.int8}
 ROWS_AT_ONCE = 2 * ROW_TILE

@@ -16,9 +16,10 @@ from lightwork.errors import CheckpointError
 from lightwork.kernels.cpu.formats import BF16, BF16_DOT, F16, MatrixFormat
 from lightwork.kernels.cpu.pack import Coded, narrow, pack, quantise
 from lightwork.models import import_models
-from lightwork.models.checkpoint import Progress, Source
+from lightwork.models.checkpoint import Source
 from lightwork.models.codes import Codes
 from lightwork.models.parts import MATRICES, Named, Part, each_part
+from lightwork.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from lightwork.models.packed import Layout

@@ -22,11 +22,11 @@ from lightwork.models.packed import packed_bytes, read_layout, room
 from lightwork.models.spec import ModelSpec, read_spec
 
 if TYPE_CHECKING:
-    from lightwork.models.checkpoint import Progress
     from lightwork.models.compiled import CompiledModel
     from lightwork.models.model import Model
     from lightwork.models.precisions import Precision
     from lightwork.models.weights import Weights
+    from lightwork.runtime.progress import Progress
 
 PIECE_BYTES = 1 << 30
 """Copied in one call. What could stay in a cache is copied at half the speed: first it is read there."""

@@ -17,11 +17,12 @@ from lightwork.kernels.rows import Rows
 from lightwork.models.adapted import Placed, adapt_rows, place
 from lightwork.models.adapter_set import AdapterSet
 from lightwork.models.arena import arrays, discard
-from lightwork.models.checkpoint import Progress, open_checkpoint
+from lightwork.models.checkpoint import open_checkpoint
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.models.transformer import Attend, forward, logits
 from lightwork.models.weights import Weights, from_checkpoint
+from lightwork.runtime.progress import Progress
 
 DTYPES = {
     "float32": torch.float32,

@@ -26,9 +26,10 @@ from lightwork.kernels.cpu import formats, state
 from lightwork.kernels.cpu.formats import MatrixFormat
 from lightwork.kernels.cpu.isa import Isa, host
 from lightwork.kernels.cpu.state import zeros
-from lightwork.models.checkpoint import Progress, Source, open_checkpoint
+from lightwork.models.checkpoint import Source, open_checkpoint
 from lightwork.models.precisions import Grouping, Numbers, Precision
 from lightwork.models.spec import ModelSpec
+from lightwork.runtime.progress import Progress
 
 KEPT_BYTES = 1 << 20
 """Models of fewer bytes are packed at each start: they are those of tests."""

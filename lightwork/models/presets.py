@@ -5,6 +5,7 @@ Source: their published config.json files.
 
 from __future__ import annotations
 
+from lightwork._listing import nearest
 from lightwork.errors import SpecError
 from lightwork.models.spec import ModelSpec
 
@@ -120,7 +121,8 @@ PRESETS = {
 def preset(name: str) -> ModelSpec:
     """The shape of a well-known model by name. Raises SpecError."""
     if name not in PRESETS:
+        near = nearest(name, PRESETS) or "llama-3-8b"
         raise SpecError(
-            f"no model shape is called {name!r}", expected=", ".join(PRESETS), fix="shape:llama-3-8b"
+            f"no model shape is called {name!r}", expected=", ".join(PRESETS), fix=f"shape:{near}"
         )
     return PRESETS[name]

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightwork.kernels.rows import Rows
-from lightwork.models.checkpoint import Progress, open_checkpoint
+from lightwork.models.checkpoint import open_checkpoint
 from lightwork.models.model import DTYPES, KVPool, paged
 from lightwork.models.parts import each_part
 from lightwork.models.slices import Slice, weights_of
 from lightwork.models.spec import ModelSpec, read_spec
 from lightwork.models.transformer import Reduce, logits, normalise, run_layers
 from lightwork.models.weights import Weights
+from lightwork.runtime.progress import Progress
 
 
 class Stage:

@@ -16,7 +16,7 @@ from subprocess import DEVNULL, Popen, TimeoutExpired
 from typing import Any, Protocol
 
 from lightwork.errors import LightworkError
-from lightwork.models.checkpoint import Progress
+from lightwork.runtime.progress import Progress
 
 GRACE_S = 1.0
 """Who has lost another one is not the cause; so long the cause is waited for."""

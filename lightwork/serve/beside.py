@@ -12,7 +12,7 @@ from lightwork.memory.kv import KVCache
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
-from lightwork.serve.cost import CalibratedCost, TrainingCost
+from lightwork.serve.cost import CalibratedCost
 from lightwork.serve.engine import Engine
 from lightwork.serve.loads import Arrival
 from lightwork.serve.plan import Setting
@@ -23,6 +23,7 @@ from lightwork.serve.sequence import Limits
 from lightwork.serve.simulate import SyntheticRequests, run_load
 from lightwork.serve.simulated_runner import StepCost
 from lightwork.serve.training import Slice, Trainer, Training
+from lightwork.serve.training_cost import TrainingCost
 from lightwork.serve.training_runner import TrainingRunner
 
 SMALL, LARGE, TIMES = 8, 64, 3
@@ -49,8 +50,8 @@ def train_beside(
             "measured",
         ),
     ]
-    beside = {"training": training, "predict": lambda step: sum(cost.stages(step))}
-    return TrainingRunner(kernel, runner, trainer, training), beside, settings
+    beside = {"training": training, "predict": cost.predict}
+    return TrainingRunner(kernel, runner, trainer, training, cost), beside, settings
 
 
 def measured(
@@ -70,7 +71,8 @@ def measured(
                 comes = what != "head" and count == sizes[0]
                 took[what, count, comes].append(_seconds(kernel, compute, piece))
                 way.move([piece])
-    lines = {w: _line(took[w, SMALL, False], took[w, LARGE, False]) for w in ("forward", "back", "head")}
+    kinds = ("forward", "back", "head")
+    lines = {what: _line(took[what, SMALL, False], took[what, LARGE, False]) for what in kinds}
     comes_s = [
         s - lines[what][0] - lines[what][1] * count
         for (what, count, comes), times in took.items()
@@ -79,7 +81,10 @@ def measured(
     ]
     rows = _rows_cost(make_runner, model, block_size)
     layer_s = max(0.0, float(np.median(comes_s)))
-    return TrainingCost(rows=rows, num_layers=spec.num_layers, layer_s=layer_s, **lines)
+    forward, back, head = (lines[what] for what in kinds)
+    return TrainingCost(
+        rows=rows, num_layers=spec.num_layers, layer_s=layer_s, forward=forward, back=back, head=head
+    )
 
 
 def _seconds(kernel: Kernel, compute: Callable[[Slice], object], piece: Slice) -> float:

@@ -10,6 +10,7 @@ from lightwork.errors import InvariantError
 from lightwork.memory.kv import KVCache
 from lightwork.memory.residents import Residents
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.progress import Progress
 from lightwork.serve.compositions import Composition
 from lightwork.serve.expert_runner import ExpertRunner, copy_for_real
 from lightwork.serve.plan import Plan, Setting
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from lightwork.models.experts import ExpertWeights
 
     Served = Model | CompiledModel
-
-Progress = Callable[[str, int, int], None]
 
 
 def taking_turns(scheduler: Scheduler[Any]) -> Scheduler[Any]:

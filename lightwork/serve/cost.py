@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from lightwork.cluster.calibration import Calibration
 from lightwork.cluster.pricing import CostModel
@@ -13,7 +12,6 @@ from lightwork.models.spec import ModelSpec
 from lightwork.models.work import forward_work, layer_work
 from lightwork.runtime.effects import DTYPE_BYTES, Work
 from lightwork.serve.schedulers import Step
-from lightwork.serve.simulated_runner import StepCost
 
 KV_SHARE = 0.9
 """Share of a device's memory that weights and KV may fill; the rest is for activations and the runtime."""
@@ -134,33 +132,6 @@ class EagerCost:
     def stages(self, step: Step) -> Sequence[float]:
         host_s = self.layer_s * self.device.spec.num_layers / self.device.pp
         return [max(device_s, host_s) for device_s in self.device.stages(step)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingCost:
-    """Steps of which slices of training are computed after the rows.
-
-    rows: seconds of these. forward, back, head: (seconds of a slice, however small, more per token) through
-    a layer, back through one, and through the head. layer_s: more where a step comes to another layer.
-    """
-
-    rows: StepCost
-    num_layers: int
-    forward: tuple[float, float]
-    back: tuple[float, float]
-    head: tuple[float, float]
-    layer_s: float = 0.0
-
-    def stages(self, step: Step) -> Sequence[float]:
-        trained_s, before = 0.0, step.slices[0].layer if step.slices else 0
-        for piece in step.slices:
-            trained_s += self.layer_s if piece.layer != before or not (piece.back or piece.start) else 0.0
-            before = piece.layer
-            of_head = piece.layer == self.num_layers
-            slice_s, token_s = self.head if of_head else self.back if piece.back else self.forward
-            trained_s += slice_s + token_s * piece.count
-        first, *rest = self.rows.stages(step) if step.chunks else (0.0,)
-        return [first + trained_s, *rest]
 
 
 def num_scored(step: Step) -> int:

@@ -24,16 +24,15 @@ from lightwork.parallel.child import Child, start_process
 from lightwork.parallel.line import Link
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.progress import Progress
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.messages import Order, Ready
-from lightwork.serve.opening import Progress, free_bytes, own_cores
-from lightwork.serve.plan import Plan, Setting, about
+from lightwork.serve.opening import free_bytes, own_cores
+from lightwork.serve.plan import Plan, Setting, about, of_engines
 from lightwork.serve.remote import RemoteEngine
 from lightwork.serve.routers import Seat
 from lightwork.serve.routers.replicas import Replicas
 
-ALIKE = {"precision", "kv_dtype", "dtype", "adapters", "max_len", "scheduler", "perplexity"}
-"""Settings that are the same of all engines, shown once."""
 MEMBER = "lightwork.serve.member"
 
 
@@ -120,16 +119,7 @@ def open_deployment(
         engines=engines,
         leave=place.leave,
     )
-    return Fleet(engines, router), model, _settings(told)
-
-
-def _settings(told: Sequence[Ready]) -> list[Setting]:
-    return [
-        setting._replace(name=f"engine {i} {setting.name}")
-        for i, ready in enumerate(told)
-        for setting in ready.settings
-        if i == 0 or setting.name not in ALIKE
-    ]
+    return Fleet(engines, router), model, of_engines([ready.settings for ready in told])
 
 
 def _check(plan: Plan, seats: Sequence[Seat]) -> None:

@@ -13,6 +13,7 @@ from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
 from lightwork.memory.kv import KVCache
 from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.progress import Progress
 from lightwork.serve.adapters import put_adapter
 from lightwork.serve.beside import train_beside
 from lightwork.serve.composing import compose
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     Local = Model | CompiledModel
     Served = Local | Workers
 
-Progress = Callable[[str, int, int], None]
 SMALL_BYTES = 32e6
 """Weights below this stay in a core's cache; two threads of torch then wait longer than they compute."""
 

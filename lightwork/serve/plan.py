@@ -53,6 +53,26 @@ class Setting(NamedTuple):
     reason: str
 
 
+def of_engines(told: Sequence[Sequence[Setting]]) -> list[Setting]:
+    """The settings of several engines: those of all of them once, of some with their numbers before."""
+    where: dict[Setting, list[int]] = {}
+    for i, settings in enumerate(told):
+        for setting in settings:
+            where.setdefault(setting, []).append(i)
+    return [
+        setting if len(those) == len(told) else setting._replace(name=f"{_engines(those)} {setting.name}")
+        for setting, those in where.items()
+    ]
+
+
+def _engines(numbers: Sequence[int]) -> str:
+    first, last = numbers[0], numbers[-1]
+    if first == last:
+        return f"engine {first}"
+    in_a_row = last - first + 1 == len(numbers)
+    return f"engines {first}-{last}" if in_a_row else f"engines {', '.join(map(str, numbers))}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What to serve, where, and with which techniques (objects, or the texts that name them).

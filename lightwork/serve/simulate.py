@@ -15,7 +15,8 @@ import numpy as np
 
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.runtime.kernel import Kernel
-from lightwork.runtime.trace import Trace
+from lightwork.runtime.progress import Progress
+from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
 from lightwork.serve.expert_runner import ExpertRunner
@@ -197,19 +198,39 @@ class Outcome:
     bounds: dict[str, float]
 
 
+class _Ended:
+    """An observer that tells how many requests have been served, a thousand times at most."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._done, self.total = progress, 0, 0
+
+    def on(self, span: Span) -> None:
+        if span.kind == "finish":
+            self._done += 1
+            if self._done % max(1, self.total // 1000) == 0:
+                self._progress("simulate", self._done, self.total)
+
+
 def simulate(
-    plan: Plan, load: Load, *, seed: int = 0, keep_spans: bool = True, slo: Slo | None = None
+    plan: Plan,
+    load: Load,
+    *,
+    seed: int = 0,
+    keep_spans: bool = True,
+    slo: Slo | None = None,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Serve a load on a simulated place. keep_spans=False: only figures, for loads of many requests.
 
-    Raises SpecError, CapacityError.
+    progress: told of requests served. Raises SpecError, CapacityError.
     """
-    meter = Meter(slo)
-    trace = Trace(f"simulated: {plan.on}", keep=None if keep_spans else 0, observers=[meter])
+    meter, ended = Meter(slo), _Ended(progress or (lambda phase, done, total: None))
+    trace = Trace(f"simulated: {plan.on}", keep=None if keep_spans else 0, observers=[meter, ended])
     kernel = Kernel(seed=seed, trace=trace)
     engine, settings = open_simulated(plan, kernel)
     trace.about = about(plan, max_len=engine.limits.max_len)
     arrivals = load.arrivals(kernel.rng("load"))
+    ended.total = len(arrivals)
     requests = SyntheticRequests(arrivals, engine.vocab_size, kernel.rng("prompts"))
     _serve(engine, _Offer(engine, arrivals, requests, keep=False))
     return Outcome(

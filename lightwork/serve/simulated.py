@@ -28,6 +28,7 @@ from lightwork.serve.plan import (
     kv_blocks,
     make_engine,
     make_kv,
+    of_engines,
     tier_blocks,
 )
 from lightwork.serve.routers import Router, Seat
@@ -60,8 +61,7 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
     dtype = next((d for d in ("bfloat16", "float16") if f"matmul/{d}" in rates), "float32")
     dtype = "float32" if cluster.device.name == "cpu" else dtype
     longest = context(plan, spec)
-    settings = [Setting("dtype", dtype, "the widest type with fast matrix units"), longest]
-    ids, engines = count(), []
+    ids, engines, of_each = count(), [], list[list[Setting]]()
     block_bytes = spec.kv_bytes_per_token(dtype) * BLOCK_SIZE
     link_s = _link_s(spec, cluster, dtype, min(seat.tp for seat in placed))
     for i, seat in enumerate(placed):
@@ -70,8 +70,7 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
         runner = SimulatedRunner(cost, depth=seat.pp, rank=seat.rank, link_s=link_s, host_s=host_s)
         blocks = _blocks(plan, spec, cost, int(longest.value), composition)
         name = f"engine {i}" if router is not None else "engine"
-        prefix = f"{name} " if router is not None else ""
-        told = _told(plan, seats[i], seat, blocks, prefix)
+        told = _told(plan, seats[i], seat, blocks)
         engine_runner: Runner = runner
         if composition is not None:
             residents = _residents(composition, cost, int(blocks.value) * block_bytes)
@@ -88,8 +87,9 @@ def open_simulated(plan: Plan, kernel: Kernel, **parts: Any) -> tuple[Engine | F
                 plan, kernel, kv, engine_runner, max_len, vocab_size, names, name=name, ids=ids, **parts
             )
         )
-        settings += told
-        settings += [one._replace(name=prefix + one.name) for one in divided(plan, kv)]
+        of_each.append([*told, *divided(plan, kv)])
+    settings = [Setting("dtype", dtype, "the widest type with fast matrix units"), longest]
+    settings += of_engines(of_each)
     return (Fleet(engines, router) if router is not None else engines[0]), settings
 
 
@@ -118,8 +118,8 @@ def _sizes(plan: Plan, seat: Seat, spec: ModelSpec, cluster: Cluster, devices: i
     if tp > most or tp * pp > cluster.num_devices or pp > spec.num_layers or min(tp, pp) < 1:
         raise SpecError(
             f"{tp} tensor-parallel ranks times {pp} stages do not fit on {plan.on}",
-            expected=f"at most {most} ranks and {cluster.num_devices} devices",
-            fix="leave tp and pp out",
+            expected=f"at most {most} ranks, which share a node, and {cluster.num_devices} devices",
+            fix="fewer ranks, more stages; or leave tp and pp out",
         )
     return tp, pp
 
@@ -191,11 +191,11 @@ def _host_s(
     return seconds
 
 
-def _told(plan: Plan, seat: Seat, placed: _Placed, blocks: Setting, prefix: str) -> list[Setting]:
+def _told(plan: Plan, seat: Seat, placed: _Placed, blocks: Setting) -> list[Setting]:
     tp = "as asked" if seat.tp or plan.tp else "devices of a node that divide the key-value heads"
     pp = "as asked" if seat.pp or plan.pp else "stages over the remaining devices"
     return [
-        Setting(f"{prefix}tp", str(placed.tp), tp),
-        Setting(f"{prefix}pp", str(placed.pp), pp),
-        blocks._replace(name=f"{prefix}kv_blocks"),
+        Setting("tp", str(placed.tp), tp),
+        Setting("pp", str(placed.pp), pp),
+        blocks,
     ]

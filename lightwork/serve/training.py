@@ -20,6 +20,13 @@ class Slice(NamedTuple):
     count: int  # type: ignore[assignment]
     back: bool = False
 
+    def split(self, count: int) -> tuple[Slice, Slice]:
+        """Its first tokens to be computed, which are the last ones on the way back, and the others."""
+        rest = self.count - count
+        if self.back:
+            return self._replace(start=self.start + rest, count=count), self._replace(count=rest)
+        return self._replace(count=count), self._replace(start=self.start + count, count=rest)
+
 
 class Update(NamedTuple):
     """The trained weights have changed. number: from 1. loss: mean of what was predicted, in nats. tokens: of
@@ -69,10 +76,11 @@ class Training:
         self.num_layers = num_layers
         self._lengths = lengths
         self._sequence, self._stage, self._done = 0, 0, 0
+        self._stopped = False
 
     @property
     def finished(self) -> bool:
-        return self._sequence >= len(self._lengths)
+        return self._stopped or self._sequence >= len(self._lengths)
 
     def ahead(self, limit: int) -> list[Slice]:
         """The next slices, of one sequence and of at most `limit` tokens times layers."""
@@ -98,6 +106,16 @@ class Training:
             if self._stage > 2 * self.num_layers:
                 self._sequence, self._stage = self._sequence + 1, 0
 
+    def undo(self, slices: Sequence[Slice]) -> None:
+        """They are the last that it moved on by, and have not been computed."""
+        for piece in reversed(slices):
+            if self._done == 0:
+                first = self._stage == 0
+                self._sequence -= first
+                self._stage = 2 * self.num_layers if first else self._stage - 1
+                self._done = self._lengths[self._sequence]
+            self._done -= piece.count
+
     def stop(self) -> None:
         """There is nothing more to do."""
-        self._sequence = len(self._lengths)
+        self._stopped = True

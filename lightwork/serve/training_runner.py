@@ -13,22 +13,27 @@ from lightwork.serve.notes import Notes
 from lightwork.serve.runner import Runner, Scores
 from lightwork.serve.schedulers import Step
 from lightwork.serve.simulated_runner import ScriptedScores, dummy_token
-from lightwork.serve.training import Trainer, Training
+from lightwork.serve.training import Slice, Trainer, Training
+from lightwork.serve.training_cost import TrainingCost
 
 log = logging.getLogger(__name__)
 
 
 class TrainingRunner:
-    """inner: runs the rows of steps. trainer: computes the slices, training knows which. After an error
-    of the trainer there are no more; serving goes on. publish: serves what has been trained.
+    """inner: runs the rows of steps. trainer: computes the slices, training knows which, and cost how long
+    they take. What a step has no time for after all is left to the next. After an error of the trainer there
+    are no more slices; serving goes on. publish: serves what has been trained.
     """
 
-    def __init__(self, kernel: Kernel, inner: Runner, trainer: Trainer, training: Training) -> None:
+    def __init__(
+        self, kernel: Kernel, inner: Runner, trainer: Trainer, training: Training, cost: TrainingCost
+    ) -> None:
         self.kernel = kernel
         self.inner = inner
         self.trainer = trainer
         self.training = training
-        self.depth = inner.depth
+        self.cost = cost
+        self.depth = 1  # the next step is planned when it is known how far this one came
         self.publish: Callable[[Adapter], Coroutine[Any, Any, object]] | None = None
         self._busy = False
         self._notes = Notes(kernel, "training")
@@ -42,20 +47,26 @@ class TrainingRunner:
         return self.inner.pool
 
     async def run(self, step: Step) -> Scores:
+        end_s = self.kernel.now() + step.limit_s
         scores = await self.inner.run(step) if step.chunks else ScriptedScores(step, dummy_token)
         if step.slices:
-            await self._train(step)
+            step.slices = await self._train(step.slices, end_s)
         return scores
 
-    async def _train(self, step: Step) -> None:
-        self._busy = True
+    async def _train(self, slices: Sequence[Slice], end_s: float) -> list[Slice]:
+        """Returns those that have been computed."""
+        self._busy, done, begin_s = True, list[Slice](), self.kernel.now()
         try:
-            for update in await self.kernel.offload(self.trainer.run, step.slices, thread="training"):
-                self._notes.event("update", str(update.number), loss=update.loss, tokens=update.tokens)
-            adapter = self.trainer.take()
-            if adapter is not None and self.publish is not None:
-                await self.publish(adapter)
-                self._notes.event("serve adapter", adapter.name)
+            for i, piece in enumerate(slices):
+                count = self.cost.fitting(piece, end_s - self.kernel.now(), done)
+                piece, later = piece.split(count)
+                if count:
+                    done.append(piece)
+                    await self._compute(piece)
+                if later.count:
+                    self.training.undo([later, *slices[i + 1 :]])
+                    break
+            self.cost.observe(done, self.kernel.now() - begin_s)
         except Exception as error:
             log.error("training has stopped: %s", error)
             self._notes.event("training failed", type(error).__name__, why=str(error))
@@ -63,6 +74,16 @@ class TrainingRunner:
         self._busy = False
         if self.training.finished:
             self.trainer.close()
+        return done
+
+    async def _compute(self, piece: Slice) -> None:
+        took_s = self.cost.slices_s([piece])
+        for update in await self.kernel.offload(self.trainer.run, [piece], cost_s=took_s, thread="training"):
+            self._notes.event("update", str(update.number), loss=update.loss, tokens=update.tokens)
+        adapter = self.trainer.take()
+        if adapter is not None and self.publish is not None:
+            await self.publish(adapter)
+            self._notes.event("serve adapter", adapter.name)
 
     def stop(self) -> None:
         """End the training, wherever it is, and free what it holds."""

@@ -33,12 +33,12 @@ from lightwork.kernels.rows import Rows
 from lightwork.memory.host import Run
 from lightwork.memory.kv import Copy, KVCache
 from lightwork.models import import_models, read_shape, resolve
-from lightwork.models.checkpoint import Progress
 from lightwork.models.spec import ModelSpec, read_json
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.parallel.child import Child, listen, start_process
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.progress import Progress
 from lightwork.serve.rows import build_rows
 from lightwork.serve.schedulers import Step
 from lightwork.serve.scores import LogitScores

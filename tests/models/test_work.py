@@ -53,6 +53,8 @@ def test_presets_have_the_published_number_of_parameters(name: str) -> None:
 def test_an_unknown_preset_lists_the_known() -> None:
     with pytest.raises(SpecError, match="no model shape"):
         preset("gpt-5")
+    with pytest.raises(SpecError, match=r"try: shape:llama-3\.1-405b"):
+        preset("llama-3-405b")
 
 
 def test_one_token_of_llama_2_7b_by_hand() -> None:

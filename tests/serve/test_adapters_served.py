@@ -303,7 +303,7 @@ def test_processes_serve_them_alike(
     fleet, model, settings = open_engine(Plan(model=str(checkpoint("llama")), max_len=200, use=use), kernel)
     try:
         assert model.variants == {name: f"{name}@1" for name in NAMES}
-        assert [s.name for s in settings].count("engine 0 adapters") == 1
+        assert [s.name for s in settings].count("adapters") == 1
         load = requests(16)
         seqs = run_load(fleet, [0.0] * len(load), load)
         assert [seq.tokens[seq.prompt_len :] for seq in seqs] == alone

@@ -13,7 +13,6 @@ from lightwork.errors import RangeError
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span, Trace
-from lightwork.serve.cost import TrainingCost
 from lightwork.serve.engine import Engine
 from lightwork.serve.schedulers import Step
 from lightwork.serve.schedulers.co_serve import CoServe
@@ -22,14 +21,18 @@ from lightwork.serve.schedulers.prefix_groups import PrefixGroups
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Limits
 from lightwork.serve.simulate import run_load
-from lightwork.serve.simulated_runner import SimulatedRunner
+from lightwork.serve.simulated_runner import SimulatedRunner, StepCost
 from lightwork.serve.training import Slice, Training, Update
+from lightwork.serve.training_cost import TrainingCost
 from lightwork.serve.training_runner import TrainingRunner
 
 LAYERS = 4
-COST = TrainingCost(
-    rows=UnitCost(), num_layers=LAYERS, forward=(0.001, 0.001), back=(0.001, 0.003), head=(0.001, 0.002)
-)
+
+
+def price() -> TrainingCost:
+    return TrainingCost(
+        rows=UnitCost(), num_layers=LAYERS, forward=(0.001, 0.001), back=(0.001, 0.003), head=(0.001, 0.002)
+    )
 
 
 def stages(piece: Slice) -> int:
@@ -83,19 +86,20 @@ class Counting:
         self.closed = True
 
 
-def make(scheduler: CoServe, trainer: Counting) -> Engine:
+def make(scheduler: CoServe, trainer: Counting, rows: StepCost | None = None) -> Engine:
+    """rows: what these really take, if not as predicted."""
     kernel = Kernel(trace=Trace("test"))
-    kv, training = KVCache(64, 4), Training(trainer.lengths, LAYERS)
-    inner = SimulatedRunner(COST, script=next_token)
+    kv, training, cost = KVCache(64, 4), Training(trainer.lengths, LAYERS), price()
+    inner = SimulatedRunner(rows or cost.rows, script=next_token)
     return Engine(
         kernel,
-        TrainingRunner(kernel, inner, trainer, training),
+        TrainingRunner(kernel, inner, trainer, training, cost),
         kv,
         scheduler,
         limits=Limits(max_len=1000),
         vocab_size=50,
         training=training,
-        predict=lambda step: sum(COST.stages(step)),
+        predict=cost.predict,
     )
 
 
@@ -122,6 +126,57 @@ def test_texts_are_the_same_and_steps_as_short_as_asked(inner: object) -> None:
     assert all(s.end_s - s.start_s <= 0.2 + 1e-9 for s in trained)
     assert max(s.end_s - s.start_s for s in trained) > 0.15
     assert engine.kv.free == engine.kv.total
+
+
+class Late(UnitCost):
+    """Every third step takes longer than predicted."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def stages(self, step: Step) -> Sequence[float]:
+        self.steps += 1
+        return [s + 0.1 * (self.steps % 3 == 0) for s in UnitCost().stages(step)]
+
+
+def test_what_a_late_step_has_no_time_for_is_trained_in_the_next() -> None:
+    trainer = Counting([40] * 200)
+    engine = make(CoServe(slo_s=0.2, fill=1.0), trainer, Late())
+    seqs = run_load(engine, [0.3 * i for i in range(8)], LOAD)
+    assert [seq.tokens[seq.prompt_len :] for seq in seqs] == [expected(r) for r in LOAD]
+    steps = [s for s in spans(engine, "step") if s.args and "slices" in s.args]
+    assert all(s.end_s - s.start_s <= 0.2 + 1e-9 for s in steps)
+    told = [Slice(*each) for s in steps for each in (s.args or {})["slices"]]
+    assert told == trainer.seen
+    again = Training(trainer.lengths, LAYERS)
+    for piece in told:
+        assert again.ahead(piece.count) == [piece]
+        again.move([piece])
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), limits=st.data())
+def test_what_is_undone_comes_again(lengths: list[int], limits: st.DataObject) -> None:
+    training = Training(lengths, LAYERS)
+    while not training.finished:
+        slices = training.ahead(limits.draw(st.integers(1, 60)))
+        training.move(slices)
+        kept = limits.draw(st.integers(0, len(slices) - 1))
+        _, rest = slices[kept].split(limits.draw(st.integers(0, slices[kept].count)))
+        again = [piece for piece in (rest, *slices[kept + 1 :]) if piece.count]
+        training.undo(again)
+        assert training.ahead(sum(piece.count for piece in again)) == again
+        training.move(again)
+
+
+def test_a_price_follows_what_slices_take() -> None:
+    cost, piece = price(), Slice(0, 0, 32)
+    before_s = cost.slices_s([piece])
+    for _ in range(60):
+        cost.observe([piece], 1.5 * before_s)
+    assert cost.slices_s([piece]) == pytest.approx(1.5 * before_s, rel=0.01)
+    fits = cost.fitting(piece, before_s)
+    assert 0 < fits < 32
+    assert cost.slices_s([piece.split(fits)[0]]) <= before_s < cost.slices_s([piece.split(fits + 1)[0]])
 
 
 def test_an_idle_engine_trains_to_the_end_and_lets_go() -> None:
@@ -160,15 +215,21 @@ def test_training_is_stopped_in_the_middle_of_a_sequence() -> None:
     serving.cancel()
 
 
-def test_steps_that_are_too_long_already_train_nothing() -> None:
+@pytest.mark.parametrize("least", [0.0, 0.2])
+def test_steps_that_are_too_long_already_are_not_much_longer(least: float) -> None:
     trainer = Counting([40] * 20)
-    engine = make(CoServe(slo_s=1e-6), trainer)
+    engine = make(CoServe(slo_s=1e-6, least=least), trainer)
     seqs = run_load(engine, [0.0] * 8, LOAD)
     assert all(seq.finished == "length" for seq in seqs)
-    assert not trainer.seen
+    assert bool(trainer.seen) == bool(least)
+    for span in spans(engine, "step"):
+        rows = sum(count for _, _, count, *_ in (span.args or {})["chunks"])
+        assert span.end_s - span.start_s <= (1 + least) * 0.001 * rows + 1e-9
 
 
-@pytest.mark.parametrize("wrong", [{"slo_s": 0.0}, {"slo_s": float("nan")}, {"fill": 0.0}, {"fill": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"slo_s": 0.0}, {"slo_s": float("nan")}, {"fill": 0.0}, {"fill": 1.5}, {"least": -1.0}]
+)
 def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(RangeError):
         CoServe(**wrong)

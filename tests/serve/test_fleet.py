@@ -18,7 +18,7 @@ from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.loads.poisson import Poisson
-from lightwork.serve.plan import Plan
+from lightwork.serve.plan import Plan, Setting, of_engines
 from lightwork.serve.routers import Member, Router, Seat
 from lightwork.serve.routers.prefill_decode import PrefillDecode
 from lightwork.serve.routers.replicas import Replicas
@@ -175,10 +175,24 @@ def test_a_cluster_is_divided_among_the_engines() -> None:
     plan = Plan(model="shape:llama-3-8b", on="sim:a100x4", use=["PrefillDecode(prefill_tp=2)"])
     run = simulate(plan, LOAD)
     sizes = {s.name: s.value for s in run.settings if s.name.endswith(("tp", "pp"))}
-    assert sizes == {"engine 0 tp": "2", "engine 0 pp": "1", "engine 1 tp": "2", "engine 1 pp": "1"}
+    assert sizes == {"engine 0 tp": "2", "engine 1 tp": "2", "pp": "1"}
     assert run.summary.num_finished == 40
     with pytest.raises(CapacityError, match="take 6 devices"):
         simulate(Plan(model="shape:llama-3-8b", on="sim:a100x4", use=["PrefillDecode(prefill_tp=4)"]), LOAD)
+
+
+def test_a_setting_is_told_once_with_the_engines_that_have_it() -> None:
+    same, few, one = (Setting(name, "1", "as asked") for name in ("tp", "pp", "kv_blocks"))
+    told = of_engines([[same, few], [same, few], [same, one], [same, few]])
+    assert [s.name for s in told] == ["tp", "engines 0, 1, 3 pp", "engine 2 kv_blocks"]
+    assert [s.name for s in of_engines([[same], [few], [few]])] == ["engine 0 tp", "engines 1-2 pp"]
+
+
+def test_a_simulation_tells_how_far_it_is() -> None:
+    told: list[tuple[str, int, int]] = []
+    simulate(Plan(model="shape:llama-3-8b", on="sim:a100"), LOAD, progress=lambda *now: told.append(now))
+    total = len(LOAD.arrivals(Kernel().rng("load")))
+    assert told == [("simulate", done + 1, total) for done in range(total)]
 
 
 def test_prompts_elsewhere_do_not_stall_decodes() -> None:

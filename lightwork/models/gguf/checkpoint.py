@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightwork.errors import CheckpointError
-from lightwork.models.checkpoint import STORED, Progress, Reading, misshapen
+from lightwork.models.checkpoint import STORED, Reading, misshapen
 from lightwork.models.codes import Codes
 from lightwork.models.gguf.container import Container, Place
 from lightwork.models.gguf.shape import ROPE_FACTORS, gguf_name, row_order, spec_of
+from lightwork.runtime.progress import Progress
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """What torch calls the formats without blocks."""

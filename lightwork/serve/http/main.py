@@ -5,11 +5,10 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -17,6 +16,7 @@ from lightwork.errors import SpecError, UsageError
 from lightwork.runtime.clock import WallClock, unix_s
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import write_chrome_trace
+from lightwork.runtime.progress import Progress, ProgressBar
 from lightwork.runtime.trace import Trace
 from lightwork.serve.compositions import Composition
 from lightwork.serve.http.app import create_app
@@ -29,7 +29,6 @@ from lightwork.serve.service import Service
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-Progress = Callable[[str, int, int], None]
 KEPT_SPANS = 100_000
 
 
@@ -168,15 +167,13 @@ def serve(
     """Serve until Ctrl-C, then finish what was accepted. trace: write the run there as a Chrome trace."""
     plan.techniques()
     listener = listen(host, port)
-    bar = _Bar()
     try:
-        keep = None if trace else KEPT_SPANS
-        loaded = load(plan, name=name, api_key=api_key, progress=bar, keep_spans=keep)
+        with ProgressBar() as bar:
+            keep = None if trace else KEPT_SPANS
+            loaded = load(plan, name=name, api_key=api_key, progress=bar, keep_spans=keep)
     except BaseException:
         listener.close()
         raise
-    finally:
-        bar.close()
     _announce(loaded, listener, host)
     try:
         with suppress(KeyboardInterrupt):
@@ -202,38 +199,6 @@ def _announce(loaded: Loaded, listener: socket.socket, host: str) -> None:
         file=say,
         flush=True,
     )
-
-
-class _Bar:
-    """Progress of loading, phase by phase, on a terminal only."""
-
-    def __init__(self) -> None:
-        self._progress: Any = None
-        self._tasks: dict[str, Any] = {}
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            return
-        if self._progress is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TaskProgressColumn(show_speed=True),
-                TimeElapsedColumn(),
-            )
-            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._progress.start()
-        if phase not in self._tasks:
-            self._tasks[phase] = self._progress.add_task(phase, total=total or None)
-        self._progress.update(self._tasks[phase], completed=done, total=total or None)
-
-    def close(self) -> None:
-        """Take the bars away."""
-        if self._progress is not None:
-            self._progress.stop()
 
 
 class BackgroundServer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from lightwork.decode.proposers import Draft
@@ -53,8 +54,8 @@ class Step:
     pins, unpins: of prefixes; a step without chunks is only applied, then the scheduler is asked again.
     budget: rows this step may have; what chunks leave is offered to drafts. drafts: one per chunk, or none at
     all. left: blocks that hold nothing once it is copied. after: what has to end before it may run.
-    slices: of training, computed with it. next_model: whose turn comes after this step's model, if that is
-    known, so that its weights can be brought.
+    slices: of training, computed with it as far as it takes no more than limit_s in all. next_model: whose
+    turn comes after this step's model, if that is known, so that its weights can be brought.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -69,6 +70,7 @@ class Step:
     left: Sequence[range] = ()
     after: list[Future] = field(default_factory=list)
     slices: Sequence[Slice] = ()
+    limit_s: float = inf
     next_model: str | None = None
 
     @property

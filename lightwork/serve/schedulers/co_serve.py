@@ -28,18 +28,20 @@ FIRST, MOST = 32, 1 << 20
 class CoServe:
     """slo_s: what a step may take, and so the time between two tokens; inf: whole sequences at once.
 
-    fill: share of it that is planned, since steps take longer than predicted now and then.
+    fill: share of it after which no slice goes on, since the last one may take longer than predicted. least:
+    what training gets of any step, over what its rows take: those that break the promise are not much longer.
     """
 
     inner: Scheduler[Any] = field(default_factory=Sarathi)
     slo_s: float = 0.05
-    fill: float = 0.65
+    fill: float = 0.9
+    least: float = 0.05
 
     def __post_init__(self) -> None:
-        if not self.slo_s > 0 or not 0 < self.fill <= 1:
+        if not self.slo_s > 0 or not 0 < self.fill <= 1 or not 0 <= self.least < 1:
             raise RangeError(
-                f"CoServe cannot fill fill={self.fill} of steps of slo_s={self.slo_s}",
-                expected="more than 0 seconds, and a share of them",
+                f"CoServe cannot fill fill={self.fill} of steps of slo_s={self.slo_s}, least={self.least}",
+                expected="more than 0 seconds, and shares of them",
                 fix="CoServe(slo_s=0.05)",
             )
 
@@ -48,18 +50,19 @@ class CoServe:
 
     def plan(self, state: Any, view: View) -> Step:
         step = self.inner.plan(state, view)
-        if view.training is None or view.training.finished or view.predict is None:
+        training, predict = view.training, view.predict
+        if training is None or training.finished or predict is None:
             return step
+        step.limit_s = limit_s = max(self.fill * self.slo_s, (1 + self.least) * predict(step))
+
+        def within(tokens: int) -> bool:
+            return predict(replace(step, slices=training.ahead(tokens))) <= limit_s
+
         fits, over = 0, FIRST
-        while over < MOST and self._within(step, view, over):
+        while over < MOST and within(over):
             fits, over = over, 2 * over
         while over - fits > max(1, fits // 32):
             middle = (fits + over) // 2
-            fits, over = (middle, over) if self._within(step, view, middle) else (fits, middle)
-        step.slices = view.training.ahead(fits)
+            fits, over = (middle, over) if within(middle) else (fits, middle)
+        step.slices = training.ahead(fits)
         return step
-
-    def _within(self, step: Step, view: View, limit: int) -> bool:
-        assert view.training is not None
-        assert view.predict is not None
-        return view.predict(replace(step, slices=view.training.ahead(limit))) <= self.fill * self.slo_s
