@@ -123,15 +123,13 @@ def open_one(
     behind = tier_blocks(plan, model.spec.kv_bytes_per_token(kv_dtype) * block_size)
     kv = make_kv(plan, int(blocks.value), block_size, behind)
     composition = chosen.get("composition")
-    plain = "composition" not in chosen
-    make_runner = runner_for(plan.on, model, plain=plain, ahead=plan.depth > 1)
+    make_runner = runner_for(plan.on, model, plain=composition is None, ahead=plan.depth > 1)
     if shared is not None:
         make_runner = partial(make_runner, shared=shared)
     models: Collection[str] = model.adapters
     if composition is not None:
-        make_runner, told = compose(
-            plan, _local(model), make_runner, free, progress, parts.get("name", "engine")
-        )
+        name = parts.get("name", "engine")
+        make_runner, told = compose(plan, _local(model), make_runner, free, progress, name)
         settings.append(told)
         models = [*model.variants.values()]
     runner = make_runner(kernel, model, kv)

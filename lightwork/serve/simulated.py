@@ -66,54 +66,67 @@ def open_simulated(
     chosen = plan.techniques()
     spec, cluster = read_shape(plan.model), cluster or parse_place(plan.on)
     router: Router[object] | None = chosen.get("router")
-    composition: Composition | None = chosen.get("composition")
     adapters = {one.name: one for one in chosen["adapters"].read(spec)} if "adapters" in chosen else {}
     seats = router.seats() if router is not None else [Seat()]
     placed = _place(plan, spec, cluster, seats)
     dtype, longest = _dtype(cluster), context(plan, spec)
-    max_len = int(longest.value)
-    settings = [Setting("dtype", dtype, "the widest type with fast matrix units"), longest]
     price = partial(ClusterCost, spec, CostModel(cluster), dtype=dtype, adapters=adapters)
+    settings = [Setting("dtype", dtype, "the widest type with fast matrix units"), longest]
     settings += [adapters_setting([*adapters.values()])] if adapters else []
     if "tuning" in chosen:
         apart = price(tp=placed[0].tp, pp=placed[0].pp)  # what is predicted is not spent
-        beside, trained = _train(chosen["tuning"], plan.model, apart, max_len)
+        beside, trained = _train(chosen["tuning"], plan.model, apart, int(longest.value))
         parts |= beside
         settings.append(trained)
-    ids, engines, of_each = ids or count(), [], list[list[Setting]]()
-    block_bytes = spec.kv_bytes_per_token(dtype) * BLOCK_SIZE
+    parts |= {"ids": ids or count()}
     link_s = _link_s(spec, cluster, dtype, min(seat.tp for seat in placed))
+    engines, of_each = [], []
     for i, seat in enumerate(placed):
-        cost = price(tp=seat.tp, pp=seat.pp)
-        host_s = _host_s(spec, cluster, block_bytes, seat)
-        blocks = _blocks(plan, spec, cost, max_len, composition)
-        num_blocks = min(int(blocks.value), MOST_BLOCKS)
-        kv = make_kv(plan, num_blocks, BLOCK_SIZE, tier_blocks(plan, block_bytes))
-        runner = SimulatedRunner(
-            cost,
-            depth=seat.pp,
-            ahead_s=cost.step_s if plan.depth > 1 else None,
-            rank=seat.rank,
-            link_s=link_s,
-            host_s=host_s,
-            kv=kv if cluster.device.unit.reads_once else None,
-        )
         name = f"engine {i}" if router is not None else "engine"
-        told = _told(plan, seats[i], seat, blocks)
-        engine_runner: Runner = runner
-        if composition is not None:
-            turns = composition.turns()
-            assert turns is not None, "a plan refuses others"
-            residents = _residents(composition, turns, cost, int(blocks.value) * block_bytes)
-            copy = copy_simulated(partial(_weights_s, cluster, residents, seat))
-            engine_runner = ExpertRunner(kernel, runner, residents, copy, prefetch=turns.prefetch, name=name)
-            told.append(resident_setting(residents, "beside the KV"))
-        names = composition.names() if composition is not None else [*adapters]
-        more = {"name": name, "ids": ids, **parts}
-        engines.append(make_engine(plan, kernel, kv, engine_runner, max_len, spec.vocab_size, names, **more))
-        of_each.append([*told, *divided(plan, kv), *overlapped(plan)])
+        cost = price(tp=seat.tp, pp=seat.pp)
+        engine, told = _open(plan, kernel, cost, seat, link_s, int(longest.value), name=name, **parts)
+        engines.append(engine)
+        of_each.append([*_sizes_told(plan, seats[i], seat), *told])
     settings += of_engines(of_each)
     return (Fleet(engines, router) if router is not None else engines[0]), settings
+
+
+def _open(
+    plan: Plan,
+    kernel: Kernel,
+    cost: ClusterCost,
+    seat: _Placed,
+    link_s: Callable[[int, int, int], float],
+    max_len: int,
+    *,
+    name: str,
+    **parts: Any,
+) -> tuple[Engine, list[Setting]]:
+    """One engine."""
+    spec, cluster = cost.spec, cost.costs.cluster
+    composition: Composition | None = plan.techniques().get("composition")
+    block_bytes = spec.kv_bytes_per_token(cost.dtype) * BLOCK_SIZE
+    blocks = _blocks(plan, spec, cost, max_len, composition)
+    kv = make_kv(plan, min(int(blocks.value), MOST_BLOCKS), BLOCK_SIZE, tier_blocks(plan, block_bytes))
+    runner: Runner = SimulatedRunner(
+        cost,
+        depth=seat.pp,
+        ahead_s=cost.step_s if plan.depth > 1 else None,
+        rank=seat.rank,
+        link_s=link_s,
+        host_s=_host_s(spec, cluster, block_bytes, seat),
+        kv=kv if cluster.device.unit.reads_once else None,
+    )
+    told, names = [blocks], [*cost.adapters]
+    if composition is not None:
+        turns, names = composition.turns(), composition.names()
+        assert turns is not None, "a plan refuses others"
+        residents = _residents(composition, turns, cost, int(blocks.value) * block_bytes)
+        copy = copy_simulated(partial(_weights_s, cluster, residents, seat))
+        runner = ExpertRunner(kernel, runner, residents, copy, prefetch=turns.prefetch, name=name)
+        told.append(resident_setting(residents, "beside the KV"))
+    engine = make_engine(plan, kernel, kv, runner, max_len, spec.vocab_size, names, name=name, **parts)
+    return engine, [*told, *divided(plan, kv), *overlapped(plan)]
 
 
 def _train(tuning: Any, model: str, cost: ClusterCost, max_len: int) -> tuple[dict[str, Any], Setting]:
@@ -229,11 +242,7 @@ def _host_s(
     return seconds
 
 
-def _told(plan: Plan, seat: Seat, placed: _Placed, blocks: Setting) -> list[Setting]:
+def _sizes_told(plan: Plan, seat: Seat, placed: _Placed) -> list[Setting]:
     tp = "as asked" if seat.tp or plan.tp else "devices of a node that divide the key-value heads"
     pp = "as asked" if seat.pp or plan.pp else "stages over the remaining devices"
-    return [
-        Setting("tp", str(placed.tp), tp),
-        Setting("pp", str(placed.pp), pp),
-        blocks,
-    ]
+    return [Setting("tp", str(placed.tp), tp), Setting("pp", str(placed.pp), pp)]
