@@ -437,7 +437,7 @@ class _OneThread:
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        threading.Thread(target=self._run, name=name).start()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def submit(self, call: Callable[[], object]) -> None:
         self._calls.put(call)

@@ -25,8 +25,19 @@ Make = Callable[..., Path]
 PARTS = [Part(0, 20, 1), Part(1, 7, 2, (-1, 0))]
 
 
+OTHERS: set[threading.Thread] = set()
+"""Of models that other tests keep."""
+
+
 def compute_threads() -> int:
-    return sum(thread.name.startswith("compute") for thread in threading.enumerate())
+    return sum(t.name.startswith("compute") and t not in OTHERS for t in threading.enumerate())
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    gc.collect()
+    OTHERS.clear()
+    OTHERS.update(threading.enumerate())
 
 
 @pytest.fixture
