@@ -65,6 +65,19 @@ class Trainer(Protocol):
         ...
 
 
+GRAIN = 32
+"""Windows are multiples of it where sizes matter."""
+
+
+def window(left: int, limit: int, grain: int = 1) -> int:
+    """Tokens of the next window of so many that are left: at most limit, and a multiple of grain if they are
+    as many; else all that are left or a power of two. Libraries compile products for each size they meet."""
+    most = min(left, limit)
+    if most >= grain:
+        return most // grain * grain
+    return most if most in (0, left) else 1 << most.bit_length() - 1
+
+
 class Training:
     """How far a trainer has been told to go. The engine moves it on; schedulers read `ahead`.
 
@@ -82,14 +95,19 @@ class Training:
     def finished(self) -> bool:
         return self._stopped or self._sequence >= len(self._lengths)
 
-    def ahead(self, limit: int) -> list[Slice]:
-        """The next slices, of one sequence and of at most `limit` tokens times layers."""
+    def ahead(self, limit: int, *, grain: int = 1) -> list[Slice]:
+        """The next slices, of one sequence and of at most `limit` tokens times layers.
+
+        grain: see `window`; one that is smaller, and not the last of its layer, comes alone.
+        """
         slices: list[Slice] = []
         if self.finished:
             return slices
         length, stage, done = self._lengths[self._sequence], self._stage, self._done
         while limit > 0 and stage <= 2 * self.num_layers:
-            count = min(length - done, limit)
+            count = window(length - done, limit, grain)
+            if slices and count < min(grain, length - done):
+                break
             back = stage > self.num_layers
             layer = 2 * self.num_layers - stage if back else stage
             slices.append(Slice(layer, length - done - count if back else done, count, back))

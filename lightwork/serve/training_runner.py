@@ -15,7 +15,7 @@ from lightwork.serve.notes import Notes
 from lightwork.serve.runner import Runner, Scores
 from lightwork.serve.schedulers import Step
 from lightwork.serve.simulated_runner import ScriptedScores, dummy_token
-from lightwork.serve.training import Slice, Trainer, Training, Update
+from lightwork.serve.training import GRAIN, Slice, Trainer, Training, Update, window
 from lightwork.serve.training_cost import TrainingCost
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,9 @@ class TrainingRunner:
         self._epoch = self._epoch or _Epoch(begin_s)
         try:
             for i, piece in enumerate(slices):
-                count = self.cost.fitting(piece, end_s - self.kernel.now(), done)
+                fits = self.cost.fitting(piece, end_s - self.kernel.now(), done)
+                count = window(piece.count, fits, GRAIN)
+                count = 0 if done and count < min(GRAIN, piece.count) else count
                 piece, later = piece.split(count)
                 if count:
                     done.append(piece)

@@ -23,7 +23,7 @@ from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Limits
 from lightwork.serve.simulate import run_load
 from lightwork.serve.simulated_runner import SimulatedRunner, StepCost
-from lightwork.serve.training import Slice, Training, Update
+from lightwork.serve.training import Slice, Training, Update, window
 from lightwork.serve.training_cost import TrainingCost
 from lightwork.serve.training_runner import TrainingRunner
 
@@ -161,6 +161,18 @@ def test_what_a_late_step_has_no_time_for_is_trained_in_the_next() -> None:
     for piece in told:
         assert again.ahead(piece.count) == [piece]
         again.move([piece])
+
+
+def test_windows_have_few_sizes() -> None:
+    training, seen = Training([100, 37], LAYERS), set()
+    while not training.finished:
+        slices = training.ahead(75, grain=32)
+        assert [piece.count for piece in slices[1:] if piece.count < 32 and piece.count not in (4, 5)] == []
+        seen |= {piece.count for piece in slices}
+        training.move(slices)
+    assert seen <= {1, 2, 4, 5, 8, 16, 32, 64}
+    assert [window(40, limit, 32) for limit in (0, 3, 31, 39, 40, 70)] == [0, 2, 16, 32, 32, 32]
+    assert [window(7, limit, 32) for limit in (0, 3, 7, 9)] == [0, 2, 7, 7]
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), limits=st.data())

@@ -20,6 +20,7 @@ from typing import Any
 from lightwork.errors import RangeError
 from lightwork.serve.schedulers import Scheduler, Step, View
 from lightwork.serve.schedulers.sarathi import Sarathi
+from lightwork.serve.training import GRAIN
 
 FIRST, MOST = 32, 1 << 20
 """Tokens times layers in one step: tried first, and never reached however short they are."""
@@ -57,7 +58,7 @@ class CoServe:
         step.limit_s = limit_s = max(self.fill * self.slo_s, (1 + self.least) * predict(step))
 
         def within(tokens: int) -> bool:
-            return predict(replace(step, slices=training.ahead(tokens))) <= limit_s
+            return predict(replace(step, slices=training.ahead(tokens, grain=GRAIN))) <= limit_s
 
         fits, over = 0, FIRST
         while over < MOST and within(over):
@@ -67,5 +68,5 @@ class CoServe:
             fits, over = (middle, over) if within(middle) else (fits, middle)
         if not fits and not step.chunks:  # nobody waits: the smallest slice, however long it takes
             fits, step.limit_s = 1, inf
-        step.slices = training.ahead(fits)
+        step.slices = training.ahead(fits, grain=GRAIN)
         return step
