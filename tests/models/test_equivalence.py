@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from lightwork import models
 from lightwork.claims._variants import lessons, randomised, tune
@@ -16,17 +14,9 @@ from lightwork.models.equivalence import THRESHOLD, Probes, assemble, swapped
 from lightwork.models.held_out import read_held_out
 from lightwork.models.zoo import Zoo
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BASE = models.resolve("tiny:llama")
 TEXTS = [text.tokens[:48] for text in read_held_out(BASE)[:3]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Steps of this size are shorter than waking another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from lightwork import models
 from lightwork.claims._variants import lessons, tune, widened
@@ -21,18 +19,10 @@ from lightwork.models.stitching import stitch
 from lightwork.models.zoo import Zoo
 from lightwork.testing import random_adapter, text_logits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BASE = models.resolve("tiny:llama")
 TEXTS = [text.tokens[:128] for text in read_held_out(BASE)[:6]]
 WIDE = 112
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Steps of this size are shorter than waking another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from lightwork import models
 from lightwork.claims._variants import EIGHT, eight, lessons
@@ -22,17 +20,9 @@ from lightwork.models.peft import read_adapter
 from lightwork.models.zoo import Zoo, gather
 from lightwork.testing import tiny_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BASE = models.resolve("tiny:llama")
 TOKENS = read_held_out(BASE)[0].tokens[:40]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Steps of this size are shorter than waking another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import torch
 
 from lightwork import models
 from lightwork.claims._variants import EIGHT, eight, lessons
@@ -29,21 +27,13 @@ from lightwork.serve.sequence import Request
 from lightwork.serve.simulate import run_load
 from lightwork.serve.simulated import open_simulated
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BASE = models.resolve("tiny:llama")
 GREEDY = Sampling(temperature=0.0)
 PROMPTS = {
     name: tuple(text.tokens[:24].tolist())
     for name, text in zip(["", *EIGHT], read_held_out(BASE) * 2, strict=False)
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Steps of this size are shorter than waking another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
