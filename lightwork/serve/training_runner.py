@@ -78,7 +78,7 @@ class TrainingRunner:
         try:
             for i, piece in enumerate(slices):
                 fits = self.cost.fitting(piece, end_s - self.kernel.now(), done)
-                count = window(piece.count, fits, GRAIN)
+                count = fits if fits == piece.count else window(piece.count, fits, GRAIN)
                 count = 0 if done and count < min(GRAIN, piece.count) else count
                 piece, later = piece.split(count)
                 if count:
