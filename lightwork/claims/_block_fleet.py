@@ -9,7 +9,7 @@ model's probes say of lightly tuned blocks, doubled), the last is never equivale
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -132,8 +132,8 @@ class Replayed:
             self.noted.append((given, budget, replace(self.inner, patience=0.0).choose(given, budget)))
         return chosen
 
-    def batch(self, seconds: object) -> int:
-        return self.inner.batch(seconds)  # type: ignore[arg-type]
+    def batch(self, seconds: Callable[[int], float]) -> int:
+        return self.inner.batch(seconds)
 
     def place(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from statistics import fmean
 from typing import Any
 
@@ -65,7 +66,7 @@ class TrainingRunner:
         return self.inner.pool
 
     async def run(self, step: Step) -> Scores:
-        end_s = self.kernel.now() + step.limit_s
+        end_s = self.kernel.now() + step.limit_s if step.chunks else inf  # else nobody waits
         scores = await self.inner.run(step) if step.chunks else ScriptedScores(step, dummy_token)
         if step.slices:
             step.slices = await self._train(step.slices, end_s)
@@ -73,8 +74,8 @@ class TrainingRunner:
 
     async def _train(self, slices: Sequence[Slice], end_s: float) -> list[Slice]:
         """Returns those that have been computed."""
-        done, begin_s = list[Slice](), self.kernel.now()
-        self._epoch = self._epoch or _Epoch(begin_s)
+        done, took_s = list[Slice](), 0.0
+        self._epoch = self._epoch or _Epoch(self.kernel.now())
         try:
             for i, piece in enumerate(slices):
                 fits = self.cost.fitting(piece, end_s - self.kernel.now(), done)
@@ -83,11 +84,11 @@ class TrainingRunner:
                 piece, later = piece.split(count)
                 if count:
                     done.append(piece)
-                    await self._compute(piece, self._epoch)
+                    took_s += await self._compute(piece, self._epoch)
                 if later.count:
                     self.training.undo([later, *slices[i + 1 :]])
                     break
-            self.cost.observe(done, self.kernel.now() - begin_s)
+            self.cost.observe(done, took_s)
         except Exception as error:
             log.error("training has stopped: %s", error)
             self._notes.event("training failed", type(error).__name__, why=str(error))
@@ -96,10 +97,12 @@ class TrainingRunner:
             self.trainer.close()
         return done
 
-    async def _compute(self, piece: Slice, epoch: _Epoch) -> None:
-        begin_s, took_s = self.kernel.now(), self.cost.slices_s([piece])
-        updates = await self.kernel.offload(self.trainer.run, [piece], cost_s=took_s, thread="training")
-        epoch.trained_s += self.kernel.now() - begin_s
+    async def _compute(self, piece: Slice, epoch: _Epoch) -> float:
+        """Returns the seconds that it took, without what follows from it."""
+        begin_s, cost_s = self.kernel.now(), self.cost.slices_s([piece])
+        updates = await self.kernel.offload(self.trainer.run, [piece], cost_s=cost_s, thread="training")
+        took_s = self.kernel.now() - begin_s
+        epoch.trained_s += took_s
         for update in updates:
             self._notes.event("update", str(update.number), loss=update.loss, tokens=update.tokens)
             epoch.updates.append(update)
@@ -108,6 +111,7 @@ class TrainingRunner:
             await self.publish(adapter)
             self._notes.event("serve adapter", adapter.name, **epoch.told(self.kernel.now()))
             self._epoch = _Epoch(self.kernel.now(), epoch.updates[-1].tokens)
+        return took_s
 
     def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
         return self.inner.pull(pool, src, dst, num_tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from math import exp
 
@@ -43,13 +43,13 @@ class _Homes:
     def cost(self) -> float:
         """What a token of all requests takes together: each waits for a pass of every block that is asked on
         its device."""
-        rows: list[Counter[int]] = [Counter() for _ in self.left]
+        rows: list[defaultdict[int, float]] = [defaultdict(float) for _ in self.left]
         requests = [0.0] * len(self.left)
         for demand, homes in zip(self._demands, self._homes, strict=True):
             for device in homes:
                 requests[device] += demand.in_flight / len(homes)
                 for block in demand.chain:
-                    rows[device][block] += demand.in_flight / len(homes)  # type: ignore[assignment]
+                    rows[device][block] += demand.in_flight / len(homes)
         return sum(n * self._turn_s(asked) for n, asked in zip(requests, rows, strict=True))
 
     def _turn_s(self, asked: Mapping[int, float]) -> float:
@@ -99,16 +99,16 @@ def scale_out(
     """One more instance of the block whose queues are more than `scale` times the mean of all, where most of
     what is beside it in chains is; the least used instance that is idle and not the only one gives way."""
     copies = Counter(instance.block for instance in instances)
-    queued: Counter[int] = Counter()
+    queued: defaultdict[int, float] = defaultdict(float)
     for one in instances:
-        queued[one.block] += one.queued_s / copies[one.block]  # type: ignore[assignment]
+        queued[one.block] += one.queued_s / copies[one.block]
     busiest = max(queued, key=lambda block: (queued[block], -block))
     if queued[busiest] <= scale * sum(queued.values()) / len(queued):
         return []
-    beside: Counter[int] = Counter()
+    beside: defaultdict[int, float] = defaultdict(float)
     for demand in demands:
         for block in demand.chain if busiest in demand.chain else ():
-            beside[block] += demand.in_flight  # type: ignore[assignment]
+            beside[block] += demand.in_flight
     left = [room * (1.0 - kv_share) for room in rooms]
     near, has = [0.0] * len(rooms), set()
     for one in instances:

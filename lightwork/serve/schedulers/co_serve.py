@@ -14,7 +14,6 @@ Differs: on the real engine slices are computed after the step's rows rather tha
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from math import inf
 from typing import Any
 
 from lightwork.errors import RangeError
@@ -66,7 +65,7 @@ class CoServe:
         while over - fits > max(1, fits // 32):
             middle = (fits + over) // 2
             fits, over = (middle, over) if within(middle) else (fits, middle)
-        if not fits and not step.chunks:  # nobody waits: the smallest slice, however long it takes
-            fits, step.limit_s = 1, inf
+        if not step.chunks:  # nobody waits: at least the smallest slice, however long it takes
+            fits = max(1, fits)
         step.slices = training.ahead(fits, grain=GRAIN)
         return step
