@@ -17,7 +17,7 @@ import torch
 
 from lightwork.cluster.probe.loops import sum_without_lock
 from lightwork.kernels.attention import paged_attention, plan_groups
-from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE, MatrixFormat
+from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8_DOT, PAGE, MatrixFormat
 from lightwork.kernels.cpu.pack import narrow
 from lightwork.kernels.rows import Rows
 from lightwork.models import resolve
@@ -32,7 +32,7 @@ ROUNDS, CALLS = 15, 5
 PROBE_BYTES = 1 << 28
 NEVER = 1 << 30
 """Chunks that no sequences share."""
-FORMATS = {"float32": (F32, 4.0), "bfloat16": (BF16_DOT, 2.0), "int8": (INT8, 1.0)}
+FORMATS = {"float32": (F32, 4.0), "bfloat16": (BF16_DOT, 2.0), "int8": (INT8_DOT, 1.0)}
 """Bytes of one number of a key."""
 
 
@@ -89,26 +89,40 @@ class Decode:
 SHAPES = (Decode(1, 8, 4, 128, 8192), Decode(8, 8, 1, 64, 2000), Decode(4, 8, 4, 64, 4096))
 
 
-@cache
-def of_probe(shape: Decode, kind: str, seed: int) -> float:
-    """Bytes of keys and values per second, over a streaming read of memory in the same rounds: the median."""
-    size = FORMATS[kind][1]
-    model = _attention_only(shape, kind)
-    rows = shape.rows(seed)
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """attend: attention of one shape and format, over num_bytes of keys and values."""
+
+    name: str
+    model: CompiledModel
+    attend: Callable[[], object]
+    num_bytes: float
+
+    def share(self, probe: _Probe) -> float:
+        """Of the probe's bytes per second, side by side once."""
+        # Enough repeats that neither is over before the other core has woken up.
+        repeats = max(1, int(PROBE_BYTES / 4 / self.num_bytes))
+        ours_s = _seconds(lambda: [self.attend() for _ in range(repeats)])
+        return self.num_bytes * repeats / ours_s / (PROBE_BYTES / _seconds(probe))
+
+
+def of_probe(seed: int) -> dict[str, float]:
+    """Of every shape and format, bytes of keys and values per second over a streaming read of memory: the
+    median of rounds that all of them take part in, so that a loud minute of a neighbour's is nobody's own."""
+    cells = [_cell(shape, kind, seed) for shape in SHAPES for kind in FORMATS]
+    probe = _Probe()
+    rounds = [[cell.share(probe) for cell in cells] for _ in range(ROUNDS)]
+    for cell in cells:
+        cell.model.close()
+    return {cell.name: median(seen) for cell, seen in zip(cells, zip(*rounds, strict=True), strict=True)}
+
+
+def _cell(shape: Decode, kind: str, seed: int) -> _Cell:
+    model, rows = _attention_only(shape, kind), shape.rows(seed)
     kv = model.new_kv(rows.tables.size)
     _fill(kv, seed)
-    attend = model.attention_alone(rows, kv)
-    probe = _Probe()
-    num_bytes = 2 * shape.seqs * shape.context * shape.kv_heads * shape.size * size
-    # Enough repeats that neither is over before the other core has woken up.
-    repeats = max(1, int(PROBE_BYTES / 4 / num_bytes))
-    ratios = []
-    for _ in range(ROUNDS):
-        ours_s = _seconds(lambda: [attend() for _ in range(repeats)])
-        probe_s = _seconds(probe)
-        ratios.append((num_bytes * repeats / ours_s) / (PROBE_BYTES / probe_s))
-    model.close()
-    return median(ratios)
+    num_bytes = 2 * shape.seqs * shape.context * shape.kv_heads * shape.size * FORMATS[kind][1]
+    return _Cell(f"{shape} {kind}", model, model.attention_alone(rows, kv), num_bytes)
 
 
 @cache

@@ -35,7 +35,7 @@ from lightwork.models.step_buffers import Buffers, padded
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.progress import Progress
 
-KV_TYPES = {formats.F32: np.float32, formats.BF16_DOT: np.uint16, formats.INT8: np.int8}
+KV_TYPES = {formats.F32: np.float32, formats.BF16_DOT: np.uint16, formats.INT8_DOT: np.int8}
 ROWS_AT_ONCE = 2 * ROW_TILE
 """A step of more rows is computed in parts, of whole tiles, so that buffers stay small."""
 
@@ -50,7 +50,7 @@ class CompiledKV:
     def __init__(self, spec: ModelSpec, num_blocks: int, kv_format: int, shared: int | None = None) -> None:
         self.block_size = formats.PAGE
         shape = (num_blocks, spec.num_layers, spec.num_kv_heads)
-        scaled = shape if kv_format == formats.INT8 else (1, 1, 1)
+        scaled = shape if kv_format == formats.INT8_DOT else (1, 1, 1)
         kind: Any = KV_TYPES[kv_format]
         self.num_blocks = num_blocks
         self.keys, self.values, self.key_scales, self.value_scales = arrays(
@@ -98,7 +98,7 @@ class CompiledKV:
     def _of_slot(self, slot: int) -> Iterator[NDArray[Any]]:
         """All that is kept of a slot, as views. How pages are laid out is said in kernels/cpu/pages.py."""
         page, k = divmod(slot, formats.PAGE)
-        pair = 2 if self.keys.dtype == np.uint16 else 1
+        pair = 1 if self.keys.dtype == np.float32 else 2
         keys, values = self.keys[page], self.values[page]
         yield keys.reshape(*keys.shape[:2], -1, formats.PAGE, pair)[..., k, :]
         wide = values.shape[2] // (64 * formats.PAGE) * 64 * formats.PAGE

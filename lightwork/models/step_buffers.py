@@ -163,6 +163,8 @@ def _thread_arrays(spec: ModelSpec, threads: int, pages: int) -> dict[str, Any]:
         "chunk_scores": floats(most, CHUNK),
         "half_q": zeros((threads, most, wide), np.uint16),
         "half_scores": zeros((threads, most, CHUNK), np.uint16),
+        "q_scales": floats(most),
+        "weight_scales": floats(most),
         "part": floats(most, wide),
         "part_sums": floats(most, 2),
         "out": floats(most, wide),

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lightwork.errors import SpecError
-from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
+from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8_DOT, PAGE
 from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
@@ -165,7 +165,7 @@ def _load(
         compiled = models.load_compiled(plan.model, precision=precision or Stored(), progress=progress)
         chosen = Setting("precision", repr(precision or Stored()), compiled.numbers.reason)
         settings = [chosen, *_quality(plan.model, precision, compiled)]
-        kv_dtype = {F32: "float32", BF16_DOT: "bfloat16", INT8: "int8"}[compiled.numbers.kv]
+        kv_dtype = {F32: "float32", BF16_DOT: "bfloat16", INT8_DOT: "int8"}[compiled.numbers.kv]
         return compiled, kv_dtype, PAGE, [*settings, Setting("kv_dtype", kv_dtype, "of that precision")]
     if precision is not None:
         raise SpecError(

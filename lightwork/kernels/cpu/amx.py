@@ -136,6 +136,7 @@ def _pairs(b: Builder, e: Emission, rows: Value) -> None:
     left = e._replace(
         weights=b.add(e.weights, b.mul(steps, I64(step_bytes))),
         x=b.add(e.x, b.mul(steps, I64(2 * STEP))),
+        ahead=b.add(e.ahead, b.mul(steps, I64(step_bytes))),
         inputs=rest,
     )
     with b.if_then(b.icmp_signed(">", rest, I64(0))):
@@ -147,11 +148,12 @@ def _in_lanes(b: Builder, e: Emission) -> None:
     at_once = 2 if e.rows > 2 else e.vectors
     for first in range(0, e.vectors, at_once):
         cells = [(m, v) for m in range(e.rows) for v in range(first, min(first + at_once, e.vectors))]
-        _sum_in_lanes(b, e, cells)
+        _sum_in_lanes(b, e, cells, first == 0)
 
 
-def _sum_in_lanes(b: Builder, e: Emission, cells: Sequence[tuple[int, int]]) -> None:
-    """Sums of some (row, vector of outputs) over all inputs, counted in steps."""
+def _sum_in_lanes(b: Builder, e: Emission, cells: Sequence[tuple[int, int]], cold: bool) -> None:
+    """Sums of some (row, vector of outputs) over all inputs, counted in steps. cold: for the first time, so
+    that what is wanted next is fetched meanwhile."""
     row_bytes = 4 * LANES * e.vectors
     wide = _room(b, 128 * e.rows)  # of each row the even inputs of a step, then the odd, as float32
 
@@ -164,6 +166,8 @@ def _sum_in_lanes(b: Builder, e: Emission, cells: Sequence[tuple[int, int]]) -> 
 
         def pair(k: Value, parts: Sequence[Value]) -> list[Value]:
             row = b.add(here, b.mul(k, I64(row_bytes)))
+            for v in range(e.vectors if cold else 0):
+                prefetch(b, at(b, b.add(e.ahead, b.sub(row, e.weights)), 64 * v), cache=2)
             weights = {v: _halves(b, load(b, at(b, row, 64 * v), INTS)) for v in {v for _, v in cells}}
             place = b.add(wide, b.shl(k, I64(2)))
             x = [
@@ -267,8 +271,9 @@ def _pass(
         x = b.add(e.x, b.shl(i, I64(6)))
         if cold is not None:
             with b.if_then(cold):
+                ahead = at(b, here, BYTES_AHEAD) if e.streamed else b.add(e.ahead, b.sub(here, e.weights))
                 for line in range(STEP // 2 * e.vectors):
-                    prefetch(b, at(b, here, BYTES_AHEAD + 64 * line))
+                    prefetch(b, at(b, ahead, 64 * line), cache=1 if e.streamed else 2)
         for m in range(row_registers):
             _load(b, 4 + m, b.add(x, b.mul(b.shl(e.x_stride, I64(4)), I64(m))), e.x_stride)
         for i_v, v in enumerate(vectors):

@@ -8,7 +8,8 @@ Scalable Attention Mechanism for the Decode-Phase of Transformers", 2024: all ch
 cut into equal runs; only heads that a cut goes through have to be merged afterwards. Keys that sequences
 share come first (attention_plan.py); each one's own keys go on from what they gave.
 
-In bfloat16, queries and weights are rounded to it too (BF16_DOT). pages.py says where keys and values lie.
+Queries and weights are rounded to bfloat16 (BF16_DOT), or to int16 for keys and values in bytes (INT8_DOT).
+pages.py says where keys and values lie.
 
 P page of 64 keys  D head size  M rows of one tile: query heads of one key-value head times rows
 """
@@ -21,11 +22,11 @@ import numpy as np
 
 from lightwork.kernels.cpu.attention_plan import find
 from lightwork.kernels.cpu.compiled import compiled
-from lightwork.kernels.cpu.formats import BF16_DOT, INT8, PAGE
+from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8_DOT, PAGE
 from lightwork.kernels.cpu.pages import bytes_per_number, page_of
 from lightwork.kernels.cpu.primitives import bits_at, copy, floats, int32s, int_at, multiply, shorts
-from lightwork.kernels.cpu.rowwise import exp2, to_bfloat16
-from lightwork.kernels.cpu.softmax import HIDDEN, fetch, hide, weigh_floats, weigh_halves
+from lightwork.kernels.cpu.rowwise import exp2, to_bfloat16, to_shorts
+from lightwork.kernels.cpu.softmax import HIDDEN, hide, weigh_floats, weigh_halves
 from lightwork.kernels.cpu.state import (
     BEGUN,
     CHUNK,
@@ -39,10 +40,9 @@ from lightwork.kernels.cpu.state import (
     UNFINISHED,
 )
 
-FEW_ROWS, PART = 8, 32
-"""Up to so many rows a page is streamed, so many of its inputs at a time, while the next one is fetched.
-
-A part of bfloat16 begins where a product of matrix registers begins (amx.py)."""
+BYTES_AHEAD = 8192
+"""How far ahead of what is read keys and values are fetched, in whole blocks. A core has to ask for some
+6 KiB at once to keep memory busy."""
 
 
 # -- who sees what
@@ -75,7 +75,7 @@ def visible(page: int, index: int, known: int, oldest: int, ancestors: Any) -> A
     return mask
 
 
-# -- one chunk of one tile
+# -- one chunk of one tile, for some heads
 
 
 @compiled
@@ -90,11 +90,28 @@ def _place(t: Any, buffer: int, thread: int, i: int, width: int) -> Any:
 
 
 @compiled
+def _operand(t: Any, thread: int, i: int, floats_: int, halves: int, width: int) -> tuple[Any, int]:
+    """The address of row i of a thread's queries or weights as they are multiplied, in float32 or in 16 bits,
+    and the bytes to the next row."""
+    size, buffer = (4, floats_) if t.kv_format == F32 else (2, halves)
+    return buffer + size * (thread * t.tile_rows + i) * width, size * width
+
+
+@compiled
 def _product(
-    kernel: int, w: int, x: int, x_stride: int, rows: int, out: int, out_width: int, k: int, fresh: bool
-) -> None:
-    """out[:rows] = x[:rows, :k] @ w, added to it unless it is fresh."""
-    multiply(kernel, w, 0, x, x_stride, 0, 0, 0, out, 4 * out_width, rows, k, 1, fresh)
+    kernel: int,
+    w: int,
+    x: int,
+    x_stride: int,
+    rows: int,
+    out: int,
+    out_width: int,
+    k: int,
+    fresh: bool,
+    ahead: int,
+) -> None:  # fmt: skip
+    """out[:rows] = x[:rows, :k] @ w, added to it unless it is fresh; meanwhile what is ahead is fetched."""
+    multiply(kernel, w, 0, x, x_stride, 0, 0, 0, out, 4 * out_width, rows, k, 1, fresh, ahead)
 
 
 @compiled
@@ -103,15 +120,16 @@ def attend_chunk(
     thread: int,
     layer: int,
     head: int,
+    heads: int,
     ancestors: int,
     window: int,
     tile: Any,
     chunk: int,
     following: int,
 ) -> None:
-    """The partial result of a tile's rows over one chunk, into this thread's part and part_sums.
+    """The partial result of a tile's rows over one chunk of some heads, into part and part_sums.
 
-    following: address of the keys that are wanted next, or 0.
+    following: address of the keys that are wanted next.
     """
     rows = tile[NUM_ROWS] * (t.heads // t.kv_heads)
     first_page = chunk * CHUNK_PAGES
@@ -119,118 +137,149 @@ def attend_chunk(
     pages = min(CHUNK_PAGES, int_at(t.index, last_row) // PAGE + 1 - first_page)
     table = int32s(t.tables + 4 * (tile[SEQ] * t.table_width + first_page), pages)
     scores = _place(t, t.chunk_scores, thread, 0, CHUNK)
-    _score_keys(t, thread, layer, head, table, pages, rows, scores)
+    _score_keys(t, thread, layer, head, heads, table, pages, rows, scores, following)
     all_see = min(int_at(t.index, _row(t, tile, 0)) + 1, int_at(t.known, tile[SEQ]))
     for p in range(pages):
         if window or (first_page + p + 1) * PAGE > all_see:
-            _hide_keys(t, scores + 4 * p * PAGE, ancestors, window, tile, first_page + p)
+            _hide_keys(t, heads, scores + 4 * p * PAGE, ancestors, window, tile, first_page + p)
     sums = _place(t, t.part_sums, thread, 0, 2)
     if t.kv_format == BF16_DOT:
-        halves = t.half_scores + 2 * thread * t.tile_rows * CHUNK
-        weigh_halves(scores, 4 * CHUNK, rows, 4 * pages, halves, 2 * CHUNK, sums)
+        halves, stride = _operand(t, thread, 0, t.chunk_scores, t.half_scores, CHUNK)
+        weigh_halves(scores, 4 * CHUNK, heads * rows, 4 * pages, halves, stride, sums)
     else:
-        weigh_floats(scores, 4 * CHUNK, rows, 4 * pages, 0, 0, sums)
-    _add_values(t, thread, layer, head, table, pages, rows, scores, following)
+        weigh_floats(scores, 4 * CHUNK, heads * rows, 4 * pages, 0, 0, sums)
+    if t.kv_format == INT8_DOT:
+        _encode_weights(t, thread, layer, head, heads, table, pages, rows, scores)
+    _add_values(t, thread, layer, head, heads, table, pages, rows, following)
 
 
 @compiled
-def _stream(
-    kernel: int,
-    fresh: bool,
-    w: int,
-    x: int,
-    x_stride: int,
-    rows: int,
-    out: int,
-    out_width: int,
-    k: int,
-    wide: int,
-    size: int,
-    ahead: int,
-    ahead_bytes: int,
-) -> None:
-    """out (+)= x @ w for 16 * wide outputs, while what is wanted next is fetched.
+def _wanted(t: Any, layer: int, head: int, heads: int, table: Any, pages: int, n: int, following: int) -> Any:
+    """The address of what is read some way after block n of a chunk.
 
-    size: bytes of a number of w. With few rows memory is the bound: pages lie anywhere, and the processor
-    cannot foresee the next one. Asked for at once it stalls.
-    """  # fmt: skip
-    if rows > FEW_ROWS:
-        _product(kernel, w, x, x_stride, rows, out, out_width, k, fresh)
-        return
-    x_size = 2 if size == 2 else 4
-    at = 0
-    while at < k:
-        count = min(PART, k - at)
-        begin, end = ahead_bytes // 64 * at // k, ahead_bytes // 64 * (at + count) // k
-        if ahead and begin < end:
-            fetch(ahead + 64 * begin, end - begin)
-        part, some = w + at * 16 * wide * size, x + at * x_size
-        _product(kernel, part, some, x_stride, rows, out, out_width, count, fresh and at == 0)
-        at += count
+    A block is what a page has of a head. All keys are read before all values, page by page; heads lie side
+    by side. So memory is read in long pieces: a page that lies anywhere is a detour for it.
+    """
+    size = PAGE * bytes_per_number(t)
+    key_bytes, value_bytes = t.head_size * size, t.padded_head * size
+    blocks = pages * heads
+    wanted = n + max(1, BYTES_AHEAD // key_bytes)
+    if wanted >= 2 * blocks:
+        return following + min(wanted - 2 * blocks, heads - 1) * key_bytes
+    i = wanted % blocks
+    place = page_of(t, layer, table[i // heads], head + i % heads)
+    return t.keys + place * key_bytes if wanted < blocks else t.values + place * value_bytes
 
 
 @compiled
 def _score_keys(
-    t: Any, thread: int, layer: int, head: int, table: Any, pages: int, rows: int, scores: int
+    t: Any,
+    thread: int,
+    layer: int,
+    head: int,
+    heads: int,
+    table: Any,
+    pages: int,
+    rows: int,
+    scores: int,
+    following: int,
 ) -> None:
-    """scores = q @ keys, page by page. The next page is fetched meanwhile, then the first values."""
-    size = bytes_per_number(t)
-    page_bytes, value_bytes = t.head_size * PAGE * size, t.padded_head * PAGE * size
-    q, stride = _place(t, t.q, thread, 0, t.padded_head), 4 * t.padded_head
-    if t.kv_format == BF16_DOT:
-        q, stride = t.half_q + 2 * thread * t.tile_rows * t.padded_head, 2 * t.padded_head
+    """scores = q @ keys."""
+    page_bytes = t.head_size * PAGE * bytes_per_number(t)
     for p in range(pages):
-        place = page_of(t, layer, table[p], head)
-        ahead, ahead_bytes = t.values + page_of(t, layer, table[0], head) * value_bytes, value_bytes
-        if p + 1 < pages:
-            ahead, ahead_bytes = t.keys + page_of(t, layer, table[p + 1], head) * page_bytes, page_bytes
-        at, keys = scores + 4 * p * PAGE, t.keys + place * page_bytes
-        _stream(t.kv_wide, True, keys, q, stride, rows, at, CHUNK, t.head_size, 4, size, ahead, ahead_bytes)
-        if t.kv_format == INT8:
-            _scale_by_token(at, rows, floats(t.key_scales + 4 * place * PAGE, PAGE))
+        for h in range(heads):
+            place, at = page_of(t, layer, table[p], head + h), scores + 4 * (h * rows * CHUNK + p * PAGE)
+            ahead = _wanted(t, layer, head, heads, table, pages, p * heads + h, following)
+            x, stride = _operand(t, thread, h * rows, t.q, t.half_q, t.padded_head)
+            keys = t.keys + place * page_bytes
+            _product(t.kv_wide, keys, x, stride, rows, at, CHUNK, t.head_size, True, ahead)
+            if t.kv_format == INT8_DOT:
+                q_scales = floats(_place(t, t.q_scales, thread, h * rows, 1), rows)
+                _decode_scores(at, floats(t.key_scales + 4 * place * PAGE, PAGE), q_scales)
 
 
 @compiled
 def _add_values(
-    t: Any, thread: int, layer: int, head: int, table: Any, pages: int, rows: int, scores: int, following: int
+    t: Any,
+    thread: int,
+    layer: int,
+    head: int,
+    heads: int,
+    table: Any,
+    pages: int,
+    rows: int,
+    following: int,
 ) -> None:
-    """part = weights @ values, page by page. The next page is fetched meanwhile, then the following keys."""
-    part = _place(t, t.part, thread, 0, t.padded_head)
+    """part = weights @ values."""
     size = bytes_per_number(t)
     page_bytes = t.padded_head * PAGE * size
     for p in range(pages):
-        place = page_of(t, layer, table[p], head)
-        ahead = following
-        if p + 1 < pages:
-            ahead = t.values + page_of(t, layer, table[p + 1], head) * page_bytes
-        x, stride = scores + 4 * p * PAGE, 4 * CHUNK
-        if t.kv_format == INT8:
-            _scale_by_token(x, rows, floats(t.value_scales + 4 * place * PAGE, PAGE))
-        elif t.kv_format == BF16_DOT:
-            x, stride = t.half_scores + 2 * (thread * t.tile_rows * CHUNK + p * PAGE), 2 * CHUNK
-        d = 0
-        while d < t.padded_head:
-            wide = 4 if t.padded_head - d >= 64 else 1
-            values, to = t.values + (place * t.padded_head + d) * PAGE * size, part + 4 * d
-            kernel, some = t.kv_wide if wide == 4 else t.kv_narrow, 16 * wide * PAGE * size
-            ahead_of_d = ahead + d * PAGE * size if ahead else 0
-            _stream(
-                kernel, p == 0, values, x, stride, rows, to, t.padded_head, PAGE, wide, size, ahead_of_d, some
-            )
-            d += 16 * wide
+        for h in range(heads):
+            place, first = page_of(t, layer, table[p], head + h), h * rows
+            ahead = _wanted(t, layer, head, heads, table, pages, (pages + p) * heads + h, following)
+            x, stride = _operand(t, thread, first, t.chunk_scores, t.half_scores, CHUNK)
+            x += stride // CHUNK * p * PAGE
+            part, values = _place(t, t.part, thread, first, t.padded_head), t.values + place * page_bytes
+            d = 0
+            while d < t.padded_head:
+                wide, kernel = (64, t.kv_wide) if t.padded_head - d >= 64 else (16, t.kv_narrow)
+                at = d * PAGE * size
+                _product(
+                    kernel,
+                    values + at,
+                    x,
+                    stride,
+                    rows,
+                    part + 4 * d,
+                    t.padded_head,
+                    PAGE,
+                    p == 0,
+                    ahead + at,
+                )
+                d += wide
+    if t.kv_format == INT8_DOT:
+        for i in range(heads * rows):
+            place = _place(t, t.part, thread, i, t.padded_head)
+            sums, out = int32s(place, t.padded_head), floats(place, t.padded_head)
+            scale = floats(_place(t, t.weight_scales, thread, i, 1), 1)[0]
+            for d in range(t.padded_head):
+                out[d] = np.float32(sums[d]) * scale
+
+
+# -- bytes: rows are multiplied as int16 with a scale each, keys and values have one for each token
 
 
 @compiled
-def _scale_by_token(scores: int, rows: int, scales: Any) -> None:
-    for i in range(rows):
-        part = floats(scores + 4 * i * CHUNK, PAGE)
+def _decode_scores(scores: int, key_scales: Any, q_scales: Any) -> None:
+    """Sums of integers, to the scores of a page."""
+    for i in range(q_scales.shape[0]):
+        sums, out = int32s(scores + 4 * i * CHUNK, PAGE), floats(scores + 4 * i * CHUNK, PAGE)
         for k in range(PAGE):
-            part[k] *= scales[k]
+            out[k] = np.float32(sums[k]) * (key_scales[k] * q_scales[i])
 
 
 @compiled
-def _hide_keys(t: Any, scores: int, ancestors: int, window: int, tile: Any, page: int) -> None:
-    heads = t.heads // t.kv_heads
+def _encode_weights(
+    t: Any, thread: int, layer: int, head: int, heads: int, table: Any, pages: int, rows: int, scores: int
+) -> None:
+    """Weights times the scales of the values, as int16."""
+    for i in range(heads * rows):
+        for p in range(pages):
+            place = page_of(t, layer, table[p], head + i // rows)
+            scales = floats(t.value_scales + 4 * place * PAGE, PAGE)
+            part = floats(scores + 4 * (i * CHUNK + p * PAGE), PAGE)
+            for k in range(PAGE):
+                part[k] *= scales[k]
+        shorts_of_row, _ = _operand(t, thread, i, t.chunk_scores, t.half_scores, CHUNK)
+        scale = floats(_place(t, t.weight_scales, thread, i, 1), 1)
+        scale[0] = to_shorts(
+            floats(scores + 4 * i * CHUNK, PAGE * pages), shorts(shorts_of_row, PAGE * pages)
+        )
+
+
+@compiled
+def _hide_keys(t: Any, heads: int, scores: int, ancestors: int, window: int, tile: Any, page: int) -> None:
+    share = t.heads // t.kv_heads
     for r in range(tile[NUM_ROWS]):
         row = _row(t, tile, r)
         known = int_at(t.known, int_at(t.seqs, row))
@@ -238,7 +287,8 @@ def _hide_keys(t: Any, scores: int, ancestors: int, window: int, tile: Any, page
         mask = visible(page, int_at(t.index, row), known, oldest, bits_at(ancestors, row))
         if mask != ~np.uint64(0):
             for h in range(heads):
-                hide(scores + 4 * (r * heads + h) * CHUNK, mask)
+                for s in range(share):
+                    hide(scores + 4 * ((h * tile[NUM_ROWS] + r) * share + s) * CHUNK, mask)
 
 
 # -- merging, and the whole
@@ -258,7 +308,7 @@ def merge(out: Any, out_sums: Any, part: Any, part_sums: Any) -> None:
 @compiled
 def _first_keys(t: Any, layer: int, plan: int, count: int, unit: int) -> Any:
     """The address of the first page of keys of a unit."""
-    tile, head, start = find(plan, count, unit)
+    tile, head, _, start = find(t, plan, count, unit)
     page = (tile[FIRST_CHUNK] + unit - start) * CHUNK_PAGES
     block = int32s(t.tables + 4 * (tile[SEQ] * t.table_width + page), 1)[0]
     return t.keys + page_of(t, layer, block, head) * t.head_size * PAGE * bytes_per_number(t)
@@ -282,40 +332,44 @@ def _result(t: Any, row: int, head: int) -> tuple[Any, Any]:
 
 
 @compiled
-def _load_queries(t: Any, thread: int, tile: Any, head: int) -> None:
-    """The tile's query rows side by side, and its result set to nothing, or to that of the keys before."""
-    heads = t.heads // t.kv_heads
+def _load_queries(t: Any, thread: int, tile: Any, head: int, heads: int) -> None:
+    """The tile's query rows side by side, a head's after another's, and its result set to nothing, or to that
+    of the keys before."""
+    share = t.heads // t.kv_heads
     width = (t.heads + 2 * t.kv_heads) * t.head_size
     for r in range(tile[NUM_ROWS]):
         number = _row(t, tile, r)
-        row = t.qkv + 4 * (number * width + head * heads * t.head_size)
-        for h in range(heads):
-            i = r * heads + h
-            query = floats(row + 4 * h * t.head_size, t.head_size)
-            to = floats(_place(t, t.q, thread, i, t.padded_head), t.head_size)
-            for d in range(t.head_size):
-                to[d] = query[d]
-            if t.kv_format == BF16_DOT:
-                halves = t.half_q + 2 * (thread * t.tile_rows + i) * t.padded_head
-                to_bfloat16(query, shorts(halves, t.head_size + t.head_size % 2))
+        for one in range(heads * share):
+            h, s = one // share, one % share
+            i, column = (h * tile[NUM_ROWS] + r) * share + s, head * share + one
+            query = floats(t.qkv + 4 * (number * width + column * t.head_size), t.head_size)
+            to, _ = _operand(t, thread, i, t.q, t.half_q, t.padded_head)
+            if t.kv_format == F32:
+                copy(query, floats(to, t.head_size))
+            elif t.kv_format == BF16_DOT:
+                to_bfloat16(query, shorts(to, t.head_size + t.head_size % 2))
+            else:
+                scale = floats(_place(t, t.q_scales, thread, i, 1), 1)
+                scale[0] = to_shorts(query, shorts(to, t.head_size))
             out = floats(_place(t, t.out, thread, i, t.padded_head), t.padded_head)
             sums = floats(_place(t, t.out_sums, thread, i, 2), 2)
             out[:] = 0
             sums[0], sums[1] = HIDDEN, np.float32(0)
             if tile[STAGE] == BEGUN:
-                before, sums_before = _result(t, number, head * heads + h)
+                before, sums_before = _result(t, number, column)
                 copy(before, out)
                 copy(sums_before, sums)
 
 
 @compiled
-def _store_result(t: Any, thread: int, tile: Any, head: int) -> None:
+def _store_result(t: Any, thread: int, tile: Any, head: int, heads: int) -> None:
     """o / l to the rows of mixed, zeros for a row that saw no key; o while keys are left."""
-    heads = t.heads // t.kv_heads
+    share = t.heads // t.kv_heads
     for r in range(tile[NUM_ROWS]):
-        for h in range(heads):
-            i = r * heads + h
-            to, sums_to = _result(t, _row(t, tile, r), head * heads + h)
+        for one in range(heads * share):
+            h, s = one // share, one % share
+            i = (h * tile[NUM_ROWS] + r) * share + s
+            to, sums_to = _result(t, _row(t, tile, r), head * share + one)
             sums = floats(_place(t, t.out_sums, thread, i, 2), 2)
             total = sums[1]
             inverse = np.float32(1) / total if total > 0 else np.float32(0)
@@ -358,17 +412,19 @@ def attend_run(
     """One run of units. Heads that lie wholly in it are finished; of the others the partials are kept."""
     unit, end = units * run // runs, units * (run + 1) // runs
     while unit < end:
-        tile, head, start = find(plan, count, unit)
+        tile, head, heads, start = find(t, plan, count, unit)
+        rows = heads * tile[NUM_ROWS] * (t.heads // t.kv_heads)
         last = min(end, start + tile[NUM_CHUNKS])
         whole = unit == start and last == start + tile[NUM_CHUNKS]
-        _load_queries(t, thread, tile, head)
+        _load_queries(t, thread, tile, head, heads)
         for u in range(unit, last):
             chunk = u - start
-            following = _first_keys(t, layer, plan, count, u + 1) if u + 1 < end else 0
+            # The next run is most likely this thread's too.
+            following = _first_keys(t, layer, plan, count, min(u + 1, units - 1))
             attend_chunk(
-                t, thread, layer, head, ancestors, window, tile, tile[FIRST_CHUNK] + chunk, following
+                t, thread, layer, head, heads, ancestors, window, tile, tile[FIRST_CHUNK] + chunk, following
             )
-            for i in range(tile[NUM_ROWS] * (t.heads // t.kv_heads)):
+            for i in range(rows):
                 part = _place(t, t.part, thread, i, t.padded_head)
                 part_sums = _place(t, t.part_sums, thread, i, 2)
                 if whole:
@@ -378,20 +434,20 @@ def attend_run(
                     copy(floats(part, t.padded_head), floats(kept, t.padded_head))
                     copy(floats(part_sums, 2), floats(kept + 4 * t.padded_head, 2))
         if whole:
-            _store_result(t, thread, tile, head)
+            _store_result(t, thread, tile, head, heads)
         unit = last
 
 
 @compiled
 def merge_cut(t: Any, thread: int, plan: int, count: int, units: int, runs: int, cut: int) -> None:
-    """Finish the head that the start of run `cut` goes through, if it is the first cut to do so."""
+    """Finish the heads that the start of run `cut` goes through, if it is the first cut to do so."""
     unit = units * cut // runs
-    tile, head, start = find(plan, count, unit)
+    tile, head, heads, start = find(t, plan, count, unit)
     if unit == start or _first_cut_after(start, units, runs) != cut:
         return
-    _load_queries(t, thread, tile, head)
+    _load_queries(t, thread, tile, head, heads)
     for chunk in range(tile[NUM_CHUNKS]):
-        for i in range(tile[NUM_ROWS] * (t.heads // t.kv_heads)):
+        for i in range(heads * tile[NUM_ROWS] * (t.heads // t.kv_heads)):
             kept = _kept(t, cut, chunk, i)
             _merge_row(t, thread, i, kept, kept + 4 * t.padded_head)
-    _store_result(t, thread, tile, head)
+    _store_result(t, thread, tile, head, heads)

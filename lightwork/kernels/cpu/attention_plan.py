@@ -24,6 +24,7 @@ from lightwork.kernels.cpu.state import (
     FIRST_CHUNK,
     FIRST_OF_GROUP,
     FIRST_ROW,
+    HEADS,
     MAX_TILE_ROWS,
     MEMBER_COLUMNS,
     NUM_CHUNKS,
@@ -35,6 +36,9 @@ from lightwork.kernels.cpu.state import (
     UNFINISHED,
     UNITS_BEFORE,
 )
+
+UNITS_PER_THREAD = 4
+"""So many at least, where there are as many chunks of heads: threads end together."""
 
 
 @compiled
@@ -165,7 +169,7 @@ def _order_rows(t: Any, members: int) -> None:
 @compiled
 def _plan_tiles(t: Any, members: int, window: int, plan: int) -> None:
     """The plan of layers with this window (0: none): how many tiles and units, those of groups and those of
-    sequences, then the tiles. A unit is a chunk of a head."""
+    sequences, then the tiles. A unit is a chunk of some heads."""
     head, tiles = ints(plan, PLAN_COLUMNS), plan + 8 * PLAN_COLUMNS
     count = units = row = first = 0
     for i in range(members):
@@ -210,16 +214,24 @@ def _cut(
         tile = ints(tiles + 8 * PLAN_COLUMNS * count, PLAN_COLUMNS)
         tile[SEQ], tile[FIRST_ROW], tile[NUM_ROWS] = int_at(t.seqs, order[row]), row, last + 1 - row
         tile[FIRST_CHUNK], tile[NUM_CHUNKS] = begin, stop - begin
-        tile[UNITS_BEFORE], tile[STAGE] = units, stage
-        units += t.kv_heads * (stop - begin)
+        tile[UNITS_BEFORE], tile[STAGE], tile[HEADS] = units, stage, _heads_together(t, tile)
+        units += (t.kv_heads + tile[HEADS] - 1) // tile[HEADS] * tile[NUM_CHUNKS]
         count += 1
         row = last + 1
     return count, units
 
 
 @compiled
-def find(plan: int, count: int, unit: int) -> tuple[Any, int, int]:
-    """Of a unit: its tile, its head, and the head's first unit."""
+def _heads_together(t: Any, tile: Any) -> Any:
+    """Heads of a unit: what lies side by side is read together, as long as there is work for all threads."""
+    rows = tile[NUM_ROWS] * (t.heads // t.kv_heads)
+    most = t.kv_heads * tile[NUM_CHUNKS] // (t.threads * UNITS_PER_THREAD)
+    return max(1, min(t.kv_heads, min(t.tile_rows // rows, most)))
+
+
+@compiled
+def find(t: Any, plan: int, count: int, unit: int) -> tuple[Any, int, int, int]:
+    """Of a unit: its tile, its first head, its number of heads, and the first unit of these."""
     low, high = 0, count - 1
     while low < high:
         middle = (low + high + 1) // 2
@@ -228,5 +240,6 @@ def find(plan: int, count: int, unit: int) -> tuple[Any, int, int]:
         else:
             high = middle - 1
     tile = ints(plan + 8 * PLAN_COLUMNS * low, PLAN_COLUMNS)
-    head = (unit - tile[UNITS_BEFORE]) // tile[NUM_CHUNKS]
-    return tile, head, tile[UNITS_BEFORE] + head * tile[NUM_CHUNKS]
+    group = (unit - tile[UNITS_BEFORE]) // tile[NUM_CHUNKS]
+    head = group * tile[HEADS]
+    return tile, head, min(tile[HEADS], t.kv_heads - head), tile[UNITS_BEFORE] + group * tile[NUM_CHUNKS]

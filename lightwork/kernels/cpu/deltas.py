@@ -57,7 +57,7 @@ def reduce_phase(t: Any, thread: int, phase: int, product: int, buffer: int, siz
                 out, width = t.reduced + 4 * (first * t.reduced_width + at), 4 * t.reduced_width
                 x = buffer + 4 * first * t.width
                 multiply(
-                    t.reduce_kernel, a, t.table, x, 4 * t.width, 0, 0, 0, out, width, rows, size, 1, True
+                    t.reduce_kernel, a, t.table, x, 4 * t.width, 0, 0, 0, out, width, rows, size, 1, True, 0
                 )
 
 
@@ -91,6 +91,6 @@ def add_deltas(
                 b = delta[DELTA_B] + 4 * BLOCK * rank * (one - begin)
                 to = out + 4 * (i * out_width + BLOCK * (one - block))
                 multiply(
-                    t.add_kernel, b, t.table, x, stride, 0, 0, 0, to, 4 * out_width, some, rank, 1, False
+                    t.add_kernel, b, t.table, x, stride, 0, 0, 0, to, 4 * out_width, some, rank, 1, False, 0
                 )
         i += some

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-F32, BF16, F16, INT8, BF16_DOT, CODE8, CODE4, CODE8_DOT, CODE4_DOT = range(9)
+F32, BF16, F16, INT8_DOT, BF16_DOT, CODE8, CODE4, CODE8_DOT, CODE4_DOT = range(9)
+SHORT = 16383
+"""The largest magnitude of an int16 that multiplies a byte: 1,000 products fit in an int32."""
 CENTRE = {CODE8: 128, CODE8_DOT: 128, CODE4: 8, CODE4_DOT: 8}
 """The code that means zero in a symmetric format; offsets count from it."""
 

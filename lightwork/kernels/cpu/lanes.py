@@ -21,7 +21,7 @@ from lightwork.kernels.cpu.formats import (
     CODE8_DOT,
     F16,
     F32,
-    INT8,
+    INT8_DOT,
 )
 from lightwork.kernels.cpu.isa import Isa
 from lightwork.kernels.cpu.vectors import (
@@ -108,6 +108,10 @@ def by_rows(
         done = b.add(done, b.mul(count, I64(height)))
 
 
+NUMBER_BYTES = {F32: 4, BF16: 2, F16: 2, INT8_DOT: 2, BF16_DOT: 4}
+"""What a step takes of each output's weights: one number, or a pair."""
+PAIRED = (BF16_DOT, INT8_DOT)
+SHORTS = ir.VectorType(I16, 2 * LANES)
 LINES_AHEAD = 1
 """Cache lines per step that a pass over a block's weights fetches of what follows the block.
 
@@ -119,7 +123,7 @@ def _weight_bytes(b: Builder, t: Emission) -> Value:
     """Bytes of the weights of all inputs."""
     width = LANES * t.vectors
     if t.format not in CENTRE:
-        size = {F32: 4, BF16: 2, F16: 2, INT8: 1, BF16_DOT: 4}[t.format] * width
+        size = NUMBER_BYTES[t.format] * width
         return b.mul(_steps(b, t), I64(size))
     size = width * (4 if t.format in (CODE8, CODE8_DOT) else 2)
     head = 2 * width * (2 if t.affine else 1)
@@ -129,12 +133,18 @@ def _weight_bytes(b: Builder, t: Emission) -> Value:
 
 def _steps(b: Builder, t: Emission) -> Value:
     """Steps over all inputs."""
-    return b.lshr(t.inputs, I64(2 if t.format in CENTRE else 1 if t.format == BF16_DOT else 0))
+    return b.lshr(t.inputs, I64(2 if t.format in CENTRE else 1 if t.format in PAIRED else 0))
 
 
 def _fetch_ahead(b: Builder, t: Emission, step: Value) -> None:
-    """In passes after the first: part of the weights that follow this block."""
-    if t.rows >= 4 and t.vectors == 4:
+    """Of a stream, in passes after the first: part of the weights that follow this block. Of a page: as much
+    as it is read of what is wanted next, into the second-level cache, which can wait for more lines."""
+    if not t.streamed:
+        step_bytes = LANES * t.vectors * NUMBER_BYTES[t.format]
+        place = b.add(t.ahead, b.mul(step, I64(step_bytes)))
+        for offset in range(0, step_bytes, 64):
+            prefetch(b, at(b, place, offset), cache=2)
+    elif t.rows >= 4 and t.vectors == 4:
         place = b.add(t.ahead, b.mul(step, I64(64 * LINES_AHEAD)))
         for line in range(LINES_AHEAD):
             prefetch(b, at(b, place, 64 * line))
@@ -154,7 +164,9 @@ def _at_row(
     useful = b.and_(b.icmp_signed(">", row, I64(0)), b.icmp_signed("<", fetched, block_bytes))
     part = whole._replace(
         rows=height,
-        ahead=b.select(useful, b.add(b.add(whole.weights, block_bytes), fetched), whole.weights),
+        ahead=b.select(useful, b.add(b.add(whole.weights, block_bytes), fetched), whole.weights)
+        if whole.streamed
+        else whole.ahead,
         x=moved(whole.x, whole.x_stride),
         x_scales=moved(whole.x_scales, whole.group_stride),
         x_sums=moved(whole.x_sums, whole.group_stride),
@@ -168,9 +180,9 @@ def out_of(b: Builder, t: Emission, m: int, v: int) -> Value:
     return at(b, at(b, t.out, b.mul(t.out_stride, I64(m))), 64 * v)
 
 
-def so_far(b: Builder, fresh: Value, place: Value) -> Value:
+def so_far(b: Builder, fresh: Value, place: Value, kind: Any = FLOATS) -> Value:
     """The sums that are added to: those at a place, or none."""
-    return b.select(fresh, ir.Constant(FLOATS, None), load(b, place, FLOATS, 4))
+    return b.select(fresh, ir.Constant(kind, None), load(b, place, kind, 4))
 
 
 def _x(b: Builder, t: Emission, m: int, offset: Value, kind: Any) -> Value:
@@ -182,9 +194,10 @@ def _x(b: Builder, t: Emission, m: int, offset: Value, kind: Any) -> Value:
 
 
 def _dense(b: Builder, t: Emission) -> None:
-    pairs = t.format == BF16_DOT
-    size = {F32: 4, BF16: 2, F16: 2, INT8: 1, BF16_DOT: 4}[t.format]
-    sums = [so_far(b, t.fresh, out_of(b, t, m, v)) for m, v in t.cells()]
+    pairs, size = t.format in PAIRED, NUMBER_BYTES[t.format]
+    kind = INTS if t.format == INT8_DOT else FLOATS
+    multiply = {INT8_DOT: _dot_bytes, BF16_DOT: _dot16}.get(t.format, _multiply_add)
+    sums = [so_far(b, t.fresh, out_of(b, t, m, v), kind) for m, v in t.cells()]
     step_bytes = LANES * t.vectors * size
 
     def body(i: Value, sums: Sequence[Value]) -> list[Value]:
@@ -194,9 +207,9 @@ def _dense(b: Builder, t: Emission) -> None:
         added = dict(zip(t.cells(), sums, strict=True))
         for v in range(t.vectors):
             place = at(b, here, LANES * size * v)
-            w = load(b, place, INTS) if pairs else _widened(b, t.format, place)
+            w = _widened(b, t.format, place)
             for m in range(t.rows):
-                added[m, v] = (_dot16 if pairs else _multiply_add)(b, t.isa, w, x[m], added[m, v])
+                added[m, v] = multiply(b, t.isa, w, x[m], added[m, v])
         return [added[cell] for cell in t.cells()]
 
     for (m, v), value in zip(t.cells(), loop(b, _steps(b, t), sums, body), strict=True):
@@ -210,7 +223,9 @@ def _widened(b: Builder, form: int, place: Value) -> Value:
         return b.fpext(load(b, place, lanes(HALF)), FLOATS)
     if form == BF16:
         return widen_bf16(b, load(b, place, lanes(I16)))
-    return b.sitofp(b.sext(load(b, place, lanes(I8)), INTS), FLOATS)
+    if form == BF16_DOT:
+        return load(b, place, INTS)
+    return b.bitcast(b.sext(load(b, place, ir.VectorType(I8, 2 * LANES)), SHORTS), INTS)
 
 
 def _multiply_add(b: Builder, isa: Isa, w: Value, x: Value, total: Value) -> Value:
@@ -225,6 +240,17 @@ def _dot16(b: Builder, isa: Isa, w: Value, x: Value, total: Value) -> Value:
     low = [b.bitcast(b.shl(one, int_splat(16)), FLOATS) for one in (w, x)]
     high = [b.bitcast(b.and_(one, int_splat(0xFFFF0000)), FLOATS) for one in (w, x)]
     return fma(b, high[0], high[1], fma(b, low[0], low[1], total))
+
+
+def _dot_bytes(b: Builder, isa: Isa, w: Value, x: Value, total: Value) -> Value:
+    """Add the products of two int16 in each lane of w and x to total, int32."""
+    pairs = [b.bitcast(one, SHORTS) for one in (w, x)]
+    if isa.dot8 == 512:
+        return call(b, "llvm.x86.avx512.vpdpwssd.512", INTS, [total, *pairs])
+    # In this form LLVM sees the instruction that multiplies pairs and adds the two, where there is one.
+    products = b.mul(*(b.sext(one, ir.VectorType(I32, 2 * LANES)) for one in pairs))
+    halves = [ir.Constant(INTS, list(range(first, 2 * LANES, 2))) for first in (0, 1)]
+    return b.add(total, b.add(*(b.shuffle_vector(products, products, half) for half in halves)))
 
 
 # -- grouped formats

@@ -1,8 +1,8 @@
 """Where keys and values lie, and how they get there.
 
 Keys of a page lie [D][64], so that a score is one chain over D for 64 keys at once. Values lie [64 keys][64]
-for each 64 of D, and [64 keys][16] for each 16 of what is left. In bfloat16 both lie in pairs, [D / 2][64][2]
-and [64 keys / 2][64][2].
+for each 64 of D, and [64 keys][16] for each 16 of what is left. In bfloat16 and bytes both lie in pairs,
+[D / 2][64][2] and [64 keys / 2][64][2].
 
 D head size
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lightwork.kernels.cpu.compiled import compiled, summing
-from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8, PAGE
+from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8_DOT, PAGE
 from lightwork.kernels.cpu.primitives import floats, int32s, shorts, signed_bytes
 from lightwork.kernels.cpu.rowwise import to_bfloat16
 
@@ -39,15 +39,15 @@ def store_token(t: Any, layer: int, slot: int, head: int, key: Any, value: Any) 
     """Write one token's key and value [D] of one head at a slot (page * 64 + offset). Both are used up."""
     k, place = slot % PAGE, page_of(t, layer, slot // PAGE, head)
     at_key, at_value = place * t.head_size * PAGE, place * t.padded_head * PAGE
-    if t.kv_format == INT8:
+    if t.kv_format == INT8_DOT:
         key_scale, value_scale = _byte_scale(key), _byte_scale(value)
         floats(t.key_scales + 4 * place * PAGE, PAGE)[k] = key_scale
         floats(t.value_scales + 4 * place * PAGE, PAGE)[k] = value_scale
         keys = signed_bytes(t.keys + at_key, t.head_size * PAGE)
         values = signed_bytes(t.values + at_value, t.padded_head * PAGE)
         for d in range(key.shape[0]):
-            keys[d * PAGE + k] = np.int8(np.rint(key[d] / key_scale))
-            values[value_place(d, k, t.padded_head, False)] = np.int8(np.rint(value[d] / value_scale))
+            keys[(d // 2 * PAGE + k) * 2 + d % 2] = np.int8(np.rint(key[d] / key_scale))
+            values[value_place(d, k, t.padded_head, True)] = np.int8(np.rint(value[d] / value_scale))
     elif t.kv_format == BF16_DOT:
         size = key.shape[0] + key.shape[0] % 2
         pairs = int32s(t.keys + 2 * at_key, size // 2 * PAGE)

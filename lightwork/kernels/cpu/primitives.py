@@ -99,6 +99,7 @@ def multiply(
     inputs: Any,
     group: Any,
     fresh: Any,
+    ahead: Any,
 ) -> Any:
     """out += x @ weights for any number of rows, by the kernel at an address.
 
@@ -106,6 +107,7 @@ def multiply(
     if affine. table: float32 [16] of CODE4. x: rows, x_stride bytes apart, in the type the format multiplies.
     x_scales float32, x_sums (int32 for *_DOT, else float32) per group, rows group_stride bytes apart.
     out: float32, overwritten if fresh. inputs: k, at least 1, a multiple of group where there are groups.
+    ahead: address of as many bytes as the block has, which are wanted next; of pages only.
     """
 
     def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:

@@ -146,6 +146,7 @@ def _product(
         count,
         t.group,
         fresh,
+        0,
     )
 
 

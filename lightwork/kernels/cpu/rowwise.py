@@ -11,6 +11,7 @@ from math import erf, sqrt
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 
 from lightwork.kernels.cpu.compiled import (
     bfloat_bits,
@@ -21,7 +22,7 @@ from lightwork.kernels.cpu.compiled import (
     summing,
     types,
 )
-from lightwork.kernels.cpu.formats import PARTS
+from lightwork.kernels.cpu.formats import PARTS, SHORT
 from lightwork.kernels.cpu.vectors import (
     FLOAT,
     FLOATS,
@@ -271,6 +272,21 @@ def _to_bytes(part: Any, codes: Any, scales: Any, sums: Any) -> None:
     scales[0], sums[0] = most / np.float32(127), total
 
 
+@compiled
+def to_shorts(x: Any, out: Any) -> Any:
+    """A row as int16 whose largest magnitude becomes SHORT; returns what one of them stands for."""
+    size, whole = x.shape[0], x.shape[0] // LANES
+    most = _largest_magnitude(x.ctypes.data, whole) if whole else np.float32(0)
+    for k in range(whole * LANES, size):
+        most = max(most, abs(x[k]))
+    inverse = np.float32(SHORT) / most if most > 0 else np.float32(0)
+    if whole:
+        _shorts(x.ctypes.data, out.ctypes.data, whole, inverse)
+    for k in range(whole * LANES, size):
+        out[k] = np.int32(np.rint(x[k] * inverse))
+    return most / np.float32(SHORT)
+
+
 @intrinsic
 def _largest_magnitude(typing: Any, x: Any, vectors: Any) -> Any:
     """The largest magnitude of 16 * vectors float32."""
@@ -286,23 +302,29 @@ def _largest_magnitude(typing: Any, x: Any, vectors: Any) -> Any:
     return types.float32(types.int64, types.int64), generate
 
 
-@intrinsic
-def _bytes(typing: Any, x: Any, out: Any, vectors: Any, inverse: Any) -> Any:
-    """16 * vectors float32 times inverse, rounded to int8; returns their sum."""
+def _rounded_to(kind: ir.IntType) -> Any:
+    """An intrinsic: 16 * vectors float32 times inverse, rounded to integers; returns their sum."""
 
-    def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
-        factor = splat(b, args[3])
+    @intrinsic
+    def rounded(typing: Any, x: Any, out: Any, vectors: Any, inverse: Any) -> Any:
+        def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
+            factor = splat(b, args[3])
 
-        def body(i: Value, carried: Sequence[Value]) -> list[Value]:
-            value = b.fmul(load(b, at(b, args[0], b.shl(i, I64(6))), FLOATS, 4), factor)
-            code = b.fptosi(call(b, "llvm.rint.v16f32", FLOATS, [value]), INTS)
-            store(b, b.trunc(code, lanes(I8)), at(b, args[1], b.shl(i, I64(4))))
-            return [b.add(carried[0], code)]
+            def body(i: Value, carried: Sequence[Value]) -> list[Value]:
+                value = b.fmul(load(b, at(b, args[0], b.shl(i, I64(6))), FLOATS, 4), factor)
+                code = b.fptosi(call(b, "llvm.rint.v16f32", FLOATS, [value]), INTS)
+                store(b, b.trunc(code, lanes(kind)), at(b, args[1], b.mul(i, I64(LANES * kind.width // 8))))
+                return [b.add(carried[0], code)]
 
-        (total,) = loop(b, args[2], [int_splat(0)], body)
-        return fold(b, total, b.add)
+            (total,) = loop(b, args[2], [int_splat(0)], body)
+            return fold(b, total, b.add)
 
-    return types.int32(types.int64, types.int64, types.int64, types.float32), generate
+        return types.int32(types.int64, types.int64, types.int64, types.float32), generate
+
+    return rounded
+
+
+_bytes, _shorts = _rounded_to(I8), _rounded_to(I16)
 
 
 @summing

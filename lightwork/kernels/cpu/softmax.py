@@ -30,7 +30,6 @@ from lightwork.kernels.cpu.vectors import (
     load,
     loop,
     narrow_bf16,
-    prefetch,
     splat,
     store,
 )
@@ -141,21 +140,6 @@ def exp2_vector(b: Builder, x: Value, coarse: bool, isa: Isa) -> Value:
     low = float_splat(-126.0)
     bits = b.add(b.bitcast(power, INTS), b.shl(b.fptosi(largest(b, whole, low), INTS), int_splat(23)))
     return b.select(b.fcmp_ordered("<", whole, low), float_splat(0.0), b.bitcast(bits, FLOATS))
-
-
-@intrinsic
-def fetch(typing: Any, address: Any, lines: Any) -> Any:
-    """Ask for some cache lines. Pages lie anywhere, so the processor cannot foresee the next one."""
-
-    def generate(context: Any, b: Builder, signature: Any, args: Sequence[Value]) -> Value:
-        def body(i: Value, carried: Sequence[Value]) -> list[Value]:
-            prefetch(b, at(b, args[0], b.shl(i, I64(6))))
-            return []
-
-        loop(b, args[1], [], body)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
 
 
 @intrinsic

@@ -42,7 +42,7 @@ SCRATCH = (
     "halves codes scales sums float_sums groups",
     "tiles widened",  # float32 [threads, 2, ROW_TILE, TILE_WIDTH], [threads, WIDENED_PANEL, BLOCK]
     "q chunk_scores part part_sums out out_sums tile_rows",  # float32 [threads, tile_rows, ...]
-    "half_q half_scores",  # the first two in bfloat16
+    "half_q half_scores q_scales weight_scales",  # the first two in 16 bits, and with bytes their scales
     "partials chunks",  # float32 [runs, chunks, tile_rows, padded_head + 2]
     "plan windowed_plan",  # int64 [1 + tiles, PLAN_COLUMNS]
     "members row_order row_sums",  # int64 [S, MEMBER_COLUMNS]; int64 [R]; float32 [R, H, 2]
@@ -71,9 +71,9 @@ RUN_FIRST, RUN_ROWS, RUN_ADAPTER, RUN_COLUMNS = range(4)
 PRODUCTS_PER_LAYER, DELTAS_PER_PRODUCT = 4, 3
 QKV_PRODUCT, OUT_PRODUCT, UP_PRODUCT, DOWN_PRODUCT = range(PRODUCTS_PER_LAYER)
 """The table has lines for each layer, product, and part of it (queries, keys, values; gate, up)."""
-SEQ, FIRST_ROW, NUM_ROWS, FIRST_CHUNK, NUM_CHUNKS, UNITS_BEFORE, STAGE, PLAN_COLUMNS = range(8)
-"""Columns of a tile of attention, whose units are its chunks of keys, for each head. Rows are counted in
-row_order."""
+SEQ, FIRST_ROW, NUM_ROWS, FIRST_CHUNK, NUM_CHUNKS, UNITS_BEFORE, STAGE, HEADS, PLAN_COLUMNS = range(9)
+"""Columns of a tile of attention, whose units are its chunks of keys for so many key-value heads. Rows are
+counted in row_order."""
 ALONE, UNFINISHED, BEGUN = range(3)
 """Stages of a tile: all chunks of its rows, those that a group shares, those that follow them."""
 ALIKE, FIRST_OF_GROUP, SAVED, MEMBER_COLUMNS = range(3, 7)

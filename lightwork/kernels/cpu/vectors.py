@@ -105,10 +105,10 @@ def largest(b: Builder, x: Value, y: Value) -> Value:
     return call(b, "llvm.maxnum.v16f32", FLOATS, [x, y])
 
 
-def prefetch(b: Builder, address: Value) -> None:
-    """Ask for a cache line. An address that is nobody's does no harm."""
+def prefetch(b: Builder, address: Value, cache: int = 1) -> None:
+    """Ask for a cache line, into the first or second cache. An address that is nobody's does no harm."""
     pointer = b.inttoptr(address, I8.as_pointer())
-    call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32(0), I32(3), I32(1)])
+    call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32(0), I32(4 - cache), I32(1)])
 
 
 def fold(b: Builder, vector: Value, combine: Callable[[Value, Value], Value]) -> Value:

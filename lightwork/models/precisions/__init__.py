@@ -13,7 +13,7 @@ __all__ = ["Grouping", "Numbers", "Precision"]
 
 
 class Numbers(NamedTuple):
-    """matrices: format of the weights. kv: of keys and values (F32, BF16_DOT, INT8). reason: in words."""
+    """matrices: format of the weights. kv: of keys and values (F32, BF16_DOT, INT8_DOT). reason: in words."""
 
     matrices: MatrixFormat
     kv: int

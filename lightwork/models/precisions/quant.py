@@ -22,7 +22,7 @@ from lightwork.kernels.cpu.formats import (
     CODE8,
     CODE8_DOT,
     F32,
-    INT8,
+    INT8_DOT,
     MatrixFormat,
 )
 from lightwork.models.precisions import Grouping, Numbers
@@ -33,7 +33,7 @@ NF4 = (
 )  # fmt: skip
 """Quantiles of a normal distribution (QLoRA, appendix E)."""
 
-KV_FORMATS = {32: F32, 16: BF16_DOT, 8: INT8}
+KV_FORMATS = {32: F32, 16: BF16_DOT, 8: INT8_DOT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,7 +95,21 @@ def call(
 ) -> None:
     """`multiply` is code for other compiled code; this is the code."""
     multiply(
-        kernel, w, table, x, x_stride, scales, sums, group_stride, out, out_stride, rows, inputs, group, fresh
+        kernel,
+        w,
+        table,
+        x,
+        x_stride,
+        scales,
+        sums,
+        group_stride,
+        out,
+        out_stride,
+        rows,
+        inputs,
+        group,
+        fresh,
+        w,
     )
 
 

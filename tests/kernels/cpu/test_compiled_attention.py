@@ -14,7 +14,7 @@ pytest.importorskip("numba")
 from steps import PAGE, Keep, KeptAs, Logits, Part, Steps, by_definition
 
 from lightwork import models
-from lightwork.kernels.cpu.formats import BF16_DOT, CODE4_DOT, CODE8, F32, INT8, MatrixFormat
+from lightwork.kernels.cpu.formats import BF16_DOT, CODE4_DOT, CODE8, F32, INT8_DOT, MatrixFormat
 from lightwork.kernels.cpu.state import NUM_CHUNKS, NUM_ROWS
 from lightwork.models.compiled import CompiledModel
 from lightwork.models.precisions.quant import Quant
@@ -29,8 +29,8 @@ def bytes_of(x: torch.Tensor) -> torch.Tensor:
     return (x / scale).round() * scale
 
 
-KEEP: dict[int, Keep] = {F32: lambda x: x, BF16_DOT: lambda x: x.bfloat16(), INT8: bytes_of}
-TOLERANCE = {F32: 2e-5, BF16_DOT: 1.2e-2, INT8: 8e-3}
+KEEP: dict[int, Keep] = {F32: lambda x: x, BF16_DOT: lambda x: x.bfloat16(), INT8_DOT: bytes_of}
+TOLERANCE = {F32: 2e-5, BF16_DOT: 1.2e-2, INT8_DOT: 8e-3}
 """Of the largest logit. A key that is rounded may differ by its last bit: 2^-8, or 1/127 of the largest; in
 bfloat16 queries and weights are rounded too."""
 

@@ -73,7 +73,7 @@ def test_a_kernel_is_the_same_however_it_is_linked(link: Link) -> None:
     call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * NUM_ARGS)(
         link(assemble.assemble(emit(F32, 4, False, host())))
     )
-    call(w.ctypes.data, 0, x.ctypes.data, 160, 0, 0, 0, out.ctypes.data, 256, 3, 40, 1, 1)
+    call(w.ctypes.data, 0, x.ctypes.data, 160, 0, 0, 0, out.ctypes.data, 256, 3, 40, 1, 1, 0)
     np.testing.assert_allclose(out, x.astype(np.float64) @ w, rtol=1e-4, atol=1e-5)
 
 

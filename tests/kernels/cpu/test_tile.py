@@ -24,7 +24,8 @@ from lightwork.kernels.cpu.formats import (
     CODE8_DOT,
     F16,
     F32,
-    INT8,
+    INT8_DOT,
+    SHORT,
     MatrixFormat,
 )
 from lightwork.kernels.cpu.isa import PORTABLE, Isa, host
@@ -61,6 +62,9 @@ def random_x(rng: np.random.Generator, form: MatrixFormat, k: int) -> tuple[NDAr
     if form.code == BF16_DOT:
         x = narrow(rng.standard_normal((97, k)).astype(np.float32))
         return x, one, one, bfloat16(x)
+    if form.code == INT8_DOT:
+        x = rng.integers(-SHORT, SHORT + 1, (97, k)).astype(np.int16)
+        return x, one, one, x.astype(np.float64)
     if form.code in DOTS:
         x = rng.integers(-127, 128, (97, k)).astype(np.int8)
         scales = rng.uniform(0.001, 0.1, (97, groups)).astype(np.float32)
@@ -79,13 +83,12 @@ def random_w(
         w = narrow(rng.standard_normal((k // 2, 16, 2)).astype(np.float32))
         wide = bfloat16(w).transpose(0, 2, 1).reshape(k, 16)
         return w, wide, abs(wide)
-    if vectors == 1 or form.code == INT8:
-        shape = (k, 16 * vectors)
-        w = (
-            rng.integers(-128, 128, shape).astype(np.int8)
-            if form.code == INT8
-            else rng.standard_normal(shape)
-        )
+    if form.code == INT8_DOT:
+        w = rng.integers(-128, 128, (k // 2, 16 * vectors, 2)).astype(np.int8)
+        wide = w.transpose(0, 2, 1).reshape(k, 16 * vectors).astype(np.float64)
+        return w, wide, abs(wide)
+    if vectors == 1:
+        w = rng.standard_normal((k, 16 * vectors))
         kept = {F32: np.float32, F16: np.float16}
         w = narrow(w.astype(np.float32)) if form.code == BF16 else w.astype(kept.get(form.code, w.dtype))
         wide = bfloat16(w) if form.code == BF16 else w.astype(np.float64)
@@ -104,18 +107,21 @@ def random_product(form: MatrixFormat, k: int, vectors: int = 4) -> Product:
     rng = np.random.default_rng(k)
     x, scales, sums, x_wide = random_x(rng, form, k)
     weights, w, size = random_w(rng, form, k, vectors)
-    out = rng.standard_normal((97, 16 * vectors)).astype(np.float32)
+    out, roundings = rng.standard_normal((97, 16 * vectors)).astype(np.float32), k + 8
+    if form.code == INT8_DOT:
+        roundings = 0
+        out = rng.integers(-1000, 1000, out.shape).astype(np.int32)
     return Product(
         form=form,
         vectors=vectors,
-        unit=form.group if form.quantised else STEP if form.code == BF16_DOT else 1,
+        unit=form.group if form.quantised else {BF16_DOT: STEP, INT8_DOT: 2}.get(form.code, 1),
         weights=weights,
         x=x,
         scales=scales,
         sums=sums,
         out=out,
         exact=out + x_wide @ w,
-        bound=2.0**-23 * (k + 8) * (abs(out) + abs(x_wide) @ size),
+        bound=roundings * 2.0**-23 * (abs(out) + abs(x_wide) @ size),
     )
 
 
@@ -161,10 +167,10 @@ def sizes(form: MatrixFormat) -> tuple[int, ...]:
 
 WIDE = [(name, k) for name, form in FORMATS.items() for k in sizes(form)]
 CASES = [pytest.param(FORMATS[name], k, 4, id=f"{name} x {k}") for name, k in WIDE]
-CASES += [pytest.param(MatrixFormat(code=INT8), k, 4, id=f"INT8 x {k}") for k in (24, 64)]
+CASES += [pytest.param(MatrixFormat(code=INT8_DOT), k, 4, id=f"INT8_DOT x {k}") for k in (24, 64)]
 CASES += [
     pytest.param(MatrixFormat(code=code), 64, 1, id=f"{name} x 64, 16 outputs")
-    for name, code in (("F32", F32), ("BF16", BF16), ("INT8", INT8), ("BF16_DOT", BF16_DOT))
+    for name, code in (("F32", F32), ("BF16", BF16), ("INT8_DOT", INT8_DOT), ("BF16_DOT", BF16_DOT))
 ]
 
 
@@ -231,7 +237,7 @@ def test_vectors_and_matrix_registers_agree(form: MatrixFormat, k: int, vectors:
 def test_fresh_sums_overwrite_whatever_is_there(form: MatrixFormat, k: int, vectors: int) -> None:
     product = random_product(form, k, vectors)
     empty = replace(product, out=np.zeros_like(product.out))
-    full = replace(product, out=np.full_like(product.out, np.nan))
+    full = replace(product, out=np.full_like(product.out, 7e8 if form.code == INT8_DOT else np.nan))
     cuts = (product.unit,) if k > product.unit else ()
     for rows in ROWS:
         np.testing.assert_array_equal(run(full, rows, cuts=cuts, fresh=True), run(empty, rows, cuts=cuts))
