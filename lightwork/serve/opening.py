@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,6 +35,7 @@ from lightwork.serve.plan import (
     tier_blocks,
 )
 from lightwork.serve.runner import Runner
+from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.training_runner import TrainingRunner
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
 
 SMALL_BYTES = 32e6
 """Weights below this stay in a core's cache; two threads of torch then wait longer than they compute."""
+CPU_CHUNK, CPU_STEP = 128, 1 << 35
+"""Tokens of a step, and their number times the model's parameters: from some 32 rows on a CPU is busy, and
+longer steps only keep those waiting who generate. Short ones of small models cost more to form."""
 
 
 class AnyModel(Protocol):
@@ -117,6 +122,7 @@ def open_one(
     model, kv_dtype, block_size, settings = load(plan, chosen.get("precision"), progress)
     if "adapters" in chosen:
         settings.append(_adapters(chosen["adapters"], _local(model)))
+    plan, why_scheduler = scheduled(plan, model.spec)
     longest = context(plan, model.spec)
     free = free_bytes(plan.on) if memory_bytes is None else memory_bytes
     blocks = kv_blocks(plan, model.spec, kv_dtype, int(longest.value), free, block_size)
@@ -145,12 +151,25 @@ def open_one(
         derived = {"kv_blocks": kv.total, "block_size": block_size, "tier_blocks": behind}
         kernel.trace.about = about(plan, **derived, max_len=max_len)
     settings += [*_threads(plan, model), longest, blocks, *divided(plan, kv)]
-    settings += [_scheduler(chosen, engine), *overlapped(plan)]
+    settings += [_scheduler(chosen, engine, why_scheduler), *overlapped(plan)]
     return engine, model, settings
 
 
-def _scheduler(chosen: Mapping[str, Any], engine: Engine) -> Setting:
-    asked = "as asked" if "scheduler" in chosen else "the default"
+def scheduled(plan: Plan, spec: ModelSpec) -> tuple[Plan, str]:
+    """With steps of the length that suits a model on this machine, if nobody chose a scheduler; and why."""
+    chosen, chunk = plan.techniques(), Sarathi().chunk
+    if "scheduler" in chosen:
+        return plan, "as asked"
+    if plan.on == "cpu" and "tuning" not in chosen and (plan.pp or 1) == 1:
+        chunk = min(chunk, max(CPU_CHUNK, CPU_STEP // spec.num_params))
+        chunk = 1 << (chunk.bit_length() - 1)
+    if chunk == Sarathi().chunk:
+        return plan, "the default"
+    reason = f"a CPU computes no more of {spec.num_params / 1e6:.0f} M parameters in longer steps"
+    return replace(plan, use=(*plan.use, Sarathi(chunk=chunk))), reason
+
+
+def _scheduler(chosen: Mapping[str, Any], engine: Engine, asked: str) -> Setting:
     asked += "; models take turns" * ("composition" in chosen and not mixes(chosen))
     return Setting("scheduler", repr(engine.scheduler), asked)
 
