@@ -40,7 +40,7 @@ def load(path: Path = RESULTS) -> list[Standing]:
             raise SpecError(
                 f"{path.name} is not a record of verdicts: {error}",
                 expected='{"provenance": ..., "systems": ...}',
-                fix="make claims",
+                fix="delete it, then make claims",
             ) from error
     standings = []
     for system in SYSTEMS:
@@ -50,8 +50,11 @@ def load(path: Path = RESULTS) -> list[Standing]:
 
 
 def save(verdicts: dict[str, list[Verdict]], provenance: dict[str, str], path: Path = RESULTS) -> None:
-    """Write the record, sorted and without dates, so that equal measurements give an equal file."""
-    systems = {name: [v.record() for v in verdicts[name]] for name in sorted(verdicts) if verdicts[name]}
+    """Write the record, sorted and without dates, so that equal measurements give an equal file. Systems that
+    were not measured keep theirs."""
+    recorded = {standing.system.name: standing.verdicts for standing in load(path)}
+    recorded |= {name: tuple(v.record() for v in found) for name, found in verdicts.items()}
+    systems = {name: recorded[name] for name in sorted(recorded) if recorded[name]}
     text = json.dumps({"provenance": provenance, "systems": systems}, indent=1, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 

@@ -21,14 +21,16 @@ MISSED = 3
 @verb("lightwork claims", "lightwork claims sarathi")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--all", "everything", is_flag=True, help="Measure every system that is built.")
-@click.option("--save", "record", is_flag=True, help="With --all: rewrite the recorded verdicts.")
+@click.option("--save", "record", is_flag=True, help="Rewrite the recorded verdicts of what was measured.")
 @_options.as_json
 def command(names: tuple[str, ...], everything: bool, record: bool, as_json: bool) -> int:
-    if record and not everything:
-        raise click.UsageError("--save rewrites the whole record and needs --all")
+    if record and not (names or everything):
+        raise click.UsageError("--save records what is measured: name systems, or --all")
     if not names and not everything:
         _list(as_json)
         return 0
+    if record:
+        load()  # a record that cannot be read is to be known before anything is measured
     chosen = built() if everything else [system_named(name).name for name in names]
     measured: dict[str, list[Verdict]] = {}
     with StatusLine() as status:

@@ -105,6 +105,14 @@ def test_the_record_lists_all_systems_and_has_no_dates(toy, tmp_path: Path):
     assert [s.state for s in standings[:2]] == ["missed", "not built yet"]
 
 
+def test_who_is_not_measured_keeps_the_verdicts_recorded(toy, tmp_path: Path):
+    toy(1.0)
+    file = tmp_path / "results.json"
+    save({"prosper": measure("prosper")}, {}, file)
+    save({"pulp": measure("prosper")}, {}, file)
+    assert [s.state for s in load(file)[:2]] == ["missed", "missed"]
+
+
 def test_a_broken_record_says_how_to_write_it_again(tmp_path: Path):
     file = tmp_path / "results.json"
     file.write_text("[]")
@@ -112,7 +120,7 @@ def test_a_broken_record_says_how_to_write_it_again(tmp_path: Path):
         load(file)
 
 
-def test_saving_needs_all(capsys):
+def test_saving_needs_something_that_is_measured(capsys):
     assert main(["claims", "--save"]) == 2
     assert "--all" in capsys.readouterr().err
 
