@@ -16,7 +16,7 @@ P page of 64 keys  D head size  M rows of one tile: query heads of one key-value
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def visible(page: int, index: int, known: int, oldest: int, ancestors: Any) -> A
     return mask
 
 
-# -- one chunk of one tile, for some heads
+# -- one chunk, for some heads of a tile
 
 
 @compiled
@@ -97,6 +97,96 @@ def _operand(t: Any, thread: int, i: int, floats_: int, halves: int, width: int)
     return buffer + size * (thread * t.tile_rows + i) * width, size * width
 
 
+class Piece(NamedTuple):
+    """What a thread goes over at once: a chunk of keys, for the rows of a tile and some neighbouring heads.
+
+    rows: of each head. table: the pages of the chunk. following: address of the keys that are wanted next.
+    """
+
+    thread: int
+    layer: int
+    head: int
+    heads: int
+    rows: int
+    table: Any
+    following: int
+
+
+@compiled
+def attend_chunk(t: Any, piece: Any, ancestors: int, window: int, tile: Any, first_page: int) -> None:
+    """The partial result of a piece into part and part_sums, a head's rows after another's."""
+    pages, rows = piece.table.shape[0], piece.heads * piece.rows
+    scores = _place(t, t.chunk_scores, piece.thread, 0, CHUNK)
+    _score_keys(t, piece, scores)
+    all_see = min(int_at(t.index, _row(t, tile, 0)) + 1, int_at(t.known, tile[SEQ]))
+    for p in range(pages):
+        if window or (first_page + p + 1) * PAGE > all_see:
+            _hide_keys(t, piece.heads, scores + 4 * p * PAGE, ancestors, window, tile, first_page + p)
+    sums = _place(t, t.part_sums, piece.thread, 0, 2)
+    if t.kv_format == BF16_DOT:
+        halves, stride = _operand(t, piece.thread, 0, t.chunk_scores, t.half_scores, CHUNK)
+        weigh_halves(scores, 4 * CHUNK, rows, 4 * pages, halves, stride, sums)
+    else:
+        weigh_floats(scores, 4 * CHUNK, rows, 4 * pages, 0, 0, sums)
+    if t.kv_format == INT8_DOT:
+        _encode_weights(t, piece, scores)
+    _add_values(t, piece)
+    if t.kv_format == INT8_DOT:
+        _decode_part(t, piece)
+
+
+@compiled
+def _wanted(t: Any, piece: Any, n: int) -> Any:
+    """The address of what is read some way after block n of a piece.
+
+    A block is what a page has of a head. All keys are read before all values, page by page; heads lie side
+    by side. So memory is read in long stretches: a page that lies anywhere is a detour for it.
+    """
+    size = PAGE * bytes_per_number(t)
+    key_bytes, value_bytes = t.head_size * size, t.padded_head * size
+    blocks = piece.table.shape[0] * piece.heads
+    wanted = n + max(1, BYTES_AHEAD // key_bytes)
+    if wanted >= 2 * blocks:
+        return piece.following + min(wanted - 2 * blocks, piece.heads - 1) * key_bytes
+    i = wanted % blocks
+    place = page_of(t, piece.layer, piece.table[i // piece.heads], piece.head + i % piece.heads)
+    return t.keys + place * key_bytes if wanted < blocks else t.values + place * value_bytes
+
+
+@compiled
+def _score_keys(t: Any, piece: Any, scores: int) -> None:
+    """scores = q @ keys."""
+    page_bytes = t.head_size * PAGE * bytes_per_number(t)
+    for n in range(piece.table.shape[0] * piece.heads):
+        p, h = n // piece.heads, n % piece.heads
+        first, place = h * piece.rows, page_of(t, piece.layer, piece.table[p], piece.head + h)
+        out, keys = scores + 4 * (first * CHUNK + p * PAGE), t.keys + place * page_bytes
+        x, stride = _operand(t, piece.thread, first, t.q, t.half_q, t.padded_head)
+        _product(t.kv_wide, keys, x, stride, piece.rows, out, CHUNK, t.head_size, True, _wanted(t, piece, n))
+        if t.kv_format == INT8_DOT:
+            q_scales = floats(_place(t, t.q_scales, piece.thread, first, 1), piece.rows)
+            _decode_scores(out, floats(t.key_scales + 4 * place * PAGE, PAGE), q_scales)
+
+
+@compiled
+def _add_values(t: Any, piece: Any) -> None:
+    """part = weights @ values."""
+    size, blocks = bytes_per_number(t), piece.table.shape[0] * piece.heads
+    for n in range(blocks):
+        p, h = n // piece.heads, n % piece.heads
+        first, place = h * piece.rows, page_of(t, piece.layer, piece.table[p], piece.head + h)
+        part = _place(t, t.part, piece.thread, first, t.padded_head)
+        values, ahead = t.values + place * t.padded_head * PAGE * size, _wanted(t, piece, blocks + n)
+        x, stride = _operand(t, piece.thread, first, t.chunk_scores, t.half_scores, CHUNK)
+        x += stride // CHUNK * p * PAGE
+        d = 0
+        while d < t.padded_head:
+            wide, kernel = (64, t.kv_wide) if t.padded_head - d >= 64 else (16, t.kv_narrow)
+            out, at, fresh = part + 4 * d, d * PAGE * size, p == 0
+            _product(kernel, values + at, x, stride, piece.rows, out, t.padded_head, PAGE, fresh, ahead + at)
+            d += wide
+
+
 @compiled
 def _product(
     kernel: int,
@@ -109,141 +199,9 @@ def _product(
     k: int,
     fresh: bool,
     ahead: int,
-) -> None:  # fmt: skip
+) -> None:
     """out[:rows] = x[:rows, :k] @ w, added to it unless it is fresh; meanwhile what is ahead is fetched."""
     multiply(kernel, w, 0, x, x_stride, 0, 0, 0, out, 4 * out_width, rows, k, 1, fresh, ahead)
-
-
-@compiled
-def attend_chunk(
-    t: Any,
-    thread: int,
-    layer: int,
-    head: int,
-    heads: int,
-    ancestors: int,
-    window: int,
-    tile: Any,
-    chunk: int,
-    following: int,
-) -> None:
-    """The partial result of a tile's rows over one chunk of some heads, into part and part_sums.
-
-    following: address of the keys that are wanted next.
-    """
-    rows = tile[NUM_ROWS] * (t.heads // t.kv_heads)
-    first_page = chunk * CHUNK_PAGES
-    last_row = _row(t, tile, tile[NUM_ROWS] - 1)
-    pages = min(CHUNK_PAGES, int_at(t.index, last_row) // PAGE + 1 - first_page)
-    table = int32s(t.tables + 4 * (tile[SEQ] * t.table_width + first_page), pages)
-    scores = _place(t, t.chunk_scores, thread, 0, CHUNK)
-    _score_keys(t, thread, layer, head, heads, table, pages, rows, scores, following)
-    all_see = min(int_at(t.index, _row(t, tile, 0)) + 1, int_at(t.known, tile[SEQ]))
-    for p in range(pages):
-        if window or (first_page + p + 1) * PAGE > all_see:
-            _hide_keys(t, heads, scores + 4 * p * PAGE, ancestors, window, tile, first_page + p)
-    sums = _place(t, t.part_sums, thread, 0, 2)
-    if t.kv_format == BF16_DOT:
-        halves, stride = _operand(t, thread, 0, t.chunk_scores, t.half_scores, CHUNK)
-        weigh_halves(scores, 4 * CHUNK, heads * rows, 4 * pages, halves, stride, sums)
-    else:
-        weigh_floats(scores, 4 * CHUNK, heads * rows, 4 * pages, 0, 0, sums)
-    if t.kv_format == INT8_DOT:
-        _encode_weights(t, thread, layer, head, heads, table, pages, rows, scores)
-    _add_values(t, thread, layer, head, heads, table, pages, rows, following)
-
-
-@compiled
-def _wanted(t: Any, layer: int, head: int, heads: int, table: Any, pages: int, n: int, following: int) -> Any:
-    """The address of what is read some way after block n of a chunk.
-
-    A block is what a page has of a head. All keys are read before all values, page by page; heads lie side
-    by side. So memory is read in long pieces: a page that lies anywhere is a detour for it.
-    """
-    size = PAGE * bytes_per_number(t)
-    key_bytes, value_bytes = t.head_size * size, t.padded_head * size
-    blocks = pages * heads
-    wanted = n + max(1, BYTES_AHEAD // key_bytes)
-    if wanted >= 2 * blocks:
-        return following + min(wanted - 2 * blocks, heads - 1) * key_bytes
-    i = wanted % blocks
-    place = page_of(t, layer, table[i // heads], head + i % heads)
-    return t.keys + place * key_bytes if wanted < blocks else t.values + place * value_bytes
-
-
-@compiled
-def _score_keys(
-    t: Any,
-    thread: int,
-    layer: int,
-    head: int,
-    heads: int,
-    table: Any,
-    pages: int,
-    rows: int,
-    scores: int,
-    following: int,
-) -> None:
-    """scores = q @ keys."""
-    page_bytes = t.head_size * PAGE * bytes_per_number(t)
-    for p in range(pages):
-        for h in range(heads):
-            place, at = page_of(t, layer, table[p], head + h), scores + 4 * (h * rows * CHUNK + p * PAGE)
-            ahead = _wanted(t, layer, head, heads, table, pages, p * heads + h, following)
-            x, stride = _operand(t, thread, h * rows, t.q, t.half_q, t.padded_head)
-            keys = t.keys + place * page_bytes
-            _product(t.kv_wide, keys, x, stride, rows, at, CHUNK, t.head_size, True, ahead)
-            if t.kv_format == INT8_DOT:
-                q_scales = floats(_place(t, t.q_scales, thread, h * rows, 1), rows)
-                _decode_scores(at, floats(t.key_scales + 4 * place * PAGE, PAGE), q_scales)
-
-
-@compiled
-def _add_values(
-    t: Any,
-    thread: int,
-    layer: int,
-    head: int,
-    heads: int,
-    table: Any,
-    pages: int,
-    rows: int,
-    following: int,
-) -> None:
-    """part = weights @ values."""
-    size = bytes_per_number(t)
-    page_bytes = t.padded_head * PAGE * size
-    for p in range(pages):
-        for h in range(heads):
-            place, first = page_of(t, layer, table[p], head + h), h * rows
-            ahead = _wanted(t, layer, head, heads, table, pages, (pages + p) * heads + h, following)
-            x, stride = _operand(t, thread, first, t.chunk_scores, t.half_scores, CHUNK)
-            x += stride // CHUNK * p * PAGE
-            part, values = _place(t, t.part, thread, first, t.padded_head), t.values + place * page_bytes
-            d = 0
-            while d < t.padded_head:
-                wide, kernel = (64, t.kv_wide) if t.padded_head - d >= 64 else (16, t.kv_narrow)
-                at = d * PAGE * size
-                _product(
-                    kernel,
-                    values + at,
-                    x,
-                    stride,
-                    rows,
-                    part + 4 * d,
-                    t.padded_head,
-                    PAGE,
-                    p == 0,
-                    ahead + at,
-                )
-                d += wide
-    if t.kv_format == INT8_DOT:
-        for i in range(heads * rows):
-            place = _place(t, t.part, thread, i, t.padded_head)
-            sums, out = int32s(place, t.padded_head), floats(place, t.padded_head)
-            scale = floats(_place(t, t.weight_scales, thread, i, 1), 1)[0]
-            for d in range(t.padded_head):
-                out[d] = np.float32(sums[d]) * scale
 
 
 # -- bytes: rows are multiplied as int16 with a scale each, keys and values have one for each token
@@ -259,22 +217,29 @@ def _decode_scores(scores: int, key_scales: Any, q_scales: Any) -> None:
 
 
 @compiled
-def _encode_weights(
-    t: Any, thread: int, layer: int, head: int, heads: int, table: Any, pages: int, rows: int, scores: int
-) -> None:
+def _encode_weights(t: Any, piece: Any, scores: int) -> None:
     """Weights times the scales of the values, as int16."""
-    for i in range(heads * rows):
-        for p in range(pages):
-            place = page_of(t, layer, table[p], head + i // rows)
-            scales = floats(t.value_scales + 4 * place * PAGE, PAGE)
-            part = floats(scores + 4 * (i * CHUNK + p * PAGE), PAGE)
+    width = PAGE * piece.table.shape[0]
+    for i in range(piece.heads * piece.rows):
+        row = floats(scores + 4 * i * CHUNK, width)
+        for p in range(piece.table.shape[0]):
+            place = page_of(t, piece.layer, piece.table[p], piece.head + i // piece.rows)
+            scales, part = floats(t.value_scales + 4 * place * PAGE, PAGE), row[p * PAGE : (p + 1) * PAGE]
             for k in range(PAGE):
                 part[k] *= scales[k]
-        shorts_of_row, _ = _operand(t, thread, i, t.chunk_scores, t.half_scores, CHUNK)
-        scale = floats(_place(t, t.weight_scales, thread, i, 1), 1)
-        scale[0] = to_shorts(
-            floats(scores + 4 * i * CHUNK, PAGE * pages), shorts(shorts_of_row, PAGE * pages)
-        )
+        to, _ = _operand(t, piece.thread, i, t.chunk_scores, t.half_scores, CHUNK)
+        floats(_place(t, t.weight_scales, piece.thread, i, 1), 1)[0] = to_shorts(row, shorts(to, width))
+
+
+@compiled
+def _decode_part(t: Any, piece: Any) -> None:
+    """Sums of integers, to the partial result."""
+    for i in range(piece.heads * piece.rows):
+        place = _place(t, t.part, piece.thread, i, t.padded_head)
+        sums, out = int32s(place, t.padded_head), floats(place, t.padded_head)
+        scale = floats(_place(t, t.weight_scales, piece.thread, i, 1), 1)[0]
+        for d in range(t.padded_head):
+            out[d] = np.float32(sums[d]) * scale
 
 
 @compiled
@@ -303,6 +268,15 @@ def merge(out: Any, out_sums: Any, part: Any, part_sums: Any) -> None:
     out_sums[1] = out_sums[1] * ours + part_sums[1] * theirs
     for d in range(out.shape[0]):
         out[d] = out[d] * ours + part[d] * theirs
+
+
+@compiled
+def _pages(t: Any, tile: Any, chunk: int) -> tuple[int, Any]:
+    """The first page of a chunk, and where its pages lie that a tile's last row sees."""
+    first = chunk * CHUNK_PAGES
+    last = int_at(t.index, _row(t, tile, tile[NUM_ROWS] - 1)) // PAGE
+    count = min(CHUNK_PAGES, last + 1 - first)
+    return first, int32s(t.tables + 4 * (tile[SEQ] * t.table_width + first), count)
 
 
 @compiled
@@ -419,11 +393,11 @@ def attend_run(
         _load_queries(t, thread, tile, head, heads)
         for u in range(unit, last):
             chunk = u - start
+            first_page, table = _pages(t, tile, tile[FIRST_CHUNK] + chunk)
             # The next run is most likely this thread's too.
             following = _first_keys(t, layer, plan, count, min(u + 1, units - 1))
-            attend_chunk(
-                t, thread, layer, head, heads, ancestors, window, tile, tile[FIRST_CHUNK] + chunk, following
-            )
+            piece = Piece(thread, layer, head, heads, rows // heads, table, following)
+            attend_chunk(t, piece, ancestors, window, tile, first_page)
             for i in range(rows):
                 part = _place(t, t.part, thread, i, t.padded_head)
                 part_sums = _place(t, t.part_sums, thread, i, 2)
