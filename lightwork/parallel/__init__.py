@@ -1,6 +1,6 @@
 """Splitting work: over ranks, with the exchanges between them, and within one device.
 
-ring.py            an all-reduce, as a strategy of one rank
+all_reduces/       sums over ranks, as strategies of one rank: ring, star, direct
 pipeline.py        one stage of a pipeline, as a strategy
 processes.py       the backend that runs such strategies on processes of this machine
 child.py           a process that computes for this one, its start and its end; actor.py: in a Ray actor
@@ -12,13 +12,13 @@ lanes.py           the backend of strategies whose children compute side by side
 nano_forward.py    a model's forward by a plan, for real
 
 A strategy is a coroutine of effects: the same file runs on hundreds of simulated ranks. To add one: write a
-coroutine that awaits effects, with a header as in `ring`; test it by value on a SimWorld(execute=True) or a
-real backend, and in time against its closed form.
+coroutine that awaits effects, with a header as in `all_reduces/ring.py`; test it by value on a
+SimWorld(execute=True) or a real backend, and in time against its closed form.
 """
 
+from lightwork.parallel.all_reduces.ring import ring_all_reduce
 from lightwork.parallel.op_plan import NanoOp, Operator, OpPlan, layer_operators, serial_plan
 from lightwork.parallel.overlap import carry_out, seconds_of
-from lightwork.parallel.ring import ring_all_reduce
 
 __all__ = [
     "NanoOp",

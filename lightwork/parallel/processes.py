@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from lightwork.cluster.devices import Link
 from lightwork.errors import DeadlockError, LightworkError, MissingExtraError, SpecError
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.drive import drive
@@ -34,12 +35,19 @@ _MAX_IN_FLIGHT = 256
 
 
 def run_processes(
-    strategy: Strategy, n: int, *args: Any, timeout_s: float = 60.0, trace: Trace | None = None
+    strategy: Strategy,
+    n: int,
+    *args: Any,
+    timeout_s: float = 60.0,
+    trace: Trace | None = None,
+    link: Link | None = None,
 ) -> list[Any]:
     """Run strategy(rank, n, *args) on n processes; returns their values in order of rank.
 
     strategy: a function of a module, so that the processes can import it. args: the same for all ranks.
     timeout_s: how long one effect, and what follows the first rank's end, may take. trace: gets all spans.
+    link: what messages are slowed down to, each rank having such a link, for experiments; collectives are as
+    they are.
     Raises LightworkError when a rank fails, DeadlockError when ranks hang.
     """
     try:
@@ -57,7 +65,7 @@ def run_processes(
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=_rank,
-                args=(theirs, f"{folder}/store", rank, n, strategy, args, timeout_s),
+                args=(theirs, f"{folder}/store", rank, n, strategy, args, timeout_s, link),
                 daemon=True,
             )
             process.start()
@@ -139,10 +147,11 @@ def _rank(
     strategy: Strategy,
     args: tuple[Any, ...],
     timeout_s: float,
+    link: Link | None,
 ) -> None:
     """The life of one process."""
     try:
-        world = GlooWorld(store, rank, n, timeout_s)
+        world = GlooWorld(store, rank, n, timeout_s, link)
         value = drive(strategy(rank, n, *args), world.perform)
         world.flush()
         pipe.send(("value", value, world.trace.spans))
@@ -173,9 +182,12 @@ def connect(store: str, rank: int, n: int, timeout_s: float) -> Any:
 
 
 class GlooWorld:
-    """Carries out the effects of one rank, blocking. trace: its spans, from when all ranks were connected."""
+    """Carries out the effects of one rank, blocking. trace: its spans, from when all ranks were connected.
 
-    def __init__(self, store: str, rank: int, n: int, timeout_s: float) -> None:
+    link: as `run_processes` has it. A message is followed by when the last of it leaves, then.
+    """
+
+    def __init__(self, store: str, rank: int, n: int, timeout_s: float, link: Link | None = None) -> None:
         import torch
         import torch.distributed as dist
 
@@ -192,6 +204,8 @@ class GlooWorld:
         self._counters: dict[str, int] = {}
         self._groups[tuple(range(n))] = connect(store, rank, n, timeout_s)
         self._clock = WallClock()
+        self._link = link
+        self._sent_s = self._arrived_s = 0.0
         self._do: dict[type, Callable[[Any], Any]] = {
             Compute: self._compute,
             Move: lambda effect: effect.x,
@@ -237,7 +251,12 @@ class GlooWorld:
         if len(self._in_flight) >= _MAX_IN_FLIGHT:
             work, _ = self._in_flight.popleft()
             self._finish("a message to be taken", work)
-        self._in_flight.append((self._dist.isend(x, effect.to, tag=effect.tag), x))
+        parts = [x]
+        if self._link:
+            self._sent_s = max(self._sent_s, self._clock.now()) + x.nbytes / self._link.bytes_per_s
+            parts.append(self._torch.tensor(self._clock.origin_s + self._sent_s, dtype=self._torch.float64))
+        for part in parts:
+            self._in_flight.append((self._dist.isend(part, effect.to, tag=effect.tag), part))
 
     def _recv(self, effect: Recv) -> Any:
         if effect.source == self.rank:
@@ -248,11 +267,17 @@ class GlooWorld:
             return self._to_self[effect.tag].popleft()
         if effect.like is None:
             raise SpecError(f"{effect!r} does not say what comes", expected="like: a tensor of its shape")
-        x = self._torch.empty_like(effect.like)
+        x = self._received(self._torch.empty_like(effect.like), effect)
+        if self._link:
+            sent_s = self._received(self._torch.empty((), dtype=self._torch.float64), effect).item()
+            soonest_s = sent_s + self._link.latency_s - self._clock.origin_s
+            self._arrived_s = max(soonest_s, self._arrived_s + x.nbytes / self._link.bytes_per_s)
+            self._clock.wait_until(self._arrived_s)
+        return x
+
+    def _received(self, x: Any, effect: Recv) -> Any:
         work = self._dist.irecv(x, effect.source, tag=effect.tag)
-        self._blocking(
-            f"a message of rank {effect.source}, tag {effect.tag}", lambda: work.wait(self._timeout)
-        )
+        self._finish(f"a message of rank {effect.source}, tag {effect.tag}", work)
         return x
 
     def _collective(self, effect: Collective) -> Any:

@@ -35,6 +35,10 @@ class WallClock:
     def now(self) -> float:
         return time.perf_counter() - self.origin_s
 
+    def wait_until(self, at_s: float) -> None:
+        """Block until it shows at_s."""
+        time.sleep(max(0.0, at_s - self.now()))
+
     def moment(self) -> Moment:
         return Moment(_machine(), self.origin_s, self.now())
 

@@ -7,7 +7,9 @@ import signal
 
 import torch
 
-from lightwork.parallel.ring import ring_all_reduce
+from lightwork.parallel.all_reduces.direct import Direct
+from lightwork.parallel.all_reduces.ring import Ring, ring_all_reduce
+from lightwork.parallel.all_reduces.star import Star
 from lightwork.runtime import Collective, Compute, Recv, Send, Sleep
 
 
@@ -21,6 +23,10 @@ async def ring_and_collective(me, n):
     await ring_all_reduce(me, n, chunks)
     whole = await Collective("all_reduce", tuple(range(n)), numbers(me, n))
     return torch.stack(chunks).tolist(), whole.tolist()
+
+
+async def every_all_reduce(me, n):
+    return [(await way.sum(me, n, numbers(me, n))).tolist() for way in (Ring(), Star(), Direct())]
 
 
 async def every_collective(me, n):

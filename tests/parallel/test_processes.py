@@ -11,7 +11,10 @@ pytest.importorskip("torch", reason="the real backend is torch.distributed")
 
 import rank_strategies as strategies
 
+from lightwork.cluster.devices import Link
 from lightwork.parallel.processes import run_processes
+
+SLOW = Link(name="slow", a="device", b="device", bytes_per_s=1e9, latency_s=0.02)
 
 pytestmark = pytest.mark.multiproc
 
@@ -27,6 +30,17 @@ def test_the_ring_equals_all_reduce(n):
     assert len(sends) == len(recvs) == n * 2 * (n - 1)
     assert sum(s.bytes for s in sends) == 2 * (n - 1) * n * 6 * 8
     assert sorted((s.rank, s.peer) for s in sends) == sorted((s.peer, s.rank) for s in recvs)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_every_way_to_sum_gives_the_same_sum_and_messages_take_as_long_as_their_link(n):
+    trace = Trace("real")
+    expected = (sum(strategies.numbers(r, n) for r in range(n))).tolist()
+    for sums in run_processes(strategies.every_all_reduce, n, trace=trace, link=SLOW):
+        assert sums == [expected] * 3
+    ends_s = [span.end_s for span in trace.spans if span.rank == "0"]
+    hops = 2 * (n - 1) + 2 + 1  # of the ring, the star and direct messages, one after another
+    assert n == 1 or max(ends_s) - min(ends_s) >= hops * 0.02
 
 
 def test_collectives_mean_what_they_mean_in_simulation():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightwork.errors import DeadlockError, SpecError
-from lightwork.parallel.ring import ring_all_reduce
+from lightwork.parallel.all_reduces.ring import ring_all_reduce
 from lightwork.runtime import (
     Collective,
     Compute,

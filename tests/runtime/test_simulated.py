@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lightwork.errors import DeadlockError, RangeError, SpecError
-from lightwork.parallel.ring import ring_all_reduce
+from lightwork.parallel.all_reduces.ring import ring_all_reduce
 from lightwork.runtime import (
     Collective,
     Compute,
