@@ -16,6 +16,7 @@ from lightwork.kernels.cpu.formats import (
     BF16,
     BF16_DOT,
     CENTRE,
+    CODE4,
     CODE4_DOT,
     CODE8,
     CODE8_DOT,
@@ -78,6 +79,7 @@ class Emission(NamedTuple):
     group: Value
     fresh: Value
     ahead: Value
+    pace: Value
 
     def cells(self) -> list[tuple[int, int]]:
         return [(m, v) for m in range(self.rows) for v in range(self.vectors)]
@@ -104,7 +106,7 @@ def by_rows(
             count = b.sub(count, b.zext(b.and_(spare, b.icmp_signed(">", left, I64(2))), I64))
 
         with b.if_then(b.icmp_signed(">", count, I64(0))):
-            loop(b, count, [], partial(_at_row, b, whole, body, height, done))
+            loop(b, count, [], partial(_at_row, b, whole, body, height, rows, done))
         done = b.add(done, b.mul(count, I64(height)))
 
 
@@ -112,22 +114,21 @@ NUMBER_BYTES = {F32: 4, BF16: 2, F16: 2, INT8_DOT: 2, BF16_DOT: 4}
 """What a step takes of each output's weights: one number, or a pair."""
 PAIRED = (BF16_DOT, INT8_DOT)
 SHORTS = ir.VectorType(I16, 2 * LANES)
-LINES_AHEAD = 1
-"""Cache lines per step that a pass over a block's weights fetches of what follows the block.
 
-The first pass comes from memory and computes less than it could; the later ones find the block in the
-second-level cache, and memory would idle."""
+
+def _step_bytes(t: Emission) -> int:
+    """What a step reads of the weights: one input of all outputs, or as many as stay together."""
+    numbers = {CODE8: 4, CODE8_DOT: 4, CODE4: 2, CODE4_DOT: 2} | NUMBER_BYTES
+    return LANES * t.vectors * numbers[t.format]
 
 
 def _weight_bytes(b: Builder, t: Emission) -> Value:
     """Bytes of the weights of all inputs."""
-    width = LANES * t.vectors
+    size = I64(_step_bytes(t))
     if t.format not in CENTRE:
-        size = NUMBER_BYTES[t.format] * width
-        return b.mul(_steps(b, t), I64(size))
-    size = width * (4 if t.format in (CODE8, CODE8_DOT) else 2)
-    head = 2 * width * (2 if t.affine else 1)
-    each = b.add(b.mul(b.lshr(t.group, I64(2)), I64(size)), I64(head))
+        return b.mul(_steps(b, t), size)
+    head = 2 * LANES * t.vectors * (2 if t.affine else 1)
+    each = b.add(b.mul(b.lshr(t.group, I64(2)), size), I64(head))
     return b.mul(b.sdiv(t.inputs, t.group), each)
 
 
@@ -136,37 +137,57 @@ def _steps(b: Builder, t: Emission) -> Value:
     return b.lshr(t.inputs, I64(2 if t.format in CENTRE else 1 if t.format in PAIRED else 0))
 
 
-def _fetch_ahead(b: Builder, t: Emission, step: Value) -> None:
-    """Of a stream, in passes after the first: part of the weights that follow this block. Of a page: as much
-    as it is read of what is wanted next, into the second-level cache, which can wait for more lines."""
+def _lines_ahead(t: Emission) -> int:
+    """Cache lines that a step fetches: of a page as many as it reads, of a stream half of them."""
+    return max(1, _step_bytes(t) // (128 if t.streamed else 64))
+
+
+def _ahead(b: Builder, t: Emission, row: Value, rows: Value) -> tuple[Value, Value]:
+    """What the pass that begins at a row fetches, and how many bytes of it in a step.
+
+    Of a page, what the caller wants next. Of a stream with several passes, the weights that follow the block,
+    part in each pass: or the first would wait for memory, and the others, which find the block in the
+    second-level cache, leave it idle.
+    """
+    pace = I64(64 * _lines_ahead(t))
     if not t.streamed:
-        step_bytes = LANES * t.vectors * NUMBER_BYTES[t.format]
-        place = b.add(t.ahead, b.mul(step, I64(step_bytes)))
-        for offset in range(0, step_bytes, 64):
-            prefetch(b, at(b, place, offset), cache=2)
-    elif t.rows >= 4 and t.vectors == 4:
-        place = b.add(t.ahead, b.mul(step, I64(64 * LINES_AHEAD)))
-        for line in range(LINES_AHEAD):
-            prefetch(b, at(b, place, 64 * line))
+        return t.ahead, I64(_step_bytes(t))
+    block_bytes = _weight_bytes(b, t)
+    done = b.mul(b.mul(b.sdiv(b.add(row, I64(5)), I64(6)), _steps(b, t)), pace)
+    useful = b.and_(b.icmp_signed(">", rows, I64(6)), b.icmp_signed("<", done, block_bytes))
+    following = b.add(b.add(t.weights, block_bytes), done)
+    return b.select(useful, following, t.weights), b.select(useful, pace, I64(0))
+
+
+def _fetch_ahead(b: Builder, t: Emission, step: Value) -> None:
+    """Into the second-level cache: the first has room for fewer lines that are on their way."""
+    if t.streamed and (t.rows < 4 or t.vectors < 4):
+        return
+    place = b.add(t.ahead, b.mul(step, t.pace))
+    for line in range(_lines_ahead(t)):
+        prefetch(b, at(b, place, 64 * line), cache=2)
 
 
 def _at_row(
-    b: Builder, whole: Emission, body: Body, height: int, done: Value, i: Value, carried: Sequence[Value]
+    b: Builder,
+    whole: Emission,
+    body: Body,
+    height: int,
+    rows: Value,
+    done: Value,
+    i: Value,
+    carried: Sequence[Value],
 ) -> list[Value]:
     row = b.add(done, b.mul(i, I64(height)))
 
     def moved(address: Value, stride: Value) -> Value:
         return b.add(address, b.mul(row, stride))
 
-    block_bytes = _weight_bytes(b, whole)
-    per_pass = b.mul(_steps(b, whole), I64(64 * LINES_AHEAD))
-    fetched = b.mul(b.sub(b.sdiv(b.add(row, I64(5)), I64(6)), I64(1)), per_pass)
-    useful = b.and_(b.icmp_signed(">", row, I64(0)), b.icmp_signed("<", fetched, block_bytes))
+    ahead, pace = _ahead(b, whole, row, rows)
     part = whole._replace(
         rows=height,
-        ahead=b.select(useful, b.add(b.add(whole.weights, block_bytes), fetched), whole.weights)
-        if whole.streamed
-        else whole.ahead,
+        ahead=ahead,
+        pace=pace,
         x=moved(whole.x, whole.x_stride),
         x_scales=moved(whole.x_scales, whole.group_stride),
         x_sums=moved(whole.x_sums, whole.group_stride),

@@ -38,7 +38,7 @@ def emit(form: int, vectors: int, affine: bool, isa: Isa, *, streamed: bool = Tr
     *addresses, rows, inputs, group, fresh, ahead = list(function.args)
     asked = (form, isa, 0, vectors, affine, streamed)
     first = b.trunc(fresh, ir.IntType(1))
-    emission = lanes.Emission._make([*asked, *addresses, inputs, group, first, ahead])
+    emission = lanes.Emission._make([*asked, *addresses, inputs, group, first, ahead, I64(0)])
     by_rows = amx.by_rows if amx.computes(emission) else lanes.by_rows
     by_rows(b, emission, rows)
     b.ret_void()
