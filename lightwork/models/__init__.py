@@ -11,6 +11,8 @@ experts.py      several checkpoints of one shape, and the memory that some are c
 zoo.py          fine-tunes cut into blocks, each kept once; equivalence.py: which may stand in for which
 chains.py       models that share blocks, computed together; stitching.py: blocks of unequal width joined
 speculation.py  layers that start on a guess of what those before them will give
+duo.py          MLPs that are big, small or left out as each token's routing says; duo_oracle.py: the best
+                routing of a token; duo_router.py: gates that choose one
 gpu_step.py     the same for dense Llama-like models on Triton's kernels, with CUDA graphs
 parts.py        which tensors of a checkpoint each weight is made of
 weights.py      fused weights

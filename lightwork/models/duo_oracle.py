@@ -176,8 +176,7 @@ def coordinate_search(
         while True:
             near_NL = _neighbours(here_L, options)
             near_NL = near_NL[costs[near_NL].sum(1) <= budget]
-            losses_N = score(near_NL)
-            if not len(near_NL) or float(losses_N.min()) >= here:
+            if not len(near_NL) or float((losses_N := score(near_NL)).min()) >= here:
                 break
             here_L, here = near_NL[int(losses_N.argmin())], float(losses_N.min())
         if here < best:
@@ -195,5 +194,5 @@ def _neighbours(pattern_L: Tensor, options: Sequence[int]) -> Tensor:
                     near_L = pattern_L.clone()
                     near_L[i], near_L[j] = a, b
                     found.append(near_L)
-    near_NL: Tensor = torch.stack(found)
+    near_NL: Tensor = torch.unique(torch.stack(found), dim=0)
     return near_NL[(near_NL != pattern_L).any(1)]
