@@ -10,6 +10,7 @@ N tokens  P patterns  L layers
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,14 +87,23 @@ def folder(*, skips: bool = False) -> Path:
 
 
 def _train(part: Path, options: tuple[int, ...]) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of more, products this small gain nothing
     duo = initial_duo(_spec(_words().get_vocab_size()), SMALL_WIDTH, 0)
     settings = Settings(steps=STEPS, learning_rate=3e-3, warmup_steps=20)
-    for _ in train_duo(duo, _lessons("train", 8), settings, options=options):
-        pass
+    with one_thread():
+        for _ in train_duo(duo, _lessons("train", 8), settings, options=options):
+            pass
     save_duo(part, duo, _words())
-    torch.set_num_threads(threads)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Of torch: products this small gain nothing from more, and lose much where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @cache
@@ -160,6 +170,7 @@ class Found:
 
 
 @cache
+@one_thread()
 def found(seed: int) -> Found:
     """Everything of all patterns, at about 0.1 s for a token. seed: of texts, and of gates' paths."""
     patterns = every_pattern(LAYERS)
@@ -202,8 +213,11 @@ def _tokens(name: str, num: int) -> Iterator[tuple[int, Prefixes, int]]:
 
 def _routes(gates: Gates, prefixes: Prefixes, at: int) -> list[int]:
     """Of each budget, where the router's pattern stands among all."""
+    budgets = torch.arange(LAYERS + 1)
+    patterns = prefixes.route(at, gates.choose(budgets), len(budgets))
     places = 2 ** torch.arange(LAYERS - 1, -1, -1)
-    return [int(((prefixes.route(at, gates.choose(k)) == BIG) * places).sum()) for k in range(LAYERS + 1)]
+    found: list[int] = ((patterns == BIG) * places).sum(1).tolist()
+    return found
 
 
 def worst(ratio: Callable[[int], float]) -> tuple[int, float]:

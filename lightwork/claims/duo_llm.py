@@ -22,6 +22,7 @@ from lightwork.claims._duo import (
     Found,
     folder,
     found,
+    one_thread,
     small_model,
     texts,
     trained,
@@ -210,6 +211,7 @@ def high_loss_is_not_difficulty(lab: Lab) -> Measured:
     mode="real",
     unit="",
 )
+@one_thread()
 def a_batch_of_patterns_is_exact(lab: Lab) -> Measured:
     rng, patterns = Random(lab.seed), every_pattern(LAYERS)
     differ = 0
@@ -223,6 +225,7 @@ def a_batch_of_patterns_is_exact(lab: Lab) -> Measured:
 
 
 @cache
+@one_thread()
 def _searched(seed: int) -> tuple[list[Tensor], list[float], list[float]]:
     """Patterns with skips that coordinate search found at the cost of all-small, their losses, and those of
     the best of as many random patterns of that cost."""

@@ -80,15 +80,15 @@ class Prefixes:
         return F.cross_entropy(scores_SV, gold_S, reduction="none")[state_N]
 
     @torch.no_grad()
-    def route(self, at: int, choose: Choose) -> Tensor:
-        """The pattern [L] that a router gives token `at`; its loss is that of `losses`."""
-        x_1d = self._start(at)
+    def route(self, at: int, choose: Choose, num_rows: int = 1) -> Tensor:
+        """The patterns [R, L] that a router gives token `at` in so many rows, say one for each budget."""
+        x_Rd = self._start(at).expand(num_rows, -1)
         pattern = []
         for i in range(self._duo.spec.num_layers):
-            x_1d = self._behind_attention(i, at, x_1d)
-            pattern.append(checked(choose(i, x_1d), i, 1))
-            x_1d = add_mlp(self._duo, i, x_1d, pattern[-1], TILE)
-        return torch.cat(pattern)
+            x_Rd = self._behind_attention(i, at, x_Rd)
+            pattern.append(checked(choose(i, x_Rd), i, num_rows))
+            x_Rd = add_mlp(self._duo, i, x_Rd, pattern[-1], TILE)
+        return torch.stack(pattern, 1)
 
     def _start(self, at: int) -> Tensor:
         if not 0 <= at < len(self._tokens_T) - 1:

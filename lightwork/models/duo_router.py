@@ -31,17 +31,22 @@ class Gates:
     weights: Tensor
     bias: Tensor
 
-    def choose(self, num_big: int) -> Choose:
-        """For one forward, its layers in order. Raises RangeError unless so many layers exist."""
-        num_layers = len(self.weights)
-        if not 0 <= num_big <= num_layers:
-            raise RangeError(f"{num_big} big layers of {num_layers}", expected=f"0 to {num_layers}")
+    def choose(self, num_big: int | Tensor) -> Choose:
+        """For one forward, its layers in order. num_big: of each row, or of all.
+
+        Raises RangeError unless so many layers exist.
+        """
+        num_layers, budget = len(self.weights), torch.as_tensor(num_big)
+        if budget.min() < 0 or budget.max() > num_layers:
+            raise RangeError(
+                f"{budget.min()} to {budget.max()} big layers of {num_layers}", expected=f"0 to {num_layers}"
+            )
         left_R = torch.empty(0, dtype=torch.int64)
 
         def choose(layer: int, x_Rd: Tensor) -> Tensor:
             nonlocal left_R
             if layer == 0:
-                left_R = torch.full((len(x_Rd),), num_big)
+                left_R = budget.expand(len(x_Rd))
             gains_R = (features(x_Rd) * self.weights[layer, left_R]).sum(-1) + self.bias[layer, left_R]
             wanted_R = (gains_R > 0) & (left_R > 0) | (left_R == num_layers - layer)
             left_R = left_R - wanted_R.long()

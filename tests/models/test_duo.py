@@ -149,8 +149,8 @@ def test_a_router_spends_exactly_its_budget(duo: Duo, num_big: int) -> None:
 
 def test_a_budget_of_more_layers_than_there_are_is_refused() -> None:
     gates = Gates(weights=torch.zeros(LAYERS, LAYERS + 1, 32), bias=torch.zeros(LAYERS, LAYERS + 1))
-    with pytest.raises(RangeError, match="6 big layers of 5"):
-        gates.choose(6)
+    with pytest.raises(RangeError, match="1 to 6 big layers of 5"):
+        gates.choose(torch.tensor([1, 6]))
 
 
 def test_all_patterns_at_once_have_the_bits_of_each_alone(duo: Duo) -> None:
@@ -239,4 +239,9 @@ def test_a_router_is_judged_by_the_pattern_it_gave(duo: Duo) -> None:
     everyone, choices = forward(duo, TOKENS, AT, dense_attention(1, SPEC), gates.choose(2))
     assert len(everyone) == len(TOKENS)
     prefixes = Prefixes(duo, TOKENS, choices)
-    assert all(torch.equal(prefixes.route(at, gates.choose(2)), choices[at]) for at in range(23))
+    for at in range(23):
+        assert torch.equal(prefixes.route(at, gates.choose(2))[0], choices[at])
+    budgets = torch.arange(LAYERS + 1)
+    together = prefixes.route(20, gates.choose(budgets), len(budgets))
+    alone = [prefixes.route(20, gates.choose(k))[0] for k in range(LAYERS + 1)]
+    assert torch.equal(together, torch.stack(alone))
