@@ -31,6 +31,7 @@ To add a family: its architecture in spec.py, its tensor names in parts.py, and 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from lightwork.models.spec import ModelSpec
     from lightwork.runtime.progress import Progress
 
-__all__ = ["Model", "import_models", "load", "load_compiled", "read_shape", "resolve"]
+__all__ = ["Model", "compiles", "import_models", "load", "load_compiled", "read_shape", "resolve"]
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -122,6 +123,11 @@ def load_compiled(uri: str, *, precision: Precision, progress: Progress | None =
         if error.name not in ("numba", "llvmlite"):
             raise
         raise MissingExtraError("numba", "cpu") from error
+
+
+def compiles(place: str) -> bool:
+    """Whether a place computes with the compiled CPU step, rather than with torch."""
+    return place == "cpu" and find_spec("numba") is not None
 
 
 def import_models() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from lightwork.decode.proposers import Draft, Proposer
+from lightwork.decode.proposers import Draft, Drafter
 from lightwork.memory.kv import KVCache
 from lightwork.serve.schedulers import Step
 
 
-def offer(step: Step, proposer: Proposer, kv: KVCache, vocab_size: int, *, may_leave: bool) -> None:
+def offer(step: Step, proposer: Drafter, kv: KVCache, vocab_size: int, *, may_leave: bool) -> None:
     """Fill the rows that the chunks left of the budget with drafts, and reserve their blocks.
 
     Under memory pressure drafts are dropped first. may_leave: sequences may go on at another engine

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
-from lightwork.decode.proposers import Proposer
+from lightwork.decode.proposers import Drafter
 from lightwork.decode.verifiers import Verifier
 from lightwork.decode.verifiers.match import Match
 from lightwork.errors import InvariantError
@@ -54,7 +54,7 @@ class Engine:
         scheduler: Scheduler[Any],
         *,
         limits: Limits,
-        proposer: Proposer | None = None,
+        proposer: Drafter | None = None,
         verifier: Verifier | None = None,
         vocab_size: int = 1 << 31,
         name: str = "engine",
@@ -373,6 +373,8 @@ class Engine:
     def give_up(self, seq: Seq) -> None:
         """Free the KV of a sequence that went on elsewhere."""
         self._lent -= 1
+        if self.proposer is not None:
+            self.proposer.forget(seq.id)
         self.kv.release(seq.id)
         self._ring()
 
@@ -406,6 +408,8 @@ class Engine:
 
     def _release(self, seq: Seq) -> None:
         """Give up its blocks. They are not stored while rows of accepted drafts are still to be moved."""
+        if self.proposer is not None:
+            self.proposer.forget(seq.id)
         self._transfers.release(seq, store=not self._results.copies)
 
     def _finish(self, seq: Seq, reason: FinishReason, error: Exception | None = None) -> None:

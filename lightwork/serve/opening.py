@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lightwork.errors import SpecError
 from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8_DOT, PAGE
+from lightwork.models import compiles
 from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
@@ -268,11 +269,6 @@ def _adapters(source: Adapters, model: Local) -> Setting:
     for adapter in found:
         model.adapters.put(adapter)
     return adapters_setting(found)
-
-
-def compiles(place: str) -> bool:
-    """Whether a place computes with the compiled CPU step, rather than with torch."""
-    return place == "cpu" and find_spec("numba") is not None
 
 
 def import_backend(place: str) -> None:

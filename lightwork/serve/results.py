@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 from functools import partial
 
-from lightwork.decode.proposers import ROOT, Proposer
+from lightwork.decode.proposers import ROOT, Drafter
 from lightwork.decode.sampling import Pick
 from lightwork.decode.verifiers import Verdict, Verifier
 from lightwork.memory.kv import Copy, KVCache
@@ -25,7 +25,7 @@ class Results:
     def __init__(
         self,
         kv: KVCache,
-        proposer: Proposer | None,
+        proposer: Drafter | None,
         verifier: Verifier,
         now: Callable[[], float],
         began: Callable[[Seq], object],

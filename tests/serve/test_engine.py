@@ -378,6 +378,8 @@ class Liar:
 
     def accept(self, texts: Sequence[Text], verdicts: Sequence[Verdict]) -> None: ...
 
+    def forget(self, seq_id: int) -> None: ...
+
 
 def test_a_proposer_that_breaks_its_contract_is_named() -> None:
     engine = make_engine(proposer=Liar())

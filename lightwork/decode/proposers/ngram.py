@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightwork.decode.proposers import MAX_NODES, Draft, Text
+from lightwork.decode.proposers import MAX_NODES, Draft, Target, Text
 from lightwork.decode.verifiers import Verdict
 from lightwork.errors import RangeError
 
@@ -39,6 +39,9 @@ class Ngram:
                 fix="Ngram(n_max=3, n_min=1)",
             )
 
+    def begin(self, target: Target) -> Ngram:
+        return self
+
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
         return [
             Draft.chain(self._continuation(t.tokens, min(self.k, n)))
@@ -47,6 +50,9 @@ class Ngram:
 
     def accept(self, texts: Sequence[Text], verdicts: Sequence[Verdict]) -> None:
         """Nothing to learn: the text itself is the model."""
+
+    def forget(self, seq_id: int) -> None:
+        """Nothing is kept."""
 
     def _continuation(self, tokens: list[int], limit: int) -> list[int]:
         if limit <= 0:
