@@ -35,6 +35,7 @@ from lightwork.serve.plan import (
     tier_blocks,
 )
 from lightwork.serve.runner import Runner
+from lightwork.serve.schedulers import Step
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.training_runner import TrainingRunner
 
@@ -138,10 +139,14 @@ def open_one(
         make_runner, told = compose(plan, _local(model), make_runner, free, progress, name)
         settings.append(told)
         models = [*model.variants.values()]
+    threads = _threads(plan, model)
     runner = make_runner(kernel, model, kv)
     if "tuning" in chosen:
         runner, beside, more = train_beside(chosen["tuning"], runner, kernel, _local(model), kv)
         parts |= beside
+        settings += more
+    elif "proposer" in chosen and composition is None:
+        parts["predict"], more = _row_times(runner, model, kv.block_size)
         settings += more
     max_len, vocab_size = int(longest.value), model.spec.vocab_size
     engine = make_engine(plan, kernel, kv, runner, max_len, vocab_size, models, **parts)
@@ -150,7 +155,7 @@ def open_one(
     if kernel.trace is not None:
         derived = {"kv_blocks": kv.total, "block_size": block_size, "tier_blocks": behind}
         kernel.trace.about = about(plan, **derived, max_len=max_len)
-    settings += [*_threads(plan, model), longest, blocks, *divided(plan, kv)]
+    settings += [*threads, longest, blocks, *divided(plan, kv)]
     settings += [_scheduler(chosen, engine, why_scheduler), *overlapped(plan)]
     return engine, model, settings
 
@@ -323,6 +328,21 @@ def _threads(plan: Plan, model: Served) -> list[Setting]:
     model.set_threads(threads)
     reason = "its steps are shorter than waking another thread" if small else "one per core"
     return [Setting("threads", str(threads), reason)]
+
+
+def _row_times(
+    runner: Runner, model: Served, block_size: int
+) -> tuple[Callable[[Step], float] | None, list[Setting]]:
+    """What rows cost here, for drafts: measured where this process computes, else left to an assumption."""
+    from lightwork.serve.local_runner import LocalRunner
+    from lightwork.serve.row_times import measure_rows
+
+    if not isinstance(runner, LocalRunner):
+        return None, []
+    times = measure_rows(model, block_size)
+    (few, few_s), (many, many_s) = times.curve[0], times.curve[-1]
+    value = f"{few_s * 1e3:.2g} ms for {few:g}, {many_s * 1e3:.2g} ms for {many:g}"
+    return times.predict, [Setting("row_times", value, "measured; drafts get rows by it")]
 
 
 def free_bytes(place: str) -> int:

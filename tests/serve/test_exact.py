@@ -170,7 +170,9 @@ def test_the_simulated_engine_decides_like_the_real_one(checkpoint: Make) -> Non
     again = replay(
         kernel.trace,
         seqs,
-        lambda k, runner, kv: make_engine(plan, k, kv, runner, 200, model.spec.vocab_size),
+        lambda k, runner, kv: make_engine(
+            plan, k, kv, runner, 200, model.spec.vocab_size, predict=engine.predict
+        ),
         KVCache(engine.kv.total, engine.kv.block_size),
     )
     assert decisions(again) == decisions(kernel.trace)
