@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lightwork.errors import SpecError
 from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8_DOT, PAGE
+from lightwork.memory.kv import KVCache
 from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
@@ -35,7 +36,6 @@ from lightwork.serve.plan import (
     tier_blocks,
 )
 from lightwork.serve.runner import Runner
-from lightwork.serve.schedulers import Step
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.training_runner import TrainingRunner
 
@@ -141,13 +141,9 @@ def open_one(
         models = [*model.variants.values()]
     threads = _threads(plan, model)
     runner = make_runner(kernel, model, kv)
-    if "tuning" in chosen:
-        runner, beside, more = train_beside(chosen["tuning"], runner, kernel, _local(model), kv)
-        parts |= beside
-        settings += more
-    elif "proposer" in chosen and composition is None:
-        parts["predict"], more = _row_times(runner, model, kv.block_size)
-        settings += more
+    runner, beside, more = _beside(chosen, runner, kernel, model, kv)
+    parts |= beside
+    settings += more
     max_len, vocab_size = int(longest.value), model.spec.vocab_size
     engine = make_engine(plan, kernel, kv, runner, max_len, vocab_size, models, **parts)
     if isinstance(runner, TrainingRunner):
@@ -330,19 +326,26 @@ def _threads(plan: Plan, model: Served) -> list[Setting]:
     return [Setting("threads", str(threads), reason)]
 
 
-def _row_times(
-    runner: Runner, model: Served, block_size: int
-) -> tuple[Callable[[Step], float] | None, list[Setting]]:
-    """What rows cost here, for drafts: measured where this process computes, else left to an assumption."""
+def _beside(
+    chosen: Mapping[str, Any], runner: Runner, kernel: Kernel, model: Served, kv: KVCache
+) -> tuple[Runner, dict[str, Any], list[Setting]]:
+    """What is measured of a model for training or drafts before it serves: the runner, what an engine takes
+    besides, and what was found. Where rows are not measured, drafts are given rows by an assumption."""
     from lightwork.serve.local_runner import LocalRunner
     from lightwork.serve.row_times import measure_rows
 
-    if not isinstance(runner, LocalRunner):
-        return None, []
-    times = measure_rows(model, block_size)
+    if "tuning" in chosen:
+        return train_beside(chosen["tuning"], runner, kernel, _local(model), kv)
+    if "proposer" not in chosen or not isinstance(runner, LocalRunner):
+        return runner, {}, []
+    times = measure_rows(model, kv.block_size)
     (few, few_s), (many, many_s) = times.curve[0], times.curve[-1]
     value = f"{few_s * 1e3:.2g} ms for {few:g}, {many_s * 1e3:.2g} ms for {many:g}"
-    return times.predict, [Setting("row_times", value, "measured; drafts get rows by it")]
+    return (
+        runner,
+        {"predict": times.predict},
+        [Setting("row_times", value, "measured; drafts get rows by it")],
+    )
 
 
 def free_bytes(place: str) -> int:
