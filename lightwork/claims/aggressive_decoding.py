@@ -1,11 +1,11 @@
 """Aggressive Decoding: outputs that copy most of their input, drafted from it.
 
-IAD only: its generalisation with a non-autoregressive drafter (GAD) needs a model of that sort, which is not
-there. Simulated: sentences of random tokens, each corrected by a script in place of a model, one request after
-another. In natural text more tokens come twice, and places are harder to find again. The decoder has six
-layers as wide as Transformer-base and reads the sentence as its prompt; published figures are of an encoder
-and a decoder. Real: 16 sequences of 184 million parameters beside a proposer that is always wrong, which the
-row budget has to notice.
+IAD only: its generalisation with a non-autoregressive drafter (GAD) needs a model of that sort, which is
+not there. Simulated: sentences of random tokens, each corrected by a script in place of a model, one
+request after another. In natural text more tokens come twice, and places are harder to find again. The
+decoder has six layers as wide as Transformer-base and reads the sentence as its prompt; published figures
+are of an encoder and a decoder. Real: 16 sequences of 184 million parameters beside a proposer that is
+always wrong, which the row budget has to notice.
 """
 
 from __future__ import annotations
