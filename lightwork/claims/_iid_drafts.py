@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightwork.decode.acceptance import chain_gain
 from lightwork.decode.proposers import Draft, Target, Text
 from lightwork.decode.sampling import noise_key
 from lightwork.decode.verifiers import Verdict
@@ -27,6 +28,9 @@ class IidDrafts:
 
     def begin(self, target: Target) -> IidDrafts:
         return self
+
+    def gain(self, text: Text, rate: float) -> list[float]:
+        return chain_gain(self.rate, self.k)
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
         return [

@@ -13,6 +13,7 @@ from itertools import takewhile
 
 import numpy as np
 
+from lightwork.decode.acceptance import chain_gain
 from lightwork.decode.proposers import MAX_NODES, Draft, Text
 from lightwork.decode.verifiers import Verdict
 from lightwork.errors import RangeError
@@ -32,7 +33,6 @@ class SelfSpeculation:
     """A proposer of chains of up to k tokens, each the path's most probable one.
 
     model: the path. read: rows that it has computed. drafted, kept: tokens. rounds: drafts that were judged.
-    Texts that are not asked about in a step are forgotten.
     """
 
     def __init__(self, model: Model, k: int = 4) -> None:
@@ -43,8 +43,13 @@ class SelfSpeculation:
         self._model = model
         self._texts: dict[int, _Read] = {}
 
+    def gain(self, text: Text, rate: float) -> list[float]:
+        return chain_gain(rate, self.k)
+
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
-        self._texts = {t.id: self._texts.get(t.id) or _Read(self._new_kv()) for t in texts}
+        for text in texts:
+            if text.id not in self._texts:
+                self._texts[text.id] = _Read(self._new_kv())
         return [
             Draft.chain(self._continuation(self._texts[t.id], t.tokens, min(self.k, n)))
             for t, n in zip(texts, rows, strict=True)
@@ -54,6 +59,9 @@ class SelfSpeculation:
         """Counts them; keys and values of refused tokens are written over."""
         self.rounds += len(verdicts)
         self.kept += sum(len(verdict.path) for verdict in verdicts)
+
+    def forget(self, seq_id: int) -> None:
+        self._texts.pop(seq_id, None)
 
     def _new_kv(self) -> KVPool:
         return self._model.new_kv(1, self._model.spec.max_len)

@@ -17,7 +17,7 @@ from lightwork.errors import InvariantError
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
-from lightwork.serve.drafting import offer
+from lightwork.serve.drafting import Drafting
 from lightwork.serve.flights import Flights
 from lightwork.serve.notes import Notes
 from lightwork.serve.results import Results
@@ -77,7 +77,8 @@ class Engine:
         self.began: Callable[[Seq], object] | None = None
         self.left: Callable[[Seq], None] | None = None
         self.training = training
-        self._predict = predict
+        self.predict = predict
+        self._drafting = None if proposer is None else Drafting(proposer, kv, vocab_size, predict)
         self.steps = 0
         self._held = 0
         self._lent = 0
@@ -87,7 +88,9 @@ class Engine:
         self._flights = Flights(kernel, runner)
         self._turns = Turns(kernel)
         self._notes = Notes(kernel, name)
-        self._results = Results(kv, proposer, verifier or Match(), kernel.now, self._has_begun, self._finish)
+        self._results = Results(
+            kv, self._drafting, verifier or Match(), kernel.now, self._has_begun, self._finish
+        )
         self._transfers = Transfers(kernel, runner, kv, self._notes, self._arrived_kv, self._copied)
 
     # -- requests
@@ -201,7 +204,7 @@ class Engine:
             self.kv,
             self.limits,
             training=training,
-            predict=self._predict,
+            predict=self.predict,
         )
         step = self.scheduler.plan(self._state, view)
         if step.changes_nothing:
@@ -250,8 +253,8 @@ class Engine:
         if step.chunks and not (self._flights or self._lent or self._transfers.busy):
             moves, step.left = self.kv.gather()
             step.copies += moves
-        if self.proposer is not None:
-            offer(step, self.proposer, self.kv, self.vocab_size, may_leave=self.began is not None)
+        if self._drafting is not None:
+            self._drafting.offer(step, may_leave=self.began is not None)
         self._flights.take(step, self._goes_on)
         step.after += self._transfers.conflicts()
         if self.training is not None:
@@ -373,8 +376,8 @@ class Engine:
     def give_up(self, seq: Seq) -> None:
         """Free the KV of a sequence that went on elsewhere."""
         self._lent -= 1
-        if self.proposer is not None:
-            self.proposer.forget(seq.id)
+        if self._drafting is not None:
+            self._drafting.forget(seq)
         self.kv.release(seq.id)
         self._ring()
 
@@ -408,8 +411,8 @@ class Engine:
 
     def _release(self, seq: Seq) -> None:
         """Give up its blocks. They are not stored while rows of accepted drafts are still to be moved."""
-        if self.proposer is not None:
-            self.proposer.forget(seq.id)
+        if self._drafting is not None:
+            self._drafting.forget(seq)
         self._transfers.release(seq, store=not self._results.copies)
 
     def _finish(self, seq: Seq, reason: FinishReason, error: Exception | None = None) -> None:

@@ -17,7 +17,7 @@ pytest.importorskip("numba")
 from lightwork.claims._iid_drafts import IidDrafts, said
 from lightwork.claims.pearl import generate, tokens_per_step
 from lightwork.decode.proposers import Drafter, Proposer, Target
-from lightwork.decode.proposers.draft_model import Drafting, DraftModel
+from lightwork.decode.proposers.draft_model import DraftModel, DraftRunner
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.proposers.pearl import Edit, Pearl
 from lightwork.decode.sampling import Sampling
@@ -134,7 +134,7 @@ def test_drafts_go_with_batches_prefixes_chunks_and_preemption(
     assert any(seq.cached for seq in seqs)
     assert sum(seq.accepted for seq in seqs) > 50
     drafter: Any = engine.proposer
-    if isinstance(drafter, Drafting):
+    if isinstance(drafter, DraftRunner):
         drafter.check()
         assert drafter.usage == 0.0
 

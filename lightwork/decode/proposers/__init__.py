@@ -87,6 +87,8 @@ class Draft:
             wrong = f"{len(self.tokens)} tokens but {len(self.parents)} parents"
         elif len(self) > min(max_rows, MAX_NODES):
             wrong = f"{len(self)} rows where {min(max_rows, MAX_NODES)} were given"
+        elif not all(hasattr(number, "__index__") for number in (*self.tokens, *self.parents)):
+            wrong = f"tokens {self.tokens} under {self.parents} that are not all integers"
         elif any(not ROOT <= parent < i for i, parent in enumerate(self.parents)):
             wrong = f"parents {self.parents} that do not come before their children"
         elif any(not 0 <= token < vocab_size for token in self.tokens):
@@ -114,6 +116,12 @@ class Drafter(Protocol):
     @property
     def k(self) -> int:
         """The most rows one sequence can use in a step."""
+        ...
+
+    def gain(self, text: Text, rate: float) -> Sequence[float]:
+        """Tokens that each more row of a draft is expected to add, from 0 to 1 and never more than the row
+        before. rate: the share of its guesses for this text that have held lately.
+        """
         ...
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightwork.decode.acceptance import chain_gain
 from lightwork.decode.choose import choose
 from lightwork.decode.proposers import MAX_NODES, Draft, Target, Text
 from lightwork.decode.proposers._agreement import agreement
@@ -57,18 +58,18 @@ class DraftModel:
                 fix="DraftModel(k=4)",
             )
 
-    def begin(self, target: Target) -> Drafting:
+    def begin(self, target: Target) -> DraftRunner:
         """With the model loaded. Raises CheckpointError, CapacityError, SpecError."""
         _check_vocabularies(target.model, self.model)
         if compiles(target.on):
             model = load_compiled(self.model, precision=Stored())
             model.set_threads(self.threads)
-            return Drafting(self, model, "float32", PAGE, target)
+            return DraftRunner(self, model, "float32", PAGE, target)
         dtype = "float32" if target.on == "cpu" else "bfloat16"
-        return Drafting(self, load(self.model, dtype=dtype, device=target.on), dtype, BLOCK_SIZE, target)
+        return DraftRunner(self, load(self.model, dtype=dtype, device=target.on), dtype, BLOCK_SIZE, target)
 
 
-class Drafting:
+class DraftRunner:
     """A draft model at work for one engine, with keys and values of its own.
 
     Each text is continued from what its last draft and the text agree in. Prompts that begin alike share keys
@@ -98,6 +99,9 @@ class Drafting:
     @property
     def k(self) -> int:
         return self._how.k
+
+    def gain(self, text: Text, rate: float) -> list[float]:
+        return chain_gain(rate, self.k)
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
         most = [self._begin(text, n) for text, n in zip(texts, rows, strict=True)]

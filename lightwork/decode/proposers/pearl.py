@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from lightwork.decode.acceptance import chain_gain
 from lightwork.decode.proposers import ROOT, Draft, Drafter, Proposer, Target, Text
 from lightwork.decode.proposers._agreement import agreement
 from lightwork.decode.proposers.draft_model import DraftModel
@@ -121,6 +122,9 @@ class Ahead:
     @property
     def k(self) -> int:
         return self._k
+
+    def gain(self, text: Text, rate: float) -> list[float]:
+        return chain_gain(rate, self._k)
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
         drafts, edits, guesses = [], [], []
