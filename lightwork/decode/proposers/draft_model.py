@@ -210,9 +210,9 @@ def _check_vocabularies(target: str, draft: str) -> None:
     if ours == theirs and sizes[0] == sizes[1]:
         return
     told = f"{draft} has {sizes[0]} tokens and {target} {sizes[1]}"
-    if differing := [text for text in theirs if ours.get(text) != theirs[text]]:
-        told += f", and {differing[0]!r} is token {ours.get(differing[0])} in the one, "
-        told += f"{theirs[differing[0]]} in the other"
+    if differing := [text for text in theirs | ours if ours.get(text) != theirs.get(text)]:
+        one, other = (names.get(differing[0], "none") for names in (ours, theirs))
+        told += f"; {differing[0]!r} is token {one} of the one and {other} of the other"
     raise SpecError(
         f"the vocabularies of draft and target differ: {told}",
         expected="the same tokenizer, so that a drafted token means what the target would say",
