@@ -18,7 +18,7 @@ from lightwork.serve.schedulers import Step
 
 ASSUMED = 1 / 32
 """Where no cost model is at hand, a row makes a step longer by this share of one without rows."""
-PROBES = 0.01
+PROBES = 0.005
 """Share of the time that drafts may take which are not worth it, so that statistics follow the text."""
 LEAST = 0.02
 """Rows that are expected to add fewer tokens are not considered."""

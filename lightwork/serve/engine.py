@@ -299,7 +299,7 @@ class Engine:
             return 0
         try:
             return self._results.take_in(step, i, scores, stands=stands)
-        except Exception as error:  # whatever a verifier, proposer or sink raises ends this sequence only
+        except Exception as error:  # whatever a verifier or sink raises ends this sequence only
             if seq.finished is None:
                 self._finish(seq, "error", error)
             return 0

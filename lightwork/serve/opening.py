@@ -327,21 +327,20 @@ def _beside(
 ) -> tuple[Runner, dict[str, Any], list[Setting]]:
     """What is measured of a model for training or drafts before it serves: the runner, what an engine takes
     besides, and what was found. Where rows are not measured, drafts are given rows by an assumption."""
+    if "tuning" in chosen:
+        return train_beside(chosen["tuning"], runner, kernel, _local(model), kv)
+    if "proposer" not in chosen:
+        return runner, {}, []
     from lightwork.serve.local_runner import LocalRunner
     from lightwork.serve.row_times import measure_rows
 
-    if "tuning" in chosen:
-        return train_beside(chosen["tuning"], runner, kernel, _local(model), kv)
-    if "proposer" not in chosen or not isinstance(runner, LocalRunner):
+    if not isinstance(runner, LocalRunner):
         return runner, {}, []
     times = measure_rows(model, kv.block_size)
     (few, few_s), (many, many_s) = times.curve[0], times.curve[-1]
     value = f"{few_s * 1e3:.2g} ms for {few:g}, {many_s * 1e3:.2g} ms for {many:g}"
-    return (
-        runner,
-        {"predict": times.predict},
-        [Setting("row_times", value, "measured; drafts get rows by it")],
-    )
+    told = Setting("row_times", value, "measured; drafts get rows by it")
+    return runner, {"predict": times.predict}, [told]
 
 
 def free_bytes(place: str) -> int:

@@ -99,7 +99,7 @@ def test_no_other_division_makes_more_tokens_per_second(
         assert speed(taken, added) >= most * (1 - 1e-9)
 
 
-def test_probes_take_a_hundredth_of_the_time_and_visit_everybody() -> None:
+def test_probes_take_their_share_of_the_time_and_visit_everybody() -> None:
     budget = by_rows((1, 10), (64, 64))
     step, spent_s, asked = decodes(4), 0.0, [0, 0, 0, 0]
     for _ in range(2000):
