@@ -135,6 +135,11 @@ class Engine:
         return self.runner.alive
 
     @property
+    def computing(self) -> int | None:
+        """How many steps have begun, if the last has not ended."""
+        return self.steps if self._flights else None
+
+    @property
     def kv_tokens(self) -> int:
         """Tokens whose keys and values fit."""
         return self.kv.capacity()
