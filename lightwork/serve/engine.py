@@ -27,7 +27,6 @@ from lightwork.serve.sequence import FinishReason, Lender, Limits, Request, Sink
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.training import Training
 from lightwork.serve.transfers import Transfers
-from lightwork.serve.turns import Turns
 
 
 class Gauges(NamedTuple):
@@ -86,7 +85,6 @@ class Engine:
         self._bell: Future = kernel.future("a request")
         self._idle: list[Future] = []
         self._flights = Flights(kernel, runner)
-        self._turns = Turns(kernel)
         self._notes = Notes(kernel, name)
         self._results = Results(
             kv, self._drafting, verifier or Match(), kernel.now, self._has_begun, self._finish
@@ -112,10 +110,6 @@ class Engine:
         self._ring()
         return seqs
 
-    async def submit_in_turn(self, request: Request, sink: Sink | None = None) -> list[Seq]:
-        """As `submit`, but where the queue is full, wait until there is room."""
-        return await self._turns.wait(lambda: self.submit(request, sink))
-
     def cancel(self, seqs: Iterable[Seq]) -> None:
         """End sequences whose caller has gone; their blocks are free at once, or when their step ends."""
         for seq in seqs:
@@ -136,6 +130,11 @@ class Engine:
     @property
     def alive(self) -> bool:
         return self.runner.alive
+
+    @property
+    def computing(self) -> int | None:
+        """How many steps have begun, if the last has not ended."""
+        return self.steps if self._flights else None
 
     @property
     def kv_tokens(self) -> int:
@@ -234,7 +233,6 @@ class Engine:
             for seq in step.admitted:
                 if seq.id not in starts:
                     self._begin_pull(seq)
-            self._turns.ring()
         if step.chunks:
             step.copies, self._results.copies = self._results.copies, []
         seen: set[int] = set()
@@ -433,7 +431,6 @@ class Engine:
             self._release(seq)
         elif seq in self.waiting:
             self.waiting.remove(seq)
-            self._turns.ring()
             if seq.source is not None:
                 seq.source.give_up(seq)
                 seq.source = None

@@ -257,6 +257,11 @@ def test_a_full_queue_says_so() -> None:
         engine.submit(request())
 
 
+def test_more_continuations_than_the_queue_holds_are_not_told_to_come_again() -> None:
+    with pytest.raises(CapacityError, match="3 continuations"):
+        make_engine(max_waiting=2).submit(request(n=3))
+
+
 class Sink:
     """Remembers what it is told."""
 
