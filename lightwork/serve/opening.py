@@ -142,7 +142,7 @@ def open_one(
         models = [*model.variants.values()]
     threads = _threads(plan, model)
     runner = make_runner(kernel, model, kv)
-    runner, beside, more = _beside(chosen, runner, kernel, model, kv)
+    runner, beside, more = _beside(chosen, runner, kernel, model, kv, timed="predict" in parts)
     parts |= beside
     settings += more
     max_len, vocab_size = int(longest.value), model.spec.vocab_size
@@ -323,13 +323,16 @@ def _threads(plan: Plan, model: Served) -> list[Setting]:
 
 
 def _beside(
-    chosen: Mapping[str, Any], runner: Runner, kernel: Kernel, model: Served, kv: KVCache
+    chosen: Mapping[str, Any], runner: Runner, kernel: Kernel, model: Served, kv: KVCache, *, timed: bool
 ) -> tuple[Runner, dict[str, Any], list[Setting]]:
     """What is measured of a model for training or drafts before it serves: the runner, what an engine takes
-    besides, and what was found. Where rows are not measured, drafts are given rows by an assumption."""
+    besides, and what was found. Where rows are not measured, drafts are given rows by an assumption.
+
+    timed: whether it is known already what steps take.
+    """
     if "tuning" in chosen:
         return train_beside(chosen["tuning"], runner, kernel, _local(model), kv)
-    if "proposer" not in chosen:
+    if "proposer" not in chosen or timed:
         return runner, {}, []
     from lightwork.serve.local_runner import LocalRunner
     from lightwork.serve.row_times import measure_rows

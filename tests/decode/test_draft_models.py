@@ -22,17 +22,21 @@ from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.proposers.pearl import Edit, Pearl
 from lightwork.decode.sampling import Sampling
 from lightwork.errors import CapacityError, RangeError, SpecError
-from lightwork.models import resolve
+from lightwork.kernels.cpu.formats import PAGE
+from lightwork.memory.kv import KVCache
+from lightwork.models import load_compiled, resolve
 from lightwork.models.held_out import read_held_out
+from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.engine import Engine
-from lightwork.serve.opening import open_engine
+from lightwork.serve.local_runner import LocalRunner
+from lightwork.serve.opening import open_one
 from lightwork.serve.plan import Plan
 from lightwork.serve.schedulers import Step
 from lightwork.serve.schedulers.sarathi import Sarathi
-from lightwork.serve.sequence import Request
+from lightwork.serve.sequence import Limits, Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
 from lightwork.techniques import parse
@@ -54,9 +58,10 @@ def requests(temperature: float, num: int = SEQS, **sampling: Any) -> list[Reque
 
 
 def serve(use: Iterable[object], load: list[Request], **settings: Any) -> tuple[Engine, list[Seq]]:
+    """By engines to which rows cost nothing, so that drafts get all that a draft model can use."""
     plan = Plan(use=tuple(use), threads=1, max_len=512, **settings)
-    engine, model, _ = open_engine(plan, Kernel(WallClock(), trace=Trace("real: cpu")))
-    assert isinstance(engine, Engine)
+    kernel = Kernel(WallClock(), trace=Trace("real: cpu"))
+    engine, model, _ = open_one(plan, kernel, predict=lambda step: 1.0)
     seqs = run_load(engine, [0.0] * len(load), load)
     model.close()
     engine.kv.check()
@@ -190,9 +195,20 @@ def test_messages_are_few_token_ids(k: int) -> None:
     listening = Listening()
     target = Target(model="tiny:llama", on="cpu", max_seqs=1, max_len=512, beside=listening)
     drafter = Pearl(inner=DraftModel(k=k)).begin(target)
-    engine, model, _ = open_engine(Plan(threads=1, max_len=512), Kernel(WallClock()))
-    assert isinstance(engine, Engine)
-    engine.proposer = drafter
+    kernel, model, kv = (
+        Kernel(WallClock()),
+        load_compiled("tiny:llama", precision=Stored()),
+        KVCache(16, PAGE),
+    )
+    engine = Engine(
+        kernel,
+        LocalRunner(kernel, model, kv),
+        kv,
+        Sarathi(),
+        limits=Limits(max_len=512),
+        proposer=drafter,
+        predict=lambda step: 1.0,
+    )
     load = requests(1.0, num=1)
     run_load(engine, [0.0], load)
     model.close()

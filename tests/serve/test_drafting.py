@@ -204,6 +204,8 @@ class Liar:
         if self.how == "raises late":
             raise RuntimeError("accepts nothing")
 
+    def forget(self, seq_id: int) -> None: ...
+
 
 LIES = [
     *(
