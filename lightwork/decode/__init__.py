@@ -1,10 +1,12 @@
 """Whatever proposes tokens, and the verifier that keeps the output exact.
 
-proposers/  one file per way to guess the next tokens (`Proposer.propose`)
+proposers/  one file per way to guess the next tokens (`Proposer.begin` gives an engine its `Drafter`)
 verifiers/  one file per way to judge the guesses (`Verifier.verify`)
 sampling.py the choice of a token as a pure function of (logits, seed, position)
+self_speculation.py drafts from a cheaper path of the model that verifies them
 choose.py   the same choices for all rows of a step at once, compiled where numba is there
 
-To add a technique: one file in its kind's folder, named after it. The engine calls every proposer and
-verifier the same way; neither sees the scheduler, the cache or the clock.
+To add a technique: one file in its kind's folder, named after it. The engine calls every drafter and
+verifier the same way; neither sees the scheduler, the engine's cache or the clock. A drafter that keeps
+something of a sequence is told when that has left.
 """

@@ -11,6 +11,8 @@ experts.py      several checkpoints of one shape, and the memory that some are c
 zoo.py          fine-tunes cut into blocks, each kept once; equivalence.py: which may stand in for which
 chains.py       models that share blocks, computed together; stitching.py: blocks of unequal width joined
 speculation.py  layers that start on a guess of what those before them will give
+duo.py          MLPs that are big, small or left out as each token's routing says; duo_oracle.py: the best
+                routing of a token; duo_router.py: gates that choose one
 gpu_step.py     the same for dense Llama-like models on Triton's kernels, with CUDA graphs
 parts.py        which tensors of a checkpoint each weight is made of
 weights.py      fused weights
@@ -29,6 +31,7 @@ To add a family: its architecture in spec.py, its tensor names in parts.py, and 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from lightwork.models.spec import ModelSpec
     from lightwork.runtime.progress import Progress
 
-__all__ = ["Model", "import_models", "load", "load_compiled", "read_shape", "resolve"]
+__all__ = ["Model", "compiles", "import_models", "load", "load_compiled", "read_shape", "resolve"]
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -120,6 +123,11 @@ def load_compiled(uri: str, *, precision: Precision, progress: Progress | None =
         if error.name not in ("numba", "llvmlite"):
             raise
         raise MissingExtraError("numba", "cpu") from error
+
+
+def compiles(place: str) -> bool:
+    """Whether a place computes with the compiled CPU step, rather than with torch."""
+    return place == "cpu" and find_spec("numba") is not None
 
 
 def import_models() -> None:

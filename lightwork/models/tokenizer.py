@@ -34,6 +34,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token, by its text as the vocabulary writes it."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
     @cached_property
     def special(self) -> dict[str, str]:
         """Special tokens by role: bos_token, eos_token, ..."""

@@ -103,9 +103,23 @@ def block(
 ) -> Tensor:
     """Layer i, from its input to the next one's. cos_sin: of the rows, see `rotary`."""
     change = partial(adapt, i)
-    heads_RK = attend(i, *queries_keys_values(x_Rd, layer, spec, cos_sin, change)).flatten(1)
-    x_Rd = x_Rd + reduce(change("out", heads_RK, F.linear(heads_RK, layer.out, layer.out_bias)))
+    x_Rd = x_Rd + attention(i, x_Rd, layer, spec, cos_sin, attend, change, reduce)
     return x_Rd + reduce(mlp_down(mlp_up(x_Rd, layer, spec, change), layer, change))
+
+
+def attention(
+    i: int,
+    x_Rd: Tensor,
+    layer: Layer,
+    spec: ModelSpec,
+    cos_sin: CosSin | None,
+    attend: Attend,
+    change: Change = _unchanged,
+    reduce: Reduce = _whole,
+) -> Tensor:
+    """What layer i's attention adds, [R, d]."""
+    heads_RK = attend(i, *queries_keys_values(x_Rd, layer, spec, cos_sin, change)).flatten(1)
+    return reduce(change("out", heads_RK, F.linear(heads_RK, layer.out, layer.out_bias)))
 
 
 def normalise(weights: Weights, spec: ModelSpec, x_Rd: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +14,7 @@ from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
 from lightwork.serve.compositions import Composition
 from lightwork.serve.expert_runner import ExpertRunner, copy_for_real
-from lightwork.serve.plan import Plan, Setting
+from lightwork.serve.plan import Plan, Setting, contains
 from lightwork.serve.runner import Runner
 from lightwork.serve.schedulers import Scheduler
 from lightwork.serve.schedulers.by_model import ByModel
@@ -30,13 +29,7 @@ if TYPE_CHECKING:
 
 def taking_turns(scheduler: Scheduler[Any]) -> Scheduler[Any]:
     """The scheduler if models take turns in it, else turns with it inside."""
-    return scheduler if _has_turns(scheduler) else ByModel(inner=scheduler)
-
-
-def _has_turns(scheduler: object) -> bool:
-    if isinstance(scheduler, ByModel) or not is_dataclass(scheduler):
-        return isinstance(scheduler, ByModel)
-    return any(_has_turns(getattr(scheduler, field.name)) for field in fields(scheduler))
+    return scheduler if contains(scheduler, ByModel) else ByModel(inner=scheduler)
 
 
 def compose(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lightwork.cluster.calibration import Calibration
 from lightwork.cluster.pricing import CostModel
@@ -16,6 +16,9 @@ from lightwork.models.work import around_work, head_work, products, slice_work
 from lightwork.runtime.effects import DTYPE_BYTES, Work
 from lightwork.serve.schedulers import Step
 from lightwork.serve.training import Slice
+
+if TYPE_CHECKING:
+    from lightwork.serve.simulated_runner import StepCost
 
 KV_SHARE = 0.9
 """Share of a device's memory that weights and KV may fill; the rest is for activations and the runtime."""
@@ -180,6 +183,11 @@ class EagerCost:
     def stages(self, step: Step) -> Sequence[float]:
         host_s = self.layer_s * self.device.spec.num_layers / self.device.pp
         return [max(device_s, host_s) for device_s in self.device.stages(step)]
+
+
+def predicted(cost: StepCost) -> Callable[[Step], float]:
+    """Seconds of a whole step by a cost model that nobody else asks; see `View.predict`."""
+    return lambda step: sum(cost.stages(step))
 
 
 def num_scored(step: Step) -> int:

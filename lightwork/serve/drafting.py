@@ -1,32 +1,122 @@
-"""What a step has left is offered to drafts."""
+"""What a step has left is offered to drafts, and what became of them is counted."""
 
 from __future__ import annotations
 
-from lightwork.decode.proposers import Draft, Proposer
+import logging
+from collections.abc import Callable, Sequence
+
+from lightwork.decode.acceptance import Acceptance
+from lightwork.decode.proposers import MAX_NODES, Draft, Drafter
+from lightwork.decode.verifiers import Verdict
+from lightwork.errors import InvariantError
 from lightwork.memory.kv import KVCache
+from lightwork.serve.budget import Budget
 from lightwork.serve.schedulers import Step
+from lightwork.serve.sequence import Sequence as Seq
+
+log = logging.getLogger(__name__)
 
 
-def offer(step: Step, proposer: Proposer, kv: KVCache, vocab_size: int, *, may_leave: bool) -> None:
-    """Fill the rows that the chunks left of the budget with drafts, and reserve their blocks.
+class Drafting:
+    """The proposer of one engine. One that fails or breaks its contract is told of once, and not asked again.
 
-    Under memory pressure drafts are dropped first. may_leave: sequences may go on at another engine
-    with their first token; they get none until then, as their KV has to be in place.
+    predict: see `View`. broken: what it did, None if nothing.
     """
-    ready = [
-        i
-        for i, chunk in enumerate(step.chunks)
-        if chunk.end == chunk.seq.known and not (may_leave and chunk.seq.first_token_s is None)
-    ]
-    room = step.budget - step.num_rows
-    if not ready or room < len(ready):
-        return
-    seqs = [step.chunks[i].seq for i in ready]
-    rows = [max(0, min(proposer.k, room // len(ready), seq.output_left - 1)) for seq in seqs]
-    step.drafts = [Draft()] * len(step.chunks)
-    for i, most, draft in zip(ready, rows, proposer.propose(seqs, rows), strict=True):
-        draft.check(repr(proposer), most, vocab_size)
-        copies = kv.reserve(step.chunks[i].seq.id, step.chunks[i].end + len(draft))
-        if copies is not None:
-            step.drafts[i] = draft
-            step.copies.extend(copies)
+
+    def __init__(
+        self,
+        proposer: Drafter,
+        kv: KVCache,
+        vocab_size: int,
+        predict: Callable[[Step], float] | None = None,
+    ) -> None:
+        self.proposer = proposer
+        self.broken: Exception | None = None
+        self._kv = kv
+        self._vocab_size = vocab_size
+        self._budget = Budget(predict)
+
+    def offer(self, step: Step, *, may_leave: bool) -> None:
+        """Fill the rows that the chunks left of the budget with drafts, and reserve their blocks.
+
+        Under memory pressure drafts are dropped first. may_leave: sequences may go on at another engine
+        with their first token; they get none until then, as their KV has to be in place.
+        """
+        ready = [
+            i
+            for i, chunk in enumerate(step.chunks)
+            if chunk.end == chunk.seq.known and not (may_leave and chunk.seq.first_token_s is None)
+        ]
+        room = step.budget - step.num_rows
+        if self.broken is not None or not ready or room <= 0:
+            return
+        seqs = [step.chunks[i].seq for i in ready]
+        try:
+            offered = self._budget.offer(step, [self._gain(seq) for seq in seqs], room)
+            chosen = [(i, seq, n) for i, seq, n in zip(ready, seqs, offered.rows, strict=True) if n]
+            drafts = self._propose([seq for _, seq, _ in chosen], [n for _, _, n in chosen])
+        except Exception as error:  # whatever it raises: drafts are never needed
+            self._give_up(error)
+            return
+        if not chosen:
+            return
+        step.drafts = [Draft()] * len(step.chunks)
+        for (i, seq, _), draft in zip(chosen, drafts, strict=True):
+            copies = self._kv.reserve(seq.id, step.chunks[i].end + len(draft))
+            if copies is not None:
+                step.drafts[i] = draft
+                step.copies.extend(copies)
+        if any(step.drafts):
+            self._budget.spent(offered)
+
+    def accept(self, seq: Seq, draft: Draft, verdict: Verdict) -> None:
+        """A draft was verified."""
+        seq.drafted += len(draft)
+        seq.accepted += len(verdict.path)
+        seq.acceptance = seq.acceptance or Acceptance()
+        for seen in (seq.acceptance, self._budget.overall):
+            seen.observe(max(draft.depths()), len(verdict.path))
+        if self.broken is not None:
+            return
+        try:
+            self.proposer.accept([seq], [verdict])
+        except Exception as error:
+            self._give_up(error)
+
+    def forget(self, seq: Seq) -> None:
+        """A sequence gave up its keys and values."""
+        if self.broken is not None:
+            return
+        try:
+            self.proposer.forget(seq.id)
+        except Exception as error:
+            self._give_up(error)
+
+    def _gain(self, seq: Seq) -> Sequence[float]:
+        """What rows would add, for as many as the sequence may use. Raises InvariantError."""
+        most = min(self.proposer.k, MAX_NODES, seq.output_left - 1)
+        if most <= 0:
+            return ()
+        gain = self.proposer.gain(seq, self._budget.rate(seq.acceptance or Acceptance()))[:most]
+        if not all(1.0 >= a >= b >= 0.0 for a, b in zip([1.0, *gain], gain, strict=False)):
+            raise self._wrong(f"expects {[*gain]} tokens of its rows", "from 0 to 1 each, never rising")
+        return gain
+
+    def _propose(self, seqs: Sequence[Seq], rows: Sequence[int]) -> Sequence[Draft]:
+        if not seqs:
+            return []
+        drafts = self.proposer.propose(seqs, rows)
+        if len(drafts) != len(seqs) or not all(isinstance(draft, Draft) for draft in drafts):
+            raise self._wrong(f"proposed {drafts!r}", f"{len(seqs)} drafts")
+        for draft, most in zip(drafts, rows, strict=True):
+            draft.check(repr(self.proposer), most, self._vocab_size)
+        return drafts
+
+    def _wrong(self, what: str, expected: str) -> InvariantError:
+        return InvariantError(
+            f"{self.proposer!r} {what}", expected=expected, fix=f"serve without {self.proposer!r}"
+        )
+
+    def _give_up(self, error: Exception) -> None:
+        self.broken = error
+        log.warning("%r guesses no more, and serving goes on without drafts: %s", self.proposer, error)

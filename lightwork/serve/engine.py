@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
-from lightwork.decode.proposers import Proposer
+from lightwork.decode.proposers import Drafter
 from lightwork.decode.verifiers import Verifier
 from lightwork.decode.verifiers.match import Match
 from lightwork.errors import InvariantError
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
-from lightwork.serve.drafting import offer
+from lightwork.serve.drafting import Drafting
 from lightwork.serve.flights import Flights
 from lightwork.serve.notes import Notes
 from lightwork.serve.results import Results
@@ -27,7 +27,6 @@ from lightwork.serve.sequence import FinishReason, Lender, Limits, Request, Sink
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.training import Training
 from lightwork.serve.transfers import Transfers
-from lightwork.serve.turns import Turns
 
 
 class Gauges(NamedTuple):
@@ -54,7 +53,7 @@ class Engine:
         scheduler: Scheduler[Any],
         *,
         limits: Limits,
-        proposer: Proposer | None = None,
+        proposer: Drafter | None = None,
         verifier: Verifier | None = None,
         vocab_size: int = 1 << 31,
         name: str = "engine",
@@ -77,7 +76,8 @@ class Engine:
         self.began: Callable[[Seq], object] | None = None
         self.left: Callable[[Seq], None] | None = None
         self.training = training
-        self._predict = predict
+        self.predict = predict
+        self._drafting = None if proposer is None else Drafting(proposer, kv, vocab_size, predict)
         self.steps = 0
         self._held = 0
         self._lent = 0
@@ -85,9 +85,10 @@ class Engine:
         self._bell: Future = kernel.future("a request")
         self._idle: list[Future] = []
         self._flights = Flights(kernel, runner)
-        self._turns = Turns(kernel)
         self._notes = Notes(kernel, name)
-        self._results = Results(kv, proposer, verifier or Match(), kernel.now, self._has_begun, self._finish)
+        self._results = Results(
+            kv, self._drafting, verifier or Match(), kernel.now, self._has_begun, self._finish
+        )
         self._transfers = Transfers(kernel, runner, kv, self._notes, self._arrived_kv, self._copied)
 
     # -- requests
@@ -109,10 +110,6 @@ class Engine:
         self._ring()
         return seqs
 
-    async def submit_in_turn(self, request: Request, sink: Sink | None = None) -> list[Seq]:
-        """As `submit`, but where the queue is full, wait until there is room."""
-        return await self._turns.wait(lambda: self.submit(request, sink))
-
     def cancel(self, seqs: Iterable[Seq]) -> None:
         """End sequences whose caller has gone; their blocks are free at once, or when their step ends."""
         for seq in seqs:
@@ -133,6 +130,11 @@ class Engine:
     @property
     def alive(self) -> bool:
         return self.runner.alive
+
+    @property
+    def computing(self) -> int | None:
+        """How many steps have begun, if the last has not ended."""
+        return self.steps if self._flights else None
 
     @property
     def kv_tokens(self) -> int:
@@ -201,7 +203,7 @@ class Engine:
             self.kv,
             self.limits,
             training=training,
-            predict=self._predict,
+            predict=self.predict,
         )
         step = self.scheduler.plan(self._state, view)
         if step.changes_nothing:
@@ -231,7 +233,6 @@ class Engine:
             for seq in step.admitted:
                 if seq.id not in starts:
                     self._begin_pull(seq)
-            self._turns.ring()
         if step.chunks:
             step.copies, self._results.copies = self._results.copies, []
         seen: set[int] = set()
@@ -250,8 +251,8 @@ class Engine:
         if step.chunks and not (self._flights or self._lent or self._transfers.busy):
             moves, step.left = self.kv.gather()
             step.copies += moves
-        if self.proposer is not None:
-            offer(step, self.proposer, self.kv, self.vocab_size, may_leave=self.began is not None)
+        if self._drafting is not None:
+            self._drafting.offer(step, may_leave=self.began is not None)
         self._flights.take(step, self._goes_on)
         step.after += self._transfers.conflicts()
         if self.training is not None:
@@ -296,7 +297,7 @@ class Engine:
             return 0
         try:
             return self._results.take_in(step, i, scores, stands=stands)
-        except Exception as error:  # whatever a verifier, proposer or sink raises ends this sequence only
+        except Exception as error:  # whatever a verifier or sink raises ends this sequence only
             if seq.finished is None:
                 self._finish(seq, "error", error)
             return 0
@@ -373,6 +374,8 @@ class Engine:
     def give_up(self, seq: Seq) -> None:
         """Free the KV of a sequence that went on elsewhere."""
         self._lent -= 1
+        if self._drafting is not None:
+            self._drafting.forget(seq)
         self.kv.release(seq.id)
         self._ring()
 
@@ -406,6 +409,8 @@ class Engine:
 
     def _release(self, seq: Seq) -> None:
         """Give up its blocks. They are not stored while rows of accepted drafts are still to be moved."""
+        if self._drafting is not None:
+            self._drafting.forget(seq)
         self._transfers.release(seq, store=not self._results.copies)
 
     def _finish(self, seq: Seq, reason: FinishReason, error: Exception | None = None) -> None:
@@ -426,7 +431,6 @@ class Engine:
             self._release(seq)
         elif seq in self.waiting:
             self.waiting.remove(seq)
-            self._turns.ring()
             if seq.source is not None:
                 seq.source.give_up(seq)
                 seq.source = None

@@ -115,6 +115,9 @@ class Hosted:
 
     # -- what it is told
 
+    def _on_ping(self) -> None:
+        self.say("pong", self.engine.computing)
+
     def _on_submit(self, ids: Sequence[int], request: Request) -> None:
         self._next_ids.extend(ids)
         try:

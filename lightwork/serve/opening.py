@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lightwork.errors import SpecError
 from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8_DOT, PAGE
+from lightwork.memory.kv import KVCache
+from lightwork.models import compiles
 from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
@@ -138,11 +140,11 @@ def open_one(
         make_runner, told = compose(plan, _local(model), make_runner, free, progress, name)
         settings.append(told)
         models = [*model.variants.values()]
+    threads = _threads(plan, model)
     runner = make_runner(kernel, model, kv)
-    if "tuning" in chosen:
-        runner, beside, more = train_beside(chosen["tuning"], runner, kernel, _local(model), kv)
-        parts |= beside
-        settings += more
+    runner, beside, more = _beside(chosen, runner, kernel, model, kv, timed="predict" in parts)
+    parts |= beside
+    settings += more
     max_len, vocab_size = int(longest.value), model.spec.vocab_size
     engine = make_engine(plan, kernel, kv, runner, max_len, vocab_size, models, **parts)
     if isinstance(runner, TrainingRunner):
@@ -150,7 +152,7 @@ def open_one(
     if kernel.trace is not None:
         derived = {"kv_blocks": kv.total, "block_size": block_size, "tier_blocks": behind}
         kernel.trace.about = about(plan, **derived, max_len=max_len)
-    settings += [*_threads(plan, model), longest, blocks, *divided(plan, kv)]
+    settings += [*threads, longest, blocks, *divided(plan, kv)]
     settings += [_scheduler(chosen, engine, why_scheduler), *overlapped(plan)]
     return engine, model, settings
 
@@ -270,11 +272,6 @@ def _adapters(source: Adapters, model: Local) -> Setting:
     return adapters_setting(found)
 
 
-def compiles(place: str) -> bool:
-    """Whether a place computes with the compiled CPU step, rather than with torch."""
-    return place == "cpu" and find_spec("numba") is not None
-
-
 def import_backend(place: str) -> None:
     """Import what a place computes with, the slow part of a start. Raises MissingExtraError."""
     if place.startswith("ray:"):
@@ -323,6 +320,30 @@ def _threads(plan: Plan, model: Served) -> list[Setting]:
     model.set_threads(threads)
     reason = "its steps are shorter than waking another thread" if small else "one per core"
     return [Setting("threads", str(threads), reason)]
+
+
+def _beside(
+    chosen: Mapping[str, Any], runner: Runner, kernel: Kernel, model: Served, kv: KVCache, *, timed: bool
+) -> tuple[Runner, dict[str, Any], list[Setting]]:
+    """What is measured of a model for training or drafts before it serves: the runner, what an engine takes
+    besides, and what was found. Where rows are not measured, drafts are given rows by an assumption.
+
+    timed: whether it is known already what steps take.
+    """
+    if "tuning" in chosen:
+        return train_beside(chosen["tuning"], runner, kernel, _local(model), kv)
+    if "proposer" not in chosen or timed:
+        return runner, {}, []
+    from lightwork.serve.local_runner import LocalRunner
+    from lightwork.serve.row_times import measure_rows
+
+    if not isinstance(runner, LocalRunner):
+        return runner, {}, []
+    times = measure_rows(model, kv.block_size)
+    (few, few_s), (many, many_s) = times.curve[0], times.curve[-1]
+    value = f"{few_s * 1e3:.2g} ms for {few:g}, {many_s * 1e3:.2g} ms for {many:g}"
+    told = Setting("row_times", value, "measured; drafts get rows by it")
+    return runner, {"predict": times.predict}, [told]
 
 
 def free_bytes(place: str) -> int:

@@ -6,10 +6,12 @@ What nobody set is derived, and every derived value has its reason.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lightwork.decode.proposers import Proposer
+from lightwork.decode.proposers import Drafter, Proposer, Target
+from lightwork.decode.proposers.draft_model import DraftModel
 from lightwork.decode.verifiers import Verifier
 from lightwork.errors import CapacityError, SpecError
 from lightwork.memory.kv import KVCache
@@ -142,6 +144,13 @@ def mixes(chosen: Mapping[str, Any]) -> bool:
     return "composition" in chosen and chosen["composition"].turns() is None
 
 
+def contains(technique: object, cls: type) -> bool:
+    """Whether a technique is of a class, or one that it holds is."""
+    if isinstance(technique, cls) or not is_dataclass(technique):
+        return isinstance(technique, cls)
+    return any(contains(getattr(technique, field.name), cls) for field in fields(technique))
+
+
 def _check_together(chosen: Mapping[str, Any], on: str) -> None:
     """Raises SpecError for techniques that do not go together there."""
     if "composition" in chosen and chosen.keys() & {"adapters", "tuning"}:
@@ -168,6 +177,12 @@ def _check_together(chosen: Mapping[str, Any], on: str) -> None:
             f"{chosen['composition']!r} is served for real only",
             expected="a composition whose models take turns, such as Experts",
             fix="lightwork claims blockllm simulates blocks on a cluster",
+        )
+    if contains(chosen.get("proposer"), DraftModel) and on.startswith("sim:"):
+        raise SpecError(
+            f"{chosen['proposer']!r} computes, and {on} is simulated",
+            expected="a real place: which guesses hold is known only once they are made",
+            fix="lightwork claims pearl simulates drafts that hold at a given rate",
         )
     if mixes(chosen) and "precision" in chosen:
         raise SpecError(
@@ -214,7 +229,6 @@ def make_engine(
         from lightwork.serve.composing import taking_turns
 
         scheduler = taking_turns(scheduler)
-    proposer: Proposer | None = chosen.get("proposer")
     verifier: Verifier | None = chosen.get("verifier")
     limits = Limits(max_len=max_len, max_seqs=plan.max_seqs, max_waiting=plan.max_waiting, models=models)
     return Engine(
@@ -223,10 +237,19 @@ def make_engine(
         kv,
         scheduler,
         limits=limits,
-        proposer=proposer,
+        proposer=_drafter(plan, chosen.get("proposer"), max_len),
         verifier=verifier,
         vocab_size=vocab_size,
         **parts,
+    )
+
+
+def _drafter(plan: Plan, proposer: Proposer | None, max_len: int) -> Drafter | None:
+    if proposer is None:
+        return None
+    beside = ThreadPoolExecutor(1, "drafts")
+    return proposer.begin(
+        Target(model=plan.model, on=plan.on, max_seqs=plan.max_seqs, max_len=max_len, beside=beside)
     )
 
 

@@ -4,7 +4,8 @@ The process (`member`) runs an ordinary `Engine`; here is a mirror of its sequen
 and the trace know no difference. Messages are lists of (name, arguments...): what happened in one turn of the
 other's kernel. When the process is lost the fleet is handed its sequences, which are then computed again
 elsewhere: sampling is a pure function of the text so far, so the text is the same. Another process is started
-meanwhile; what is asked of the engine before that is ready waits here.
+meanwhile; what is asked of the engine before that is ready waits here. A process that hangs is killed, and
+so lost; not while it still starts, which may take as long as it likes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span
 from lightwork.serve.engine import Gauges
+from lightwork.serve.heartbeat import Heartbeat
 from lightwork.serve.messages import Figures, Ready
 from lightwork.serve.notes import Notes
 from lightwork.serve.sequence import FinishReason, Request, Sink, begin, check_request
@@ -78,6 +80,7 @@ class RemoteEngine:
         self._idle: list[Future] = []
         self._closing = False
         self._connect(child)
+        self._heartbeat = self._watch_over()
 
     def watch(self, *, began: Callable[[Seq], bool] | None, left: Callable[[Seq], None]) -> None:
         """Tell when a sequence has its first token (and ask whether it goes on elsewhere), and when it is
@@ -160,6 +163,15 @@ class RemoteEngine:
         self.child = child
         self._line = Line(self.kernel, child.pipe, self._take, self._gone, self._link)
 
+    def _watch_over(self) -> Heartbeat:
+        return Heartbeat(self.kernel, lambda: self._send("ping"), self._on_hung)
+
+    def _on_hung(self, why: str) -> None:
+        log.error("engine %d: its process %s; it is killed", self.number, why)
+        self._notes.event("hung", why)
+        self._line.close()  # where the process cannot be reached, nothing else ends the pipe
+        self.kernel.offload(self.child.process.kill)
+
     def _gone(self) -> None:
         """On a thread: the process is, or will be."""
         self.kernel.post(self._ended, self.child.end())
@@ -168,6 +180,7 @@ class RemoteEngine:
         if self._closing:
             return
         served, self.serving = self.serving, False
+        self._heartbeat.stop()
         now_s = self.kernel.now()
         self._starts = [start_s for start_s in self._starts if now_s - start_s < WITHIN_S]
         self.returning = len(self._starts) < MOST_RESTARTS
@@ -217,6 +230,7 @@ class RemoteEngine:
     def _on_ready(self, ready: Ready) -> None:
         self.limits, self.kv_tokens, self.memory = ready.limits, ready.kv_tokens, ready.memory
         self.serving, self.returning = True, False
+        self._heartbeat = self._watch_over()
         self._notes.event("return", f"engine {self.number}")
         self.returned()
         for seq in self._seqs.values():
@@ -235,9 +249,13 @@ class RemoteEngine:
             self._line.send(message)
 
     def _take(self, messages: Sequence[tuple[Any, ...]]) -> None:
+        self._heartbeat.heard()
         for name, *arguments in messages:
             getattr(self, f"_on_{name}")(*arguments)
         self._tell_if_idle()
+
+    def _on_pong(self, step: int | None) -> None:
+        self._heartbeat.answered(step)
 
     def _on_prompt(self, id: int, picks: Sequence[Pick]) -> None:
         seq = self._seqs.get(id)

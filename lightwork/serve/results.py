@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 from functools import partial
 
-from lightwork.decode.proposers import ROOT, Proposer
+from lightwork.decode.proposers import ROOT
 from lightwork.decode.sampling import Pick
 from lightwork.decode.verifiers import Verdict, Verifier
 from lightwork.memory.kv import Copy, KVCache
+from lightwork.serve.drafting import Drafting
 from lightwork.serve.runner import Scores
 from lightwork.serve.schedulers import NO_DRAFT, Chunk, Step
 from lightwork.serve.sequence import FinishReason
@@ -25,14 +26,14 @@ class Results:
     def __init__(
         self,
         kv: KVCache,
-        proposer: Proposer | None,
+        drafting: Drafting | None,
         verifier: Verifier,
         now: Callable[[], float],
         began: Callable[[Seq], object],
         ended: Callable[[Seq, FinishReason], object],
     ) -> None:
         self._kv = kv
-        self._proposer = proposer
+        self._drafting = drafting
         self._verifier = verifier
         self._now = now
         self._began = began
@@ -43,7 +44,7 @@ class Results:
         """The result of one chunk; returns the number of tokens emitted.
 
         stands: its KV is there still; the token that it chose is right in any case. Raises whatever a
-        verifier, a proposer or the sequence's sink raises.
+        verifier or the sequence's sink raises.
         """
         chunk = step.chunks[i]
         seq = chunk.seq
@@ -59,10 +60,8 @@ class Results:
             self._append(seq, (scores.pick(i, ROOT, ()),))
             return len(seq.tokens) - known
         verdict = self._verifier.verify(draft, partial(scores.pick, i))
-        if self._proposer is not None:
-            self._proposer.accept([seq], [verdict])
-        seq.drafted += len(draft)
-        seq.accepted += len(verdict.path)
+        if self._drafting is not None:
+            self._drafting.accept(seq, draft, verdict)
         self._append(seq, verdict.emitted)
         if seq.finished is None:
             self._keep_accepted(seq, end, verdict)

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+from lightwork.decode.acceptance import Acceptance
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.errors import BusyError, CapacityError, RangeError
 
@@ -94,6 +95,7 @@ class Sequence:
     source: who holds the computed tokens' KV, if they are still to be pulled from another engine.
     prompt_told: prompt tokens whose log-probabilities have been reported.
     cached: prompt tokens found in the prefix cache. drafted, accepted: draft rows run, and kept.
+    acceptance: how its guesses have held lately, None before any.
     siblings: continuations of the same prompt that wait until this one has put it into the prefix cache.
     """
 
@@ -116,6 +118,7 @@ class Sequence:
     cached: int = 0
     drafted: int = 0
     accepted: int = 0
+    acceptance: Acceptance | None = None
     siblings: list[Sequence] = field(default_factory=list)
     source: Lender | None = None
     prompt_told: int = 0

@@ -15,7 +15,7 @@ from lightwork.models.spec import ModelSpec
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.composing import resident_setting
 from lightwork.serve.compositions import Composition, Turns
-from lightwork.serve.cost import ClusterCost
+from lightwork.serve.cost import ClusterCost, predicted
 from lightwork.serve.engine import Engine
 from lightwork.serve.expert_runner import ExpertRunner, copy_simulated
 from lightwork.serve.fleet import Fleet
@@ -84,7 +84,10 @@ def open_simulated(
     for i, seat in enumerate(placed):
         name = f"engine {i}" if router is not None else "engine"
         cost = price(tp=seat.tp, pp=seat.pp)
-        engine, told = _open(plan, kernel, cost, seat, link_s, int(longest.value), name=name, **parts)
+        own = dict(parts)
+        if "proposer" in chosen and "predict" not in parts:
+            own["predict"] = predicted(price(tp=seat.tp, pp=seat.pp))
+        engine, told = _open(plan, kernel, cost, seat, link_s, int(longest.value), name=name, **own)
         engines.append(engine)
         of_each.append([*_sizes_told(plan, seats[i], seat), *told])
     settings += of_engines(of_each)
@@ -133,7 +136,7 @@ def _train(tuning: Any, model: str, cost: ClusterCost, max_len: int) -> tuple[di
     """What an engine takes that trains. tuning: a `Tuning`."""
     lengths = tuning.lengths(model, max_len)
     training = Training(lengths, cost.spec.num_layers)
-    beside = {"training": training, "predict": lambda step: sum(cost.stages(step))}
+    beside = {"training": training, "predict": predicted(cost)}
     return beside, training_setting(tuning, lengths)
 
 

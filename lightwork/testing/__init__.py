@@ -5,7 +5,8 @@ Tiny random checkpoints of every family, and the logits of one text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,3 +121,22 @@ def random_adapter(
         if only in module.path
     }
     return Adapter(name=name, deltas=deltas)
+
+
+@contextmanager
+def tensors_read() -> Iterator[set[int]]:
+    """The addresses of all tensors that torch's operations are given inside."""
+    from torch import Tensor
+    from torch.utils import _pytree
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    read: set[int] = set()
+
+    class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            given, _ = _pytree.tree_flatten((args, kwargs))
+            read.update(x.data_ptr() for x in given if isinstance(x, Tensor))
+            return func(*args, **(kwargs or {}))
+
+    with Reads():  # type: ignore[no-untyped-call]
+        yield read

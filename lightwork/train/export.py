@@ -25,8 +25,8 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     ends = {"bos_token_id": tokenizer.token_to_id(BOS), "eos_token_id": tokenizer.token_to_id(END)}
     ends["pad_token_id"] = ends["eos_token_id"]
-    _write(folder / "config.json", llama_config(spec, dtype) | ends)
-    _write(folder / "generation_config.json", {"do_sample": False, **ends})
+    write_json(folder / "config.json", llama_config(spec, dtype) | ends)
+    write_json(folder / "generation_config.json", {"do_sample": False, **ends})
     state = {k: v.detach().to(dtype).contiguous().clone() for k, v in to_checkpoint(weights, spec).items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     save_tokenizer(tokenizer, folder, spec.max_len)
@@ -55,5 +55,5 @@ def llama_config(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ B sequences  T tokens  R = B T rows  N scored rows  V vocabulary  H heads  G key
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import cos, pi
 
@@ -74,7 +74,21 @@ def pretrain(
     weights: Weights, spec: ModelSpec, batches: Iterable[Batch], settings: Settings
 ) -> Iterator[Progress]:
     """Train the weights in place, one step per batch, and report each. Ends early if the batches do."""
-    tensors = list(weights.tensors())
+
+    def loss(batch: Batch) -> Tensor:
+        return F.cross_entropy(*predict(weights, spec, batch))
+
+    return optimise(weights.tensors(), loss, batches, settings)
+
+
+def optimise(
+    tensors: Iterable[Tensor],
+    loss_of: Callable[[Batch], Tensor],
+    batches: Iterable[Batch],
+    settings: Settings,
+) -> Iterator[Progress]:
+    """`pretrain` for any loss of a batch: a step for each, on the tensors in place."""
+    tensors = list(tensors)
     optimizer = torch.optim.AdamW(
         [
             {"params": [t for t in tensors if t.ndim > 1], "weight_decay": settings.weight_decay},
@@ -87,8 +101,7 @@ def pretrain(
         rate = settings.rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        scores_NV, gold_N = predict(weights, spec, batch)
-        loss = F.cross_entropy(scores_NV, gold_N)
+        loss = loss_of(batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(tensors, settings.max_norm)

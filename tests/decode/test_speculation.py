@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightwork.decode.proposers import ROOT, Draft
 from lightwork.decode.proposers.ngram import Ngram
-from lightwork.decode.sampling import Pick
+from lightwork.decode.sampling import Pick, Sampling
 from lightwork.decode.verifiers.match import Match
 from lightwork.errors import InvariantError, RangeError
 
@@ -21,6 +21,7 @@ class Text:
     tokens: list[int]
     id: int = 0
     prompt_len: int = field(default=1)
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 def propose(proposer: Ngram, tokens: list[int], rows: int = 10) -> tuple[int, ...]:

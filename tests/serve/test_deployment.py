@@ -19,7 +19,7 @@ from lightwork.parallel.line import Link
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span, Trace
-from lightwork.serve import remote
+from lightwork.serve import heartbeat, remote
 from lightwork.serve.deployment import open_deployment
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.opening import open_engine
@@ -144,6 +144,42 @@ def test_a_process_that_is_killed_loses_no_request(
     assert {span.rank for span in spans(fleet, "finish") if span.name in ids} == (
         {"engine 1"} if pulled else {"engine 0", "engine 1"}
     )
+
+
+@pytest.mark.parametrize(
+    ("use", "victim"), [("Replicas(copies=2)", 1), ("PrefillDecode()", 1), ("PrefillDecode()", 0)]
+)
+def test_a_process_that_hangs_is_killed_and_loses_no_request(
+    opened: Callable[..., Fleet], expected: list[list[int]], monkeypatch: Any, use: str, victim: int
+) -> None:
+    """It is stopped in the middle of the load: there, but never to say anything again."""
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.2)
+    fleet = opened(use, prefix_cache=False)
+    kernel, seqs = fleet.kernel, []
+    process = fleet.engines[victim].child.process
+
+    async def main() -> None:
+        for request in LOAD:
+            seqs.extend(fleet.submit(request))
+        while sum(seq.num_output for seq in seqs) < 40:
+            await kernel.sleep(0.001)
+        os.kill(process.pid, signal.SIGSTOP)
+        await fleet.drained()
+        while not spans(fleet, "lost"):  # a victim that has nothing to do is noticed, too
+            await kernel.sleep(0.01)
+
+    serving = kernel.spawn(fleet.run())
+    kernel.run(main())
+    kernel.run(all_serve(fleet))
+    serving.cancel()
+    assert outputs(seqs) == expected
+    (hung,) = spans(fleet, "hung")
+    assert (hung.rank, hung.name) == (f"engine {victim}", "has said nothing for 2.4 s")
+    assert [(span.rank, span.name) for span in spans(fleet, "lost")] == [
+        (hung.rank, "ended with exit code -9")
+    ]
+    assert process.wait(0) == -signal.SIGKILL
+    assert outputs(run_load(fleet, [0.0] * len(LOAD), LOAD)) == expected
 
 
 async def all_serve(fleet: Fleet) -> None:

@@ -11,10 +11,8 @@ from engines import expected, make_engine, next_token, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightwork.decode.proposers import Draft, Text
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.sampling import Pick
-from lightwork.decode.verifiers import Verdict
 from lightwork.errors import BusyError, CapacityError, InvariantError, LightworkError, RangeError, SpecError
 from lightwork.memory.layouts.slots import Slots
 from lightwork.serve.engine import Engine
@@ -259,6 +257,11 @@ def test_a_full_queue_says_so() -> None:
         engine.submit(request())
 
 
+def test_more_continuations_than_the_queue_holds_are_not_told_to_come_again() -> None:
+    with pytest.raises(CapacityError, match="3 continuations"):
+        make_engine(max_waiting=2).submit(request(n=3))
+
+
 class Sink:
     """Remembers what it is told."""
 
@@ -368,22 +371,6 @@ def test_a_scheduler_that_does_nothing_is_named_and_every_caller_is_told() -> No
     with pytest.raises(InvariantError, match="planned nothing"):
         engine.kernel.run(engine.run())
     assert sink.ends[0][0] == "error"
-
-
-class Liar:
-    k = 3
-
-    def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
-        return [Draft.chain([1] * 60) for _ in texts]
-
-    def accept(self, texts: Sequence[Text], verdicts: Sequence[Verdict]) -> None: ...
-
-
-def test_a_proposer_that_breaks_its_contract_is_named() -> None:
-    engine = make_engine(proposer=Liar())
-    engine.submit(request())
-    with pytest.raises(InvariantError, match=r"Liar.*60 rows"):
-        engine.kernel.run(engine.run())
 
 
 REQUESTS = st.builds(

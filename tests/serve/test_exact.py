@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lightwork import models
+from lightwork.decode.proposers.copy import Copy
 from lightwork.decode.proposers.ngram import Ngram
-from lightwork.decode.sampling import Sampling
+from lightwork.decode.sampling import Pick, Sampling
 from lightwork.memory.kv import KVCache
 from lightwork.memory.layouts import Layout
 from lightwork.memory.layouts.block_groups import BlockGroups
@@ -33,6 +34,7 @@ from lightwork.serve.schedulers.flover import Flover
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
+from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
 from lightwork.testing import FAMILIES
 
@@ -92,6 +94,7 @@ WAYS: dict[str, dict[str, object]] = {
     "chunked": {"use": (Sarathi(chunk=31),), "prefix_cache": False},
     "prefix hits": {"use": (Sarathi(),)},
     "preempted": {"use": (Sarathi(chunk=64),), "kv_bytes": 600 * 384},
+    "copied": {"use": (Sarathi(chunk=256), Copy(k=6, stop=-1))},
     "drafted": {"use": (Sarathi(chunk=256), Ngram(k=4))},
     "drafted and preempted": {"use": (Sarathi(chunk=128), Ngram(k=6)), "kv_bytes": 900 * 384},
 }
@@ -138,6 +141,45 @@ def test_every_family_greedy_and_sampled(checkpoint: Make, family: str, temperat
     assert texts(torch_engine_for(checkpoint(family)), load) == right
 
 
+class Picks:
+    """Keeps what a sequence was told."""
+
+    def __init__(self) -> None:
+        self.picks: list[Pick] = []
+
+    def prompt(self, seq: Seq, picks: Sequence[Pick]) -> None: ...
+
+    def tokens(self, seq: Seq, picks: Sequence[Pick]) -> None:
+        self.picks += picks
+
+    def finish(self, seq: Seq, reason: str, error: Exception | None) -> None: ...
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("proposer", [Copy(), Ngram()], ids=repr)
+def test_drafts_change_neither_texts_nor_their_logprobs(
+    checkpoint: Make, proposer: Copy | Ngram, temperature: float
+) -> None:
+    """Prompts of which a half is what the model said to the other half."""
+    folder = checkpoint("llama")
+    first = requests(8, 40)
+    said = texts(engine_for(folder), first)
+    how = Sampling(temperature=temperature, seed=3, logprobs=2)
+    load = [
+        Request(prompt=(*r.prompt, *text, *r.prompt), max_tokens=40, sampling=how)
+        for r, text in zip(first, said, strict=True)
+    ]
+    told: list[list[list[Pick]]] = []
+    accepted = 0
+    for use in ((), (proposer,)):
+        sinks = [Picks() for _ in load]
+        seqs = run_load(engine_for(folder, use=use), [0.0] * len(load), load, sinks)
+        told.append([sink.picks for sink in sinks])
+        accepted += sum(seq.accepted for seq in seqs)
+    assert told[0] == told[1]
+    assert accepted > 0 or temperature > 0
+
+
 @pytest.mark.peer
 def test_greedy_text_is_that_of_transformers(checkpoint: Make, plain: list[list[int]]) -> None:
     import torch
@@ -170,7 +212,9 @@ def test_the_simulated_engine_decides_like_the_real_one(checkpoint: Make) -> Non
     again = replay(
         kernel.trace,
         seqs,
-        lambda k, runner, kv: make_engine(plan, k, kv, runner, 200, model.spec.vocab_size),
+        lambda k, runner, kv: make_engine(
+            plan, k, kv, runner, 200, model.spec.vocab_size, predict=engine.predict
+        ),
         KVCache(engine.kv.total, engine.kv.block_size),
     )
     assert decisions(again) == decisions(kernel.trace)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
+from lightwork.decode.sampling import Sampling
 from lightwork.decode.verifiers import Verdict
 from lightwork.errors import InvariantError
 
@@ -17,11 +19,27 @@ MAX_NODES = 64
 
 
 class Text(Protocol):
-    """What a proposer may see of a sequence."""
+    """What a proposer may see of a sequence. sampling: how its tokens are chosen, with which seed."""
 
     id: int
     tokens: list[int]
     prompt_len: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Whose tokens are guessed. model: its URI. on: the place that it computes on.
+
+    max_seqs, max_len: of the engine, sequences at once and tokens of one. beside: runs what is to go on
+    while the target computes, one call after another.
+    """
+
+    model: str
+    on: str
+    max_seqs: int
+    max_len: int
+    beside: Executor
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +87,8 @@ class Draft:
             wrong = f"{len(self.tokens)} tokens but {len(self.parents)} parents"
         elif len(self) > min(max_rows, MAX_NODES):
             wrong = f"{len(self)} rows where {min(max_rows, MAX_NODES)} were given"
+        elif not all(hasattr(number, "__index__") for number in (*self.tokens, *self.parents)):
+            wrong = f"tokens {self.tokens} under {self.parents} that are not all integers"
         elif any(not ROOT <= parent < i for i, parent in enumerate(self.parents)):
             wrong = f"parents {self.parents} that do not come before their children"
         elif any(not 0 <= token < vocab_size for token in self.tokens):
@@ -80,11 +100,28 @@ class Draft:
 
 
 class Proposer(Protocol):
-    """Guesses what comes next; wrong guesses cost rows, never correctness."""
+    """A way to guess what comes next."""
+
+    def begin(self, target: Target) -> Drafter:
+        """Who guesses for one engine; the proposer itself if it remembers nothing.
+
+        Raises SpecError if it cannot guess for this target.
+        """
+        ...
+
+
+class Drafter(Protocol):
+    """Guesses for one engine; wrong guesses cost rows, never correctness."""
 
     @property
     def k(self) -> int:
         """The most rows one sequence can use in a step."""
+        ...
+
+    def gain(self, text: Text, rate: float) -> Sequence[float]:
+        """Tokens that each more row of a draft is expected to add, from 0 to 1 and never more than the row
+        before. rate: the share of its guesses for this text that have held lately.
+        """
         ...
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
@@ -93,4 +130,8 @@ class Proposer(Protocol):
 
     def accept(self, texts: Sequence[Text], verdicts: Sequence[Verdict]) -> None:
         """Told what the verifier kept of the last drafts, in the same order."""
+        ...
+
+    def forget(self, seq_id: int) -> None:
+        """A sequence has ended or was preempted: nothing that was kept of it is needed. It may come back."""
         ...

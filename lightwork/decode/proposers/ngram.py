@@ -10,11 +10,12 @@ Claims: -
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightwork.decode.proposers import MAX_NODES, Draft, Text
+from lightwork.decode.acceptance import chain_gain
+from lightwork.decode.proposers import MAX_NODES, Draft, Target, Text
+from lightwork.decode.proposers._lookup import WIDTH, last, packed
 from lightwork.decode.verifiers import Verdict
 from lightwork.errors import RangeError
 
@@ -39,6 +40,12 @@ class Ngram:
                 fix="Ngram(n_max=3, n_min=1)",
             )
 
+    def begin(self, target: Target) -> Ngram:
+        return self
+
+    def gain(self, text: Text, rate: float) -> list[float]:
+        return chain_gain(rate, self.k)
+
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
         return [
             Draft.chain(self._continuation(t.tokens, min(self.k, n)))
@@ -48,24 +55,15 @@ class Ngram:
     def accept(self, texts: Sequence[Text], verdicts: Sequence[Verdict]) -> None:
         """Nothing to learn: the text itself is the model."""
 
+    def forget(self, seq_id: int) -> None:
+        """Nothing is kept."""
+
     def _continuation(self, tokens: list[int], limit: int) -> list[int]:
         if limit <= 0:
             return []
-        text = array("i", tokens)
-        width = text.itemsize
-        data = text.tobytes()
+        text = packed(tokens)
         for n in range(min(self.n_max, len(tokens) - 1), self.n_min - 1, -1):
-            found = _rfind(data, data[-n * width :], width)
+            found = last(text, text[-n * WIDTH :], len(tokens) - 1)
             if found >= 0:
                 return tokens[found + n : found + n + limit]
         return []
-
-
-def _rfind(data: bytes, suffix: bytes, width: int) -> int:
-    """Token index of the latest earlier occurrence of the suffix, -1 if there is none."""
-    end = len(data) - width
-    while (at := data.rfind(suffix, 0, end)) >= 0:
-        if at % width == 0:
-            return at // width
-        end = at + len(suffix) - 1
-    return -1

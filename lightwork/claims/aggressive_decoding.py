@@ -1,0 +1,249 @@
+"""Aggressive Decoding: outputs that copy most of their input, drafted from it.
+
+IAD only: its generalisation with a non-autoregressive drafter (GAD) needs a model of that sort, which is
+not there. Simulated: sentences of random tokens, each corrected by a script in place of a model, one
+request after another. In natural text more tokens come twice, and places are harder to find again. The
+decoder has six layers as wide as Transformer-base and reads the sentence as its prompt; published figures
+are of an encoder and a decoder. Real: 16 sequences of 184 million parameters beside a proposer that is
+always wrong, which the row budget has to notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from statistics import median
+
+import numpy as np
+
+from lightwork.claims import Lab, Measured, claim
+from lightwork.claims._random_llama import random_llama
+from lightwork.cluster import parse_place
+from lightwork.cluster.pricing import CostModel
+from lightwork.decode.acceptance import chain_gain
+from lightwork.decode.proposers import Draft, Drafter, Text
+from lightwork.decode.proposers.copy import Copy
+from lightwork.decode.verifiers import Verdict
+from lightwork.memory.kv import KVCache
+from lightwork.models.precisions.stored import Stored
+from lightwork.models.spec import ModelSpec
+from lightwork.runtime.clock import WallClock
+from lightwork.runtime.kernel import Kernel
+from lightwork.serve.cost import ClusterCost, predicted
+from lightwork.serve.engine import Engine
+from lightwork.serve.loads import Arrival
+from lightwork.serve.local_runner import LocalRunner
+from lightwork.serve.row_times import measure_rows
+from lightwork.serve.schedulers.sarathi import Sarathi
+from lightwork.serve.sequence import Limits, Request
+from lightwork.serve.sequence import Sequence as Seq
+from lightwork.serve.simulate import SyntheticRequests, run_load
+from lightwork.serve.simulated_runner import SimulatedRunner
+
+SENTENCES, LENGTH, END = 500, 40, 0
+MANY, FEW = 0.1, 0.05
+"""Share of tokens that are deleted, inserted or replaced."""
+BATCH, TOKENS, ROUNDS = 16, 64, 7
+BASE = ModelSpec(
+    family="llama",
+    vocab_size=32_000,
+    hidden_size=512,
+    num_layers=6,
+    num_heads=8,
+    num_kv_heads=8,
+    head_size=64,
+    ffn_size=2048,
+    max_len=1024,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A sentence and its correction, both with the token that ends them."""
+
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Of all sentences: steps of the target, seconds, and what was put out."""
+
+    steps: int
+    seconds: float
+    outputs: tuple[tuple[int, ...], ...]
+
+
+@cache
+def pairs(edits: float, seed: int) -> tuple[Pair, ...]:
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(SENTENCES):
+        source = [*rng.integers(1, BASE.vocab_size, LENGTH).tolist()]
+        target: list[int] = []
+        for token in source:
+            kind = rng.integers(3) if rng.random() < edits else 3
+            target += [[], [token, int(rng.integers(1, 999))], [int(rng.integers(1, 999))], [token]][kind]
+        made.append(Pair((*source, END), (*target, END)))
+    return tuple(made)
+
+
+@cache
+def decoded(proposer: Drafter | None, some: tuple[Pair, ...], on: str = "sim:v100") -> Run:
+    """One sentence after another."""
+    kernel, kv = Kernel(), KVCache(64, 16, prefix_cache=False)
+    texts: dict[int, tuple[int, ...]] = {}
+
+    def script(seq: Seq, position: int) -> int:
+        target, at = texts[seq.id], position - seq.prompt_len
+        return target[at] if at < len(target) else END
+
+    cost, apart = (ClusterCost(BASE, CostModel(parse_place(on)), dtype="float16") for _ in range(2))
+    runner, limits = SimulatedRunner(cost, script=script), Limits(max_len=BASE.max_len)
+    engine = Engine(kernel, runner, kv, Sarathi(), limits=limits, proposer=proposer, predict=predicted(apart))
+    outputs = []
+    for i, pair in enumerate(some):
+        texts[i] = pair.target
+        request = Request(prompt=pair.source, max_tokens=2 * LENGTH + 2, stop_ids=frozenset([END]))
+        (seq,) = run_load(engine, [0.0], [request])
+        outputs.append(tuple(seq.tokens[seq.prompt_len :]))
+    return Run(engine.steps, kernel.now(), tuple(outputs))
+
+
+def over_greedy(edits: float, seed: int, on: str = "sim:v100") -> tuple[float, float]:
+    """Steps and seconds of greedy decoding over those of IAD, which puts out the same."""
+    some = pairs(edits, seed)
+    ours, greedy = decoded(Copy(), some, on), decoded(None, some, on)
+    assert ours.outputs == greedy.outputs == tuple(pair.target for pair in some)
+    return greedy.steps / ours.steps, greedy.seconds / ours.seconds
+
+
+@claim(
+    "aggressive_decoding",
+    title="IAD, steps of greedy decoding over its own, 500 corrections that copy nine tenths",
+    paper="- (our bar 5)",
+    expect=5.0,
+    within=0.0,
+    bound="at least",
+)
+def fewer_steps(lab: Lab) -> float:
+    return over_greedy(MANY, lab.seed)[0]
+
+
+@claim(
+    "aggressive_decoding",
+    title="IAD over greedy, time on a V100 where 19 tokens of 20 are copied",
+    paper="7x to 9x",
+    expect=8.0,
+    within=0.25,
+)
+def faster(lab: Lab) -> Measured:
+    few, many = over_greedy(FEW, lab.seed)[1], over_greedy(MANY, lab.seed)[1]
+    return Measured(few, f"{many:.1f}x where 9 of 10 are; one sentence at a time, outputs equal")
+
+
+@claim(
+    "aggressive_decoding",
+    title="the same: gain in time over gain in steps",
+    paper="time follows steps, as launches bound so small a model",
+    expect=1.0,
+    within=0.25,
+)
+def time_follows_steps(lab: Lab) -> float:
+    steps, seconds = over_greedy(FEW, lab.seed)
+    return seconds / steps
+
+
+@claim(
+    "aggressive_decoding",
+    title="gain in time on an H100 over that on a V100",
+    paper="better devices gain more",
+    expect=1.0,
+    within=0.0,
+    bound="at least",
+)
+def better_devices_gain_more(lab: Lab) -> float:
+    return over_greedy(FEW, lab.seed, "sim:h100")[1] / over_greedy(FEW, lab.seed)[1]
+
+
+@claim(
+    "aggressive_decoding",
+    title="IAD, steps per sentence that is right already",
+    paper="1 step; the row budget has to learn that first",
+    expect=1.0,
+    within=0.0,
+    bound="at most",
+    unit="",
+)
+def nothing_to_correct(lab: Lab) -> Measured:
+    steps = decoded(Copy(), pairs(0.0, lab.seed)).steps
+    return Measured(steps / SENTENCES, f"{steps} steps for {SENTENCES} sentences")
+
+
+@claim(
+    "aggressive_decoding",
+    title="IAD, steps over those of greedy decoding where outputs share nothing with their sources",
+    paper="never more than greedy",
+    expect=1.0,
+    within=0.0,
+    bound="at most",
+)
+def nothing_to_copy(lab: Lab) -> float:
+    sources, others = pairs(0.0, lab.seed), pairs(0.0, lab.seed + 1)
+    foreign = tuple(replace(a, target=b.target) for a, b in zip(sources, others, strict=True))
+    return decoded(Copy(), foreign).steps / decoded(None, foreign).steps
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """Drafts what was said last, again and again; the target never does."""
+
+    k: int = 8
+
+    def gain(self, text: Text, rate: float) -> list[float]:
+        return chain_gain(rate, self.k)
+
+    def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
+        return [Draft.chain([text.tokens[-1]] * n) for text, n in zip(texts, rows, strict=True)]
+
+    def accept(self, texts: Sequence[Text], verdicts: Sequence[Verdict]) -> None: ...
+
+    def forget(self, seq_id: int) -> None: ...
+
+
+@claim(
+    "aggressive_decoding",
+    title="tokens/s of 16 sequences beside a proposer that is always wrong, over none",
+    paper="- (our bar 0.98)",
+    expect=0.98,
+    within=0.0,
+    bound="at least",
+    mode="real",
+)
+def useless_drafts_cost_nothing(lab: Lab) -> Measured:
+    from lightwork import models
+
+    model = models.load_compiled(random_llama(), precision=Stored())
+    try:
+        times = measure_rows(model, 64)
+        ratios, drafted = [], 0
+        for i in range(ROUNDS):
+            took_s: dict[bool, float] = {}
+            for wrong in (True, False) if i % 2 else (False, True):
+                kernel, kv = Kernel(WallClock(), seed=lab.seed), KVCache(64, 64, prefix_cache=False)
+                limits, proposer = Limits(max_len=1024), Wrong() if wrong else None
+                runner = LocalRunner(kernel, model, kv)
+                engine = Engine(
+                    kernel, runner, kv, Sarathi(), limits=limits, proposer=proposer, predict=times.predict
+                )
+                arrivals = [Arrival(0.0, 16, TOKENS)] * BATCH
+                requests = SyntheticRequests(arrivals, model.spec.vocab_size, kernel.rng("prompts"))
+                begin_s = kernel.now()
+                drafted += sum(seq.drafted for seq in run_load(engine, arrivals, requests))
+                took_s[wrong] = kernel.now() - begin_s
+            ratios.append(took_s[False] / took_s[True])
+    finally:
+        model.close()
+    note = f"[{min(ratios):.3f}, {max(ratios):.3f}], n={ROUNDS}; {drafted} rows of drafts"
+    return Measured(median(ratios), note)

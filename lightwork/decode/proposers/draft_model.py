@@ -1,0 +1,220 @@
+"""Draft model: a smaller model of the same vocabulary guesses what the target will say.
+
+Paper:  "Fast Inference from Transformers via Speculative Decoding", 2022
+Idea:   a small model writes k tokens one after the other; the target checks all of them in one pass
+Shapes: S texts -> S chains of at most k nodes, from k passes of S sequences
+Cost:   a pass over what is new of the texts and k - 1 passes of one row each; keys and values of every text
+Claims: pearl
+Differs: it chooses with the target's own noise of (seed, position), so that guesses are verified by equality
+         and no probabilities are kept
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from operator import add
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightwork.decode.acceptance import chain_gain
+from lightwork.decode.choose import choose
+from lightwork.decode.proposers import MAX_NODES, Draft, Target, Text
+from lightwork.decode.proposers._agreement import agreement
+from lightwork.decode.sampling import pick
+from lightwork.decode.verifiers import Verdict
+from lightwork.errors import CapacityError, InvariantError, RangeError, SpecError
+from lightwork.kernels.cpu.formats import PAGE
+from lightwork.kernels.rows import Rows
+from lightwork.memory.kv import KVCache
+from lightwork.models import compiles, load, load_compiled, read_shape, resolve
+from lightwork.models.precisions.stored import Stored
+from lightwork.models.tokenizer import Tokenizer
+
+BLOCK_SIZE = 16
+"""Tokens of a KV block where torch computes; the compiled step has its pages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftModel:
+    """model: URI of a model with the target's vocabulary. k: tokens that it writes at a time.
+
+    gb: the most memory for its keys and values; sequences beyond that get no drafts. threads: of a CPU.
+    """
+
+    model: str = "tiny:draft"
+    k: int = 4
+    gb: float = 1.0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= MAX_NODES or self.gb <= 0.0 or self.threads < 1:
+            raise RangeError(
+                f"DraftModel cannot draft k={self.k} tokens with gb={self.gb} and {self.threads} threads",
+                expected=f"1 <= k <= {MAX_NODES}, memory, and a thread or more",
+                fix="DraftModel(k=4)",
+            )
+
+    def begin(self, target: Target) -> DraftRunner:
+        """With the model loaded. Raises CheckpointError, CapacityError, SpecError."""
+        _check_vocabularies(target.model, self.model)
+        if compiles(target.on):
+            model = load_compiled(self.model, precision=Stored())
+            model.set_threads(self.threads)
+            return DraftRunner(self, model, "float32", PAGE, target)
+        dtype = "float32" if target.on == "cpu" else "bfloat16"
+        return DraftRunner(self, load(self.model, dtype=dtype, device=target.on), dtype, BLOCK_SIZE, target)
+
+
+class DraftRunner:
+    """A draft model at work for one engine, with keys and values of its own.
+
+    Each text is continued from what its last draft and the text agree in. Prompts that begin alike share keys
+    and values: no guess changes these.
+    """
+
+    def __init__(self, how: DraftModel, model: Any, kv_dtype: str, block_size: int, target: Target) -> None:
+        self._how = how
+        self._model = model
+        self._max_len: int = model.spec.max_len
+        self._computed: dict[int, list[int]] = {}
+        block_bytes = model.spec.kv_bytes_per_token(kv_dtype) * block_size
+        blocks = int(how.gb * 1e9 / block_bytes)
+        if blocks < 1:
+            raise CapacityError(
+                f"gb={how.gb} holds no block of keys and values of {how.model}",
+                expected=f"at least {block_bytes / 1e9:.2g}",
+                fix="raise gb",
+            )
+        longest = min(target.max_len, self._max_len)
+        self._kv = KVCache(min(blocks, target.max_seqs * -(-longest // block_size)), block_size)
+        self._pool = model.new_kv(self._kv.total, block_size)
+
+    def __repr__(self) -> str:
+        return repr(self._how)
+
+    @property
+    def k(self) -> int:
+        return self._how.k
+
+    def gain(self, text: Text, rate: float) -> list[float]:
+        return chain_gain(rate, self.k)
+
+    def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
+        most = [self._begin(text, n) for text, n in zip(texts, rows, strict=True)]
+        chains: list[list[int]] = [[] for _ in texts]
+        going = [i for i, n in enumerate(most) if n]
+        while going:
+            tokens = self._write([texts[i] for i in going], [chains[i] for i in going])
+            for i, token in zip(going, tokens, strict=True):
+                if token < 0:
+                    most[i] = 0
+                else:
+                    chains[i].append(token)
+            going = [i for i in going if len(chains[i]) < most[i]]
+        return [Draft.chain(chain) for chain in chains]
+
+    def accept(self, texts: Sequence[Text], verdicts: Sequence[Verdict]) -> None:
+        """Nothing to learn: the texts say what was kept."""
+
+    def forget(self, seq_id: int) -> None:
+        if self._computed.pop(seq_id, None) is not None:
+            self._kv.release(seq_id)
+
+    def check(self) -> None:
+        """Raise InvariantError unless every block is of a sequence, cached, or free."""
+        self._kv.check()
+
+    @property
+    def usage(self) -> float:
+        """Share of the blocks that sequences hold, 0 to 1."""
+        return self._kv.usage
+
+    def _begin(self, text: Text, rows: int) -> int:
+        """Take a text up where it and its last draft part; returns how many tokens can be written."""
+        known = len(text.tokens)
+        most = min(self.k, rows, self._max_len - known + 1)
+        if most < 1:
+            return 0
+        if text.id not in self._computed:
+            num = self._kv.attach(text.id, text.tokens, text.prompt_len)
+            self._computed[text.id] = text.tokens[:num]
+        computed = self._computed[text.id]
+        del computed[min(agreement(computed, text.tokens), known - 1) :]
+        copies = self._kv.reserve(text.id, known + most - 1)
+        if copies is None:
+            return 0
+        for src, dst, num in copies:
+            self._pool.copy(range(src, src + num), range(dst, dst + num))
+        return most
+
+    def _write(self, texts: Sequence[Text], chains: Sequence[Sequence[int]]) -> list[int]:
+        """The next token of each text and what was drafted of it; -1 where its scores say nothing."""
+        logits_SV = self._model.logits(self._rows(texts, chains), self._pool)
+        for text in texts:
+            self._kv.commit(text.id, text.tokens, text.prompt_len)
+        hows = [text.sampling for text in texts]
+        positions = [len(self._computed[text.id]) for text in texts]
+        tokens = choose(logits_SV, hows, positions)
+        for i, (text, chain) in enumerate(zip(texts, chains, strict=True)):
+            if tokens[i] < 0:
+                output = [*text.tokens[text.prompt_len :], *chain]
+                with suppress(InvariantError):
+                    told = pick(logits_SV[i], hows[i], positions[i], text.tokens[: text.prompt_len], output)
+                    tokens[i] = told.token
+        return tokens
+
+    def _rows(self, texts: Sequence[Text], chains: Sequence[Sequence[int]]) -> Rows:
+        """What is new of each text, the last row of each scored; it counts as computed from now on."""
+        tokens: list[int] = []
+        starts, counts = [], []
+        for text, chain in zip(texts, chains, strict=True):
+            computed, known = self._computed[text.id], len(text.tokens)
+            new = [*text.tokens[len(computed) :], *chain[max(0, len(computed) - known) :]]
+            starts.append(len(computed))
+            counts.append(len(new))
+            tokens += new
+            computed += new
+        ends = np.cumsum(counts)
+        seqs_R = np.arange(len(texts), dtype=np.int32).repeat(counts)
+        index_R = np.arange(len(tokens)) + (np.array(starts) - ends + counts)[seqs_R]
+        tables = self._tables(texts)
+        block_R, size = index_R // self._kv.block_size, self._kv.block_size
+        return Rows(
+            tokens=np.array(tokens),
+            positions=index_R,
+            slots=index_R + (tables[seqs_R, block_R] - block_R) * size,
+            seqs=seqs_R,
+            index=index_R,
+            ancestors=np.zeros(len(tokens), np.uint64),
+            known=np.array([*map(add, starts, counts)]),
+            tables=tables,
+            scored=ends - 1,
+        )
+
+    def _tables(self, texts: Sequence[Text]) -> NDArray[np.int32]:
+        lists = [self._kv.table(text.id) for text in texts]
+        tables = np.full((len(lists), max(map(len, lists))), -1, np.int32)
+        for row, blocks in zip(tables, lists, strict=True):
+            row[: len(blocks)] = blocks
+        return tables
+
+
+def _check_vocabularies(target: str, draft: str) -> None:
+    """Raises SpecError unless a token means the same in both models."""
+    ours, theirs = Tokenizer(resolve(draft)).vocabulary, Tokenizer(resolve(target)).vocabulary
+    sizes = [read_shape(uri).vocab_size for uri in (draft, target)]
+    if ours == theirs and sizes[0] == sizes[1]:
+        return
+    told = f"{draft} has {sizes[0]} tokens and {target} {sizes[1]}"
+    if differing := [text for text in theirs | ours if ours.get(text) != theirs.get(text)]:
+        one, other = (names.get(differing[0], "none") for names in (ours, theirs))
+        told += f"; {differing[0]!r} is token {one} of the one and {other} of the other"
+    raise SpecError(
+        f"the vocabularies of draft and target differ: {told}",
+        expected="the same tokenizer, so that a drafted token means what the target would say",
+        fix=f"a smaller model of the family of {target}",
+    )
