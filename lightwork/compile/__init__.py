@@ -28,7 +28,7 @@ def split(module: nn.Module, backend: Backend | None = None) -> Host:
     """The module's `forward`, cut at conditions that depend on tensors' values, for inference.
 
     backend: compiles each region when it is first reached with new shapes; None: torch's tracer, frozen,
-    which keeps the weights as they are then. Raises SpecError, with file and line, for what it cannot rewrite.
+    which keeps the weights as they are then. Raises SpecError, with file and line, for the rest.
     """
     from lightwork.compile.backends import Traced
     from lightwork.compile.host import build
