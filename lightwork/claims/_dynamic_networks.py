@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ class Block(nn.Module):
         super().__init__()
         self.layer, self.gate = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if self.gate(x).mean() > 0:
             return x
         return x + torch.tanh(self.layer(x))
@@ -35,7 +37,7 @@ class LayerSkip(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block() for _ in range(8))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         for block in self.blocks:
             x = block(x)
         return x
@@ -44,7 +46,7 @@ class LayerSkip(nn.Module):
 class EarlyExit(_Stack):
     """Leaves through the head once it is sure."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         for layer in self.layers:
             x = torch.tanh(layer(x))
             if self.head(x).softmax(-1).max() > 0.45:
@@ -55,7 +57,7 @@ class EarlyExit(_Stack):
 class BlockDrop(_Stack):
     """One policy at the beginning says which layers run."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         policy = self.layers[0](x)[0]
         for i in range(len(self.layers)):
             if policy[i] < 0:
@@ -67,7 +69,7 @@ class BlockDrop(_Stack):
 class AdaptiveDepth(_Stack):
     """A recurrence that ends when its state is small, or after six steps."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         steps = 0
         while x.norm().item() > 1.0 and steps < 6:
             x = 0.8 * torch.tanh(self.layers[0](x))
@@ -78,7 +80,7 @@ class AdaptiveDepth(_Stack):
 class Resolution(_Stack):
     """Looks at half of the input's detail where that is enough."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         view = nn.functional.avg_pool1d(x, 2).repeat_interleave(2, -1) if self.gate(x).sum() > 0 else x
         return self.head(self.layers[0](view))
 
@@ -86,7 +88,7 @@ class Resolution(_Stack):
 class Routing(_Stack):
     """One of three experts, by argmax."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         chosen = self.head(x).argmax()
         if chosen == 0:
             y = self.layers[0](x)
@@ -100,7 +102,7 @@ class Routing(_Stack):
 class Halting(_Stack):
     """Attention over its own history until the halting weights sum to one."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         total = torch.zeros(())
         out = torch.zeros_like(x)
         while total < 1.0:
@@ -114,7 +116,7 @@ class Halting(_Stack):
 class Nested(_Stack):
     """Ifs in ifs, with and, or, not."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if self.gate(x).sum() > 0 and not x.sum() > 1:
             if x[0, 0] > 0 or x[0, 1] > 0:
                 x = self.layers[0](x)
@@ -127,7 +129,7 @@ class Nested(_Stack):
 class ReturnInLoop(_Stack):
     """Returns from inside a loop, from two depths."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if x.sum() > 0.5:

@@ -31,7 +31,7 @@ def _equal(ours: Sequence[Tensor], eager: Sequence[Tensor]) -> bool:
     return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(ours, eager, strict=True))
 
 
-def _eager(module: nn.Module, samples: Sequence[Tensor]) -> list[Tensor]:
+def _eager(module: Forward | nn.Module, samples: Sequence[Tensor]) -> list[Tensor]:
     with torch.no_grad():
         return [module(x) for x in samples]
 
@@ -39,7 +39,8 @@ def _eager(module: nn.Module, samples: Sequence[Tensor]) -> list[Tensor]:
 def _traced(module: nn.Module, example: Tensor) -> Forward:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        forward: Forward = torch.jit.freeze(torch.jit.trace(module, (example,), check_trace=False))
+        traced = torch.jit.trace(module, (example,), check_trace=False)  # type: ignore[no-untyped-call]
+        forward: Forward = torch.jit.freeze(traced)
     return forward
 
 

@@ -180,7 +180,8 @@ class _Function(ast.NodeTransformer):
 
     def with_flags(self, s: ast.For | ast.While) -> tuple[list[ast.stmt], list[ast.stmt]]:
         """The loop's body without break and continue, and what to set before the loop."""
-        body, first = s.body, []
+        body = s.body
+        first: list[ast.stmt] = []
         if exits(body, ast.Continue):
             flag = self.names.fresh("skip")
             body = [assign(flag, ast.Constant(False), s), *flagged(body, ast.Continue, flag)]
