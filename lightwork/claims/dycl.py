@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lightwork.claims import Lab, Measured, claim
-from lightwork.claims._dynamic_networks import ZOO, LayerSkip, inputs, network
 from lightwork.compile import split
+from lightwork.compile.zoo import ZOO, LayerSkip, inputs, network
 from lightwork.runtime.clock import WallClock
 
 SAMPLES, ROUNDS = 200, 9

@@ -7,6 +7,7 @@ dataflow.py     which expressions depend on tensors' values; which names are liv
 regions.py      straight-line runs between tensor-dependent conditions, and the host that is left
 host.py         `split(module) -> Host`: calls regions, follows predicates, for one sample or a batch
 backends.py     `Backend.compile(region, example) -> callable`
+zoo.py          nine small networks that branch, to try it on
 
 To add a backend: a class with that method, given to `split(module, backend=...)`.
 """

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightwork.claims._dynamic_networks import ZOO, AdaptiveDepth, LayerSkip, inputs, network
 from lightwork.compile import split
 from lightwork.compile.backends import Eager
+from lightwork.compile.zoo import ZOO, AdaptiveDepth, LayerSkip, inputs, network
 from lightwork.errors import RangeError, SpecError, UsageError
 
 
