@@ -8,6 +8,7 @@ to in the decode step of a larger model.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from random import Random
 
@@ -29,8 +30,9 @@ from lightwork.claims._duo import (
     worst,
 )
 from lightwork.cluster import CostModel, parse_place
+from lightwork.decode.proposers import Target
+from lightwork.decode.proposers.draft_model import BLOCK_SIZE, DraftModel, DraftRunner
 from lightwork.decode.sampling import Sampling
-from lightwork.decode.self_speculation import SelfSpeculation
 from lightwork.memory.kv import KVCache
 from lightwork.models.duo import BIG, SKIP, SMALL, narrowed
 from lightwork.models.duo_oracle import Prefixes, coordinate_search, every_pattern
@@ -42,6 +44,7 @@ from lightwork.serve.engine import Engine
 from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Limits, Request
+from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
 
 HALF = LAYERS // 2
@@ -289,29 +292,43 @@ def skipping_is_not_exiting_early(lab: Lab) -> Measured:
     return Measured(float((skips & ~exits).sum() / max(1, int(skips.sum()))), note)
 
 
-def _answers(proposer: SelfSpeculation | None, seed: int, temperature: float) -> list[list[int]]:
+def _answers(drafts: bool, seed: int, temperature: float) -> list[Seq]:
+    """By a model and, with drafts, its all-small path before each step, to which rows cost nothing."""
     model = models.load(str(folder()))
-    kernel, kv = Kernel(WallClock()), KVCache(512, 16)
+    kernel, kv = Kernel(WallClock()), KVCache(512, BLOCK_SIZE)
     limits = Limits(max_len=model.spec.max_len)
     runner, size = LocalRunner(kernel, model, kv), model.spec.vocab_size
-    engine = Engine(kernel, runner, kv, Sarathi(), limits=limits, proposer=proposer, vocab_size=size)
-    asked = [
-        Request(
-            prompt=tuple(tokens_T[: places[0] + 1].tolist()),
-            max_tokens=CONTINUED,
-            sampling=Sampling(temperature=temperature, seed=number),
+    with ThreadPoolExecutor(1) as beside:
+        target = Target(model="", on="cpu", max_seqs=ASKED, max_len=limits.max_len, beside=beside)
+        path = DraftRunner(DraftModel(k=DRAFTED), small_model(), "float32", BLOCK_SIZE, target)
+        engine = Engine(
+            kernel,
+            runner,
+            kv,
+            Sarathi(),
+            limits=limits,
+            proposer=path if drafts else None,
+            predict=lambda step: 1.0,
+            vocab_size=size,
         )
-        for number, (tokens_T, places) in zip(range(ASKED), texts(f"drafts {seed}"), strict=False)
-    ]
-    return [seq.tokens for seq in run_load(engine, [0.0] * ASKED, asked)]
+        asked = [
+            Request(
+                prompt=tuple(tokens_T[: places[0] + 1].tolist()),
+                max_tokens=CONTINUED,
+                sampling=Sampling(temperature=temperature, seed=number),
+            )
+            for number, (tokens_T, places) in zip(range(ASKED), texts(f"drafts {seed}"), strict=False)
+        ]
+        return run_load(engine, [0.0] * ASKED, asked)
 
 
 @cache
-def _drafted(seed: int, temperature: float) -> tuple[int, SelfSpeculation]:
-    """Texts that drafts of the all-small path changed, and how many were kept."""
-    drafts = SelfSpeculation(small_model(), k=DRAFTED)
-    pairs = zip(_answers(None, seed, temperature), _answers(drafts, seed, temperature), strict=True)
-    return sum(a != b for a, b in pairs), drafts
+def _drafted(seed: int, temperature: float) -> tuple[int, float]:
+    """Texts that drafts of the all-small path changed, and how many of a step's were kept."""
+    plain, drafted = (_answers(drafts, seed, temperature) for drafts in (False, True))
+    changed = sum(a.tokens != b.tokens for a, b in zip(plain, drafted, strict=True))
+    kept = sum(seq.accepted for seq in drafted)
+    return changed, kept / (sum(seq.num_output for seq in drafted) - kept)
 
 
 @claim(
@@ -326,10 +343,10 @@ def _drafted(seed: int, temperature: float) -> tuple[int, SelfSpeculation]:
 def drafts_of_the_small_path_are_lossless(lab: Lab) -> Measured:
     kept, changed = [], 0
     for temperature in (0.0, 1.0):
-        some, drafts = _drafted(lab.seed, temperature)
+        some, each = _drafted(lab.seed, temperature)
         changed += some
-        kept.append(f"{drafts.kept / drafts.rounds:.2f} of {DRAFTED} kept at temperature {temperature:g}")
-    return Measured(changed, f"{2 * ASKED} texts; a round's drafts: {', '.join(kept)}")
+        kept.append(f"{each:.2f} of {DRAFTED} kept at temperature {temperature:g}")
+    return Measured(changed, f"{2 * ASKED} texts; of a step's drafts: {', '.join(kept)}")
 
 
 def _step_s(num_big: float, rows: int = 1) -> float:
@@ -367,8 +384,7 @@ def bytes_saved_are_time_saved(lab: Lab) -> Measured:
     bound="at least",
 )
 def drafts_save_time(lab: Lab) -> Measured:
-    _, drafts = _drafted(lab.seed, 0.0)
-    tokens = 1 + drafts.kept / drafts.rounds
+    tokens = 1 + _drafted(lab.seed, 0.0)[1]
     round_s = DRAFTED * _step_s(0) + _step_s(LAYERS, 1 + DRAFTED)
     note = (
         f"{tokens:.2f} tokens a round, as the model of 3 million parameters accepts drafts on its own texts"

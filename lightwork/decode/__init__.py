@@ -3,7 +3,6 @@
 proposers/  one file per way to guess the next tokens (`Proposer.begin` gives an engine its `Drafter`)
 verifiers/  one file per way to judge the guesses (`Verifier.verify`)
 sampling.py the choice of a token as a pure function of (logits, seed, position)
-self_speculation.py drafts from a cheaper path of the model that verifies them
 choose.py   the same choices for all rows of a step at once, compiled where numba is there
 
 To add a technique: one file in its kind's folder, named after it. The engine calls every drafter and

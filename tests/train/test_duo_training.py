@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
@@ -14,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from lightwork import models
 from lightwork.agents.worlds.lessons import WORDS, Lessons
 from lightwork.agents.worlds.plan_world import SYLLABLES, PlanWorld
+from lightwork.decode.proposers import Target
+from lightwork.decode.proposers.draft_model import BLOCK_SIZE, DraftModel, DraftRunner
 from lightwork.decode.sampling import Sampling
-from lightwork.decode.self_speculation import SelfSpeculation
 from lightwork.errors import CheckpointError, RangeError
 from lightwork.memory.kv import KVCache
 from lightwork.models.duo import BIG, SMALL, Duo, given
@@ -29,6 +31,7 @@ from lightwork.serve.engine import Engine, Limits
 from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
+from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
 from lightwork.train.duo import (
     SMALL_FOLDER,
@@ -196,33 +199,31 @@ def test_gates_learn_what_hidden_states_foretell() -> None:
     assert choices.tolist() == [BIG, SMALL]
 
 
-def answers(folder: Path, proposer: SelfSpeculation | None, how: Sampling) -> list[list[int]]:
-    kernel, kv, model = Kernel(WallClock()), KVCache(64, 16), models.load(str(folder))
-    runner = LocalRunner(kernel, model, kv)
+def answers(duo: Duo, folder: Path, drafts: bool, how: Sampling) -> list[Seq]:
+    kernel, kv, model = Kernel(WallClock()), KVCache(64, BLOCK_SIZE), models.load(str(folder))
     limits = Limits(max_len=256, max_seqs=4, max_waiting=4)
-    vocab_size = SPEC.vocab_size
-    engine = Engine(kernel, runner, kv, Sarathi(), limits=limits, proposer=proposer, vocab_size=vocab_size)
+    small = Model(duo.small_spec, duo.small, Tokenizer(folder), {}, "cpu")
     batch = next(lessons(4)).tokens_BT
     asked = [Request(prompt=tuple(t[:40].tolist()), max_tokens=24, sampling=how) for t in batch]
-    return [seq.tokens for seq in run_load(engine, [0.0] * len(asked), asked)]
+    with ThreadPoolExecutor(1) as beside:
+        target = Target(model="", on="cpu", max_seqs=4, max_len=256, beside=beside)
+        path = DraftRunner(DraftModel(k=3), small, "float32", BLOCK_SIZE, target)
+        engine = Engine(
+            kernel,
+            LocalRunner(kernel, model, kv),
+            kv,
+            Sarathi(),
+            limits=limits,
+            proposer=path if drafts else None,
+            predict=lambda step: 1.0,
+            vocab_size=SPEC.vocab_size,
+        )
+        return run_load(engine, [0.0] * len(asked), asked)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_drafts_of_the_small_path_lose_nothing(duo: Duo, folder: Path, temperature: float) -> None:
-    small = Model(duo.small_spec, duo.small, Tokenizer(folder), {}, "cpu")
-    drafts = SelfSpeculation(small, k=3)
     how = Sampling(temperature=temperature, seed=7)
-    assert answers(folder, drafts, how) == answers(folder, None, how)
-    assert 0 < drafts.kept <= drafts.drafted
-    assert drafts.kept < drafts.drafted or temperature == 0.0
-
-
-def test_the_small_path_reads_each_known_token_once(duo: Duo, folder: Path) -> None:
-    drafts = SelfSpeculation(Model(duo.small_spec, duo.small, Tokenizer(folder), {}, "cpu"), k=3)
-    answers(folder, drafts, Sampling(temperature=0.0))
-    assert drafts.read < 2 * (40 + 24) + 3 * 2 * 24
-
-
-def test_a_draft_of_no_token_is_refused(duo: Duo, folder: Path) -> None:
-    with pytest.raises(RangeError, match="k=0"):
-        SelfSpeculation(Model(duo.small_spec, duo.small, Tokenizer(folder), {}, "cpu"), k=0)
+    plain, drafted = (answers(duo, folder, drafts, how) for drafts in (False, True))
+    assert [seq.tokens for seq in drafted] == [seq.tokens for seq in plain]
+    assert 0 < sum(seq.accepted for seq in drafted) <= sum(seq.drafted for seq in drafted)
