@@ -64,12 +64,12 @@ def _draw(found: list[Pair], known: list[Technique]) -> None:
         if kinds[pair.first] != kinds[pair.second]:
             marks[pair.second, pair.first] = mark
     width = max(len(one.name) for one in known)
-    print(" " * (width + 6) + " ".join(letters.values()))
+    print(" " * (width + 6) + "".join(letters.values()))
     kind = ""
     for row in known:
         if row.kind != kind:
             kind = row.kind
             print(kind)
-        cells = " ".join(marks.get((row.name, column.name), NEVER) for column in known)
+        cells = "".join(marks.get((row.name, column.name), NEVER) for column in known)
         print(f"  {letters[row.name]} {row.name:<{width}}  {cells}")
     print(LEGEND)

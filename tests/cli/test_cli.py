@@ -115,7 +115,8 @@ def test_the_matrix_shows_every_pair_within_80_columns_and_says_why_not(capsys):
 
     assert main(["techniques", "--matrix"]) == 0
     drawn = capsys.readouterr().out.splitlines()
-    grid = {words[1]: words[2:] for words in map(str.split, drawn[1 : drawn.index("")]) if len(words) > 1}
+    rows = (line.split() for line in drawn[1 : drawn.index("")])
+    grid = {words[1]: words[2] for words in rows if len(words) > 1}
     names = [technique.name for technique in paired()]
     assert [*grid] == names
     assert max(map(len, drawn)) <= 80

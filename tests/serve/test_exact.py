@@ -25,7 +25,7 @@ from lightwork.runtime.trace import Trace
 from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.local_runner import LocalRunner
-from lightwork.serve.opening import open_engine
+from lightwork.serve.opening import open_engine, open_one
 from lightwork.serve.plan import Plan, kv_blocks, make_engine, make_kv, tier_blocks
 from lightwork.serve.replay import decisions, replay
 from lightwork.serve.routers.prefill_decode import PrefillDecode
@@ -160,7 +160,7 @@ class Picks:
 def test_drafts_change_neither_texts_nor_their_logprobs(
     checkpoint: Make, proposer: Copy | Ngram, temperature: float
 ) -> None:
-    """Prompts of which a half is what the model said to the other half."""
+    """Prompts of which a half is what the model said to the other half; rows cost nothing."""
     folder = checkpoint("llama")
     first = requests(8, 40)
     said = texts(engine_for(folder), first)
@@ -173,7 +173,9 @@ def test_drafts_change_neither_texts_nor_their_logprobs(
     accepted = 0
     for use in ((), (proposer,)):
         sinks = [Picks() for _ in load]
-        seqs = run_load(engine_for(folder, use=use), [0.0] * len(load), load, sinks)
+        plan, kernel = Plan(model=str(folder), max_len=200, use=use), Kernel(WallClock())
+        engine, _, _ = open_one(plan, kernel, predict=lambda step: 1.0)
+        seqs = run_load(engine, [0.0] * len(load), load, sinks)
         told.append([sink.picks for sink in sinks])
         accepted += sum(seq.accepted for seq in seqs)
     assert told[0] == told[1]
