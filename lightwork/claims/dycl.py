@@ -1,6 +1,6 @@
 """DyCL: dynamic networks split at their branches, beside eager, torch.jit.trace and torch.compile.
 
-The zoo of _dynamic_networks.py instead of the publication's networks, on this CPU. A network counts as
+The zoo of compile/zoo.py instead of the publication's networks, on this CPU. A network counts as
 compiled if all of its outputs equal eager's on 200 inputs, alone and in one batch that parts, and both
 sides of every branch of its source were taken (of an unrolled one, in any of its copies). The publication's
 speedups are ranges over its networks and two devices; ours is judged by its smallest one.
