@@ -6,7 +6,8 @@ desugar.py      `return`, `break`, `continue`, `and`, `or`, ternaries as nested 
 dataflow.py     which expressions depend on tensors' values; which names are live
 regions.py      straight-line runs between tensor-dependent conditions, and the host that is left
 host.py         `split(module) -> Host`: calls regions, follows predicates, for one sample or a batch
-backends.py     `Backend.compile(region, example) -> callable`
+backends.py     `Backend.compile(region, example) -> callable`: torch's tracer, or none
+loops.py        another one, for small regions: their arithmetic as loops
 zoo.py          nine small networks that branch, to try it on
 
 To add a backend: a class with that method, given to `split(module, backend=...)`.
@@ -28,10 +29,11 @@ __all__ = ["split"]
 def split(module: nn.Module, backend: Backend | None = None) -> Host:
     """The module's `forward`, cut at conditions that depend on tensors' values, for inference.
 
-    backend: compiles each region when it is first reached with new shapes; None: torch's tracer, frozen,
-    which keeps the weights as they are then. Raises SpecError, with file and line, for the rest.
+    backend: compiles each region when it is first reached with new shapes; None: loops for small regions and
+    torch's tracer, frozen, for others. Weights are to stay as they are then. Raises SpecError, with file and
+    line, for the rest.
     """
-    from lightwork.compile.backends import Traced
     from lightwork.compile.host import build
+    from lightwork.compile.loops import Loops
 
-    return build(module, backend or Traced())
+    return build(module, backend or Loops())
