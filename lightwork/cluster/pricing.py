@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import ceil, log2
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from lightwork.cluster.devices import Cluster, Link
 from lightwork.errors import SpecError
@@ -70,9 +74,15 @@ class CostModel:
         if isinstance(effect, Move):
             return self._move(effect, rank)
         if isinstance(effect, Collective):
-            given = nbytes(effect.x) * (len(effect.group) if effect.kind == "all_gather" else 1)
-            return Price((), self.collective_seconds(effect.kind, effect.group, given))
+            return Price((), self._met_seconds(effect.kind, effect.group, effect.x))
         return FREE
+
+    def _met_seconds(self, kind: str, group: Sequence[int], given: Sequence[Any]) -> float:
+        """Of a collective, by what each member gave."""
+        if kind == "all_to_all":
+            return self.all_to_all_seconds(group, [[nbytes(part) for part in parts] for parts in given])
+        whole = nbytes(given) if kind == "all_gather" else nbytes(given[0])
+        return self.collective_seconds(kind, group, whole)
 
     def collective_seconds(self, kind: str, group: Sequence[int], nbytes: float) -> float:
         """Closed forms (Thakur, Rabenseifner and Gropp, 2005). nbytes: of the whole result, of all_to_all's
@@ -85,6 +95,8 @@ class CostModel:
         n = len(group)
         if n <= 1:
             return 0.0
+        if kind == "all_to_all":
+            return self.all_to_all_seconds(group, np.full((n, n), nbytes / n))
         link = self.slowest_link(group)
         flat_s = self._flat_seconds(kind, n, nbytes, link)
         per_node = Counter(rank // self.cluster.per_node for rank in group)
@@ -95,6 +107,24 @@ class CostModel:
             return flat_s
         inside_s = 2 * self._flat_seconds("all_gather", members, nbytes, self.cluster.inner)
         return min(flat_s, inside_s + self._flat_seconds(kind, len(per_node), nbytes / members, link))
+
+    def all_to_all_seconds(self, group: Sequence[int], nbytes: ArrayLike) -> float:
+        """Pairwise exchange: a rank meets those it has something for, or from, one after another; the slowest
+        rank counts. nbytes: [n, n], what each member of the group sends to each.
+        """
+        sent = np.array(nbytes, np.float64)
+        np.fill_diagonal(sent, 0.0)
+        met = (sent > 0) | (sent.T > 0)
+        node = np.array(group) // self.cluster.per_node
+        near = node[:, None] == node
+        seconds = np.zeros(len(group))
+        for link, where in ((self.cluster.inner, near), (self.cluster.outer, ~near)):
+            if (met & where).any():
+                a, b = np.argwhere(met & where)[0]
+                link = link or self.cluster.link(group[a], group[b])  # says that there is none
+                most = np.maximum((sent * where).sum(1), (sent * where).sum(0))
+                seconds += (met & where).sum(1) * link.latency_s + most / link.bytes_per_s
+        return float(seconds.max())
 
     def _flat_seconds(self, kind: str, n: int, nbytes: float, link: Link) -> float:
         """One level: n ranks, each with one link."""
@@ -111,12 +141,12 @@ class CostModel:
             "all_reduce": min(ring(2), 2 * hops * (nbytes / b + a)),
             "all_gather": ring(1),
             "reduce_scatter": ring(1),
-            "all_to_all": (n - 1) * (nbytes / n / b + a),
             "broadcast": hops * (nbytes / b + a),
             "barrier": 2 * hops * a,
         }
         if kind not in forms:
-            raise SpecError(f"no price for the collective {kind!r}", expected=", ".join(forms))
+            expected = ", ".join([*forms, "all_to_all"])
+            raise SpecError(f"no price for the collective {kind!r}", expected=expected)
         return forms[kind]
 
     def slowest_link(self, group: Sequence[int]) -> Link:

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightwork.errors import RangeError
 from lightwork.models.spec import ModelSpec
+from lightwork.models.tiles import in_tiles
 from lightwork.models.transformer import (
     Attend,
     attention,
@@ -140,14 +140,3 @@ def add_mlp(duo: Duo, layer: int, x_Rd: Tensor, choices_R: Tensor, tile: int = 0
 
 def _mlp(layer: Layer, spec: ModelSpec, x_Rd: Tensor) -> Tensor:
     return mlp_down(mlp_up(x_Rd, layer, spec), layer)
-
-
-def in_tiles(compute: Callable[[Tensor], Tensor], x_Rd: Tensor, tile: int) -> Tensor:
-    """compute(x), so many rows at a time, the last ones padded: a row's bits do not depend on the others.
-
-    Products of another number of rows may add in another order; those of one shape do not.
-    """
-    if not tile:
-        return compute(x_Rd)
-    padded = F.pad(x_Rd, (0, 0, 0, -len(x_Rd) % tile))
-    return torch.cat([compute(part) for part in torch.split(padded, tile)])[: len(x_Rd)]

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightwork.errors import RangeError
-from lightwork.models.duo import BIG, SKIP, SMALL, Choose, Duo, add_mlp, checked, forward, given, in_tiles
+from lightwork.models.duo import BIG, SKIP, SMALL, Choose, Duo, add_mlp, checked, forward, given
+from lightwork.models.tiles import in_tiles
 from lightwork.models.transformer import Attend, attention, embed, logits, normalise, rotation
 
 TILE = 64

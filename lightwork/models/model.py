@@ -20,7 +20,7 @@ from lightwork.models.arena import arrays, discard
 from lightwork.models.checkpoint import open_checkpoint
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
-from lightwork.models.transformer import Attend, forward, logits
+from lightwork.models.transformer import Attend, Routed, forward, logits, unseen
 from lightwork.models.weights import Weights, from_checkpoint
 from lightwork.runtime.progress import Progress
 
@@ -102,10 +102,11 @@ class Model:
 
     hidden: (rows, kv) -> normalised hidden states [R, d], keys and values written; how its layers are carried
     out, for others to replace. score: (rows, those of the scored) -> logits, likewise. chains: models that it
-    computes in place of its own, see `chains.share`.
+    computes in place of its own, see `chains.share`. routed: told which experts its rows take.
     """
 
     chains: Chains | None = None
+    routed: Routed = staticmethod(unseen)
 
     def __init__(
         self, spec: ModelSpec, weights: Weights, tokenizer: Tokenizer, generation: dict[str, Any], device: str
@@ -162,7 +163,7 @@ class Model:
         positions_R = torch.from_numpy(rows.positions).to(self.device)
         adapt = adapt_rows(self.adapters.of(rows.models), torch.from_numpy(rows.seqs).to(self.device))
         attend = paged(self.spec, rows, kv, self.device)
-        return forward(self.weights, self.spec, tokens_R, positions_R, attend, adapt)
+        return forward(self.weights, self.spec, tokens_R, positions_R, attend, adapt, self.routed)
 
 
 def paged(spec: ModelSpec, rows: Rows, kv: KVPool, device: str) -> Attend:

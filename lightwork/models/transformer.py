@@ -27,6 +27,8 @@ Adapt = Callable[[int, str, Tensor, Tensor], Tensor]
 """(layer, product of MATRICES, its input [R, ...], its output [R, ...]) -> the output to go on with."""
 Change = Callable[[str, Tensor, Tensor], Tensor]
 """The same of one layer."""
+Routed = Callable[[int, Tensor, Tensor], object]
+"""Told, wherever rows are routed: (layer, its router's probabilities [R, E], the experts taken [R, K])."""
 Reduce = Callable[[Tensor], Tensor]
 """Sums what each of several tensor-parallel ranks has of a product; alone, a rank has all of it."""
 
@@ -51,6 +53,10 @@ def _whole(part: Tensor) -> Tensor:
     return part
 
 
+def unseen(layer: int, probable_RE: Tensor, chosen_RK: Tensor) -> None:
+    pass
+
+
 def forward(
     weights: Weights,
     spec: ModelSpec,
@@ -58,10 +64,11 @@ def forward(
     positions_R: Tensor,
     attend: Attend,
     adapt: Adapt | None = None,
+    routed: Routed = unseen,
 ) -> Tensor:
     """The normalised hidden states [R, d] of R rows. adapt: changes products, but for those of experts."""
     x_Rd = embed(weights, tokens_R, positions_R)
-    x_Rd = run_layers(weights.layers, spec, x_Rd, positions_R, attend, adapt=adapt or as_it_is)
+    x_Rd = run_layers(weights.layers, spec, x_Rd, positions_R, attend, adapt=adapt or as_it_is, routed=routed)
     return normalise(weights, spec, x_Rd)
 
 
@@ -80,6 +87,7 @@ def run_layers(
     reduce: Reduce = _whole,
     first: int = 0,
     adapt: Adapt = as_it_is,
+    routed: Routed = unseen,
 ) -> Tensor:
     """Hidden states [R, d] behind some layers. spec: of those, with the heads and widths that they have.
 
@@ -87,7 +95,7 @@ def run_layers(
     """
     cos_sin = rotation(spec, positions_R, x_Rd.dtype)
     for i, layer in enumerate(layers, first):
-        x_Rd = block(i, x_Rd, layer, spec, cos_sin, attend, adapt, reduce)
+        x_Rd = block(i, x_Rd, layer, spec, cos_sin, attend, adapt, reduce, routed)
     return x_Rd
 
 
@@ -100,11 +108,12 @@ def block(
     attend: Attend,
     adapt: Adapt = as_it_is,
     reduce: Reduce = _whole,
+    routed: Routed = unseen,
 ) -> Tensor:
     """Layer i, from its input to the next one's. cos_sin: of the rows, see `rotary`."""
     change = partial(adapt, i)
     x_Rd = x_Rd + attention(i, x_Rd, layer, spec, cos_sin, attend, change, reduce)
-    return x_Rd + reduce(mlp_down(mlp_up(x_Rd, layer, spec, change), layer, change))
+    return x_Rd + reduce(mlp_down(mlp_up(x_Rd, layer, spec, change, partial(routed, i)), layer, change))
 
 
 def attention(
@@ -181,11 +190,17 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
-def mlp_up(x_Rd: Tensor, layer: Layer, spec: ModelSpec, change: Change = _unchanged) -> Tensor:
+def mlp_up(
+    x_Rd: Tensor,
+    layer: Layer,
+    spec: ModelSpec,
+    change: Change = _unchanged,
+    see: Callable[[Tensor, Tensor], object] = lambda probable_RE, chosen_RK: None,
+) -> Tensor:
     """The MLP's activations [R, F]; of a layer of experts what they give, [R, d]."""
     h_Rd = norm(x_Rd, layer.norm2, layer.norm2_bias, spec)
     if layer.router is not None:
-        return _moe(h_Rd, layer, spec)
+        return _moe(h_Rd, layer, spec, see)
     return _activate(change("up", h_Rd, F.linear(h_Rd, layer.up, layer.up_bias)), spec)
 
 
@@ -208,19 +223,32 @@ def _activate(up: Tensor, spec: ModelSpec) -> Tensor:
     return act(gate) * value
 
 
-def _moe(h_Rd: Tensor, layer: Layer, spec: ModelSpec) -> Tensor:
+def _moe(h_Rd: Tensor, layer: Layer, spec: ModelSpec, see: Callable[[Tensor, Tensor], object]) -> Tensor:
     """Each row through its most probable experts, weighted by the router (Shazeer et al., 2017.
 
     Jiang et al., 2024).
     """
-    assert layer.router is not None
-    gates = F.softmax(F.linear(h_Rd, layer.router).float(), -1)
-    top, chosen = gates.topk(spec.experts_per_token, -1)
-    if spec.normalise_gates:
-        top = top / top.sum(-1, keepdim=True)
+    probable_RE, gates_RK, chosen_RK = route(h_Rd, layer, spec)
+    see(probable_RE, chosen_RK)
     out_Rd = torch.zeros_like(h_Rd)
-    for e in torch.unique(chosen).tolist():
-        rows, rank = torch.nonzero(chosen == e, as_tuple=True)
-        y = F.linear(_activate(F.linear(h_Rd[rows], layer.up[e]), spec), layer.down[e])
-        out_Rd.index_add_(0, rows, y * top[rows, rank, None].to(y.dtype))
+    for e in torch.unique(chosen_RK).tolist():
+        rows, rank = torch.nonzero(chosen_RK == e, as_tuple=True)
+        y = expert(h_Rd[rows], layer.up[e], layer.down[e], spec)
+        out_Rd.index_add_(0, rows, y * gates_RK[rows, rank, None].to(y.dtype))
     return out_Rd
+
+
+def route(h_Rd: Tensor, layer: Layer, spec: ModelSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """A router's probabilities [R, E], float32; of the K experts that each row takes the gates [R, K], and
+    which they are [R, K], the most probable first. h_Rd: normalised."""
+    assert layer.router is not None
+    probable_RE = F.softmax(F.linear(h_Rd, layer.router).float(), -1)
+    gates_RK, chosen_RK = probable_RE.topk(spec.experts_per_token, -1)
+    if spec.normalise_gates:
+        gates_RK = gates_RK / gates_RK.sum(-1, keepdim=True)
+    return probable_RE, gates_RK, chosen_RK
+
+
+def expert(h_Rd: Tensor, up: Tensor, down: Tensor, spec: ModelSpec) -> Tensor:
+    """What one expert gives for normalised rows, [R, d]. up [2F or F, d], down [d, F]."""
+    return F.linear(_activate(F.linear(h_Rd, up), spec), down)

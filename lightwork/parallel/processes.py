@@ -293,24 +293,40 @@ class GlooWorld:
         if effect.kind == "barrier":
             return dist.barrier(group)
         if effect.kind == "all_to_all":
-            theirs = [torch.empty_like(x) for x in effect.x]
-            whole = torch.empty_like(torch.stack(effect.x))
-            dist.all_to_all_single(whole, torch.stack(effect.x), group=group)
-            return [x.copy_(part) for x, part in zip(theirs, whole, strict=True)]
+            return self._exchange(effect.x, group)
         if effect.kind == "reduce_scatter":
             mine = torch.empty_like(effect.x[effect.group.index(self.rank)])
             dist.reduce_scatter(mine, [x.contiguous() for x in effect.x], group=group)
             return mine
         if effect.kind == "all_gather":
-            all_x = [torch.empty_like(effect.x) for _ in range(size)]
-            dist.all_gather(all_x, effect.x, group=group)
-            return all_x
+            return self._gather(effect.x, size, group)
         x = effect.x.clone()
         if effect.kind == "broadcast":
             dist.broadcast(x, effect.group[0], group=group)
         else:
             dist.all_reduce(x, group=group)
         return x
+
+    def _exchange(self, parts: list[Any], group: Any) -> list[Any]:
+        """All-to-all of parts that may differ in their number of rows, which is sent first."""
+        torch = self._torch
+        ours = torch.tensor([len(x) for x in parts])
+        theirs = torch.empty_like(ours)
+        self._dist.all_to_all_single(theirs, ours, group=group)
+        whole = parts[0].new_empty((int(theirs.sum()), *parts[0].shape[1:]))
+        self._dist.all_to_all_single(whole, torch.cat(parts), theirs.tolist(), ours.tolist(), group=group)
+        return [*whole.split(theirs.tolist())]
+
+    def _gather(self, x: Any, size: int, group: Any) -> list[Any]:
+        """All-gather, likewise; shorter ones are sent as long as the longest."""
+        torch = self._torch
+        counts = [torch.empty(1, dtype=torch.int64) for _ in range(size)]
+        self._dist.all_gather(counts, torch.tensor([len(x)]), group=group)
+        most = max(map(int, counts))
+        padded = torch.cat((x, x.new_zeros((most - len(x), *x.shape[1:]))))
+        all_x = [torch.empty_like(padded) for _ in range(size)]
+        self._dist.all_gather(all_x, padded, group=group)
+        return [part[: int(count)] for part, count in zip(all_x, counts, strict=True)]
 
     def _signal(self, effect: Signal) -> None:
         self._counters[effect.name] = self._counters.get(effect.name, 0) + effect.count

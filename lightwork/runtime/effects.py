@@ -122,7 +122,8 @@ class Collective(Effect):
     """A collective operation over group (a tuple of ranks), entered by all its members. x is left as it is.
 
     all_reduce returns the sum; broadcast what group[0] gave; all_gather a list in the order of the group.
-    reduce_scatter and all_to_all take a list, one element for each member.
+    reduce_scatter and all_to_all take a list, one element for each member. What is gathered, or sent to all,
+    may have another number of rows (length of the first dimension) on each rank; that travels along.
     """
 
     kind: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "barrier"]

@@ -159,8 +159,8 @@ class _Recorder:
                         f"one collective is {' and '.join(sorted(kinds))}", expected="one kind"
                     )
                 after = tuple(dict.fromkeys(op for p, _ in came.values() for op in p.after))
-                lead, first = came[effect.group[0]]
-                self._met[program.turn] = self._serve(lead, first, after)
+                given = Collective(effect.kind, effect.group, [came[r][1].x for r in effect.group])
+                self._met[program.turn] = self._serve(came[effect.group[0]][0], given, after)
                 del self._came[program.turn]
         if program.turn not in self._met:
             return False

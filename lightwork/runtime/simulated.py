@@ -18,6 +18,7 @@ from lightwork.runtime.resources import Fair, Fifo, transfer
 from lightwork.runtime.trace import Span
 
 Pricer = Callable[[Effect, int], Price]
+"""(effect, rank) -> its price; that of a collective is asked once, with what all members gave, in a list."""
 Then = Callable[[float], None]
 Doing = tuple[str, str, float, Any, object]
 """Of a span that has not ended: kind, name, start, data and peer."""
@@ -121,8 +122,8 @@ class SimWorld:
         meeting.came[rank.id] = (task, effect, self.kernel.now())
         if len(meeting.came) == len(effect.group):
             del self._meetings[key]
-            lead = effect.group[0]
-            price = self.price(meeting.came[lead][1], lead)
+            given = [meeting.came[r][1].x for r in effect.group]
+            price = self.price(Collective(effect.kind, effect.group, given), effect.group[0])
             self.serve(price, lambda latency_s: self._part(meeting, effect.group, latency_s))
 
     def missing(self, effect: Collective) -> list[int]:

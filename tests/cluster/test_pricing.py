@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import ceil, log2
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -153,8 +154,20 @@ def test_moves_take_the_slower_memory_and_waiting_is_free():
     ],
 )
 def test_a_collective_counts_the_bytes_of_its_whole_result(kind, x, whole):
-    price = COSTS.price(Collective(kind, (0, 1, 2, 3), x), 0)
+    price = COSTS.price(Collective(kind, (0, 1, 2, 3), [x] * 4), 0)
     assert price.latency_s == pytest.approx(COSTS.collective_seconds(kind, range(4), whole))
+
+
+def test_an_all_to_all_takes_as_long_as_its_busiest_rank_on_either_link():
+    """Who has nothing for each other does not meet."""
+    sent = np.zeros((4, 4))
+    sent[0, 1], sent[2, 1], sent[3, 1], sent[1, 0] = 5e8, 2e8, 1e8, 4e8
+    group = (0, 1, 8, 9)  # two of each node
+    expected = 5e8 / INNER.bytes_per_s + INNER.latency_s + 3e8 / OUTER.bytes_per_s + 2 * OUTER.latency_s
+    assert COSTS.all_to_all_seconds(group, sent) == pytest.approx(expected)
+    parts = [[Meta((int(x),), "int8") for x in row] for row in sent]
+    assert COSTS.price(Collective("all_to_all", group, parts), 0).latency_s == pytest.approx(expected)
+    assert COSTS.all_to_all_seconds(group, np.diag([1e9] * 4)) == 0.0
 
 
 def test_a_simulated_world_pays_these_prices():

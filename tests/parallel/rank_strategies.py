@@ -47,6 +47,16 @@ async def every_collective(me, n):
     return {k: [t.item() for t in v] if isinstance(v, list) else v.item() for k, v in got.items()}
 
 
+async def ragged_collectives(me, n):
+    """Rank r gives r + c rows to rank c, and r rows to all; every row says who gave it, and to whom."""
+    parts = [torch.full((me + to, 2), 10.0 * me + to) for to in range(n)]
+    group = tuple(range(n))
+    got = await Collective("all_to_all", group, parts)
+    gathered = await Collective("all_gather", group, torch.full((me,), float(me)))
+    nothing = await Collective("all_to_all", group, [torch.zeros(0, 3)] * n)
+    return [x.tolist() for x in got], [x.tolist() for x in gathered], [tuple(x.shape) for x in nothing]
+
+
 async def buffered(me, n):
     """Messages are what they were when sent, in order, also to oneself."""
     x = torch.zeros(1000)

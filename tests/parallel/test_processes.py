@@ -54,6 +54,14 @@ def test_collectives_mean_what_they_mean_in_simulation():
         }
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_ranks_may_give_different_numbers_of_rows(n):
+    for rank, (got, gathered, nothing) in enumerate(run_processes(strategies.ragged_collectives, n)):
+        assert got == [[[10.0 * r + rank] * 2] * (r + rank) for r in range(n)]
+        assert gathered == [[float(r)] * r for r in range(n)]
+        assert nothing == [(0, 3)] * n
+
+
 def test_messages_are_buffered():
     for got, own in run_processes(strategies.buffered, 2):
         assert got == [float(i) for i in range(20)]
