@@ -58,7 +58,8 @@ class RoutingTrace:
     def loads(self) -> NDArray[np.int64]:
         """How many tokens each expert was taken by, [L, E]."""
         one_hot = np.arange(self.num_experts) == self.chosen_NLK[..., None]
-        return one_hot.sum((0, 2), dtype=np.int64)
+        loads: NDArray[np.int64] = one_hot.sum((0, 2), dtype=np.int64)
+        return loads
 
 
 class Recorder:
@@ -109,7 +110,7 @@ class Affinity:
 
     @property
     def num_experts(self) -> int:
-        return self.joint_LEE.shape[1]
+        return int(self.joint_LEE.shape[1])
 
     def likely(self, layer: int, taken: Sequence[int], num: int) -> list[int]:
         """The `num` most probable experts of layer + 1 behind these of a layer, soonest first.
