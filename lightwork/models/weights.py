@@ -8,7 +8,7 @@ d: hidden size. H query heads, G key-value heads, D head size. F: MLP width. E e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -77,11 +77,11 @@ class Weights:
         return sum(t.nbytes for t in self.tensors())
 
 
-def from_checkpoint(spec: ModelSpec, get: Get) -> Weights:
-    """Put a model's weights together from its checkpoint's tensors."""
+def from_checkpoint(spec: ModelSpec, get: Get, parts: Iterable[Part] | None = None) -> Weights:
+    """Put a model's weights together from its checkpoint's tensors. parts: all of them, if not given."""
     layers: list[dict[str, Tensor]] = [{} for _ in range(spec.num_layers)]
     others: dict[str, Tensor] = {}
-    for part in each_part(spec):
+    for part in parts or each_part(spec):
         tied = part.name == "head" and spec.tied
         whole = others["embed"] if tied else joined(spec, part, get)
         (others if part.layer < 0 else layers[part.layer])[part.name] = whole
