@@ -145,6 +145,20 @@ def product_work(spec: ModelSpec, rows: int, *, dtype: str, tp: int = 1) -> dict
     }
 
 
+def expert_work(spec: ModelSpec, rows: Sequence[int], *, dtype: str) -> Work:
+    """Of some experts of one layer, by the rows that each computes; one that has none is not read."""
+    computed, used = sum(rows), sum(1 for num in rows if num)
+    params = spec.hidden_size * spec.ffn_size * (3 if spec.gated else 2)
+    return Work(
+        kind="matmul",
+        dtype=dtype,
+        ops=2.0 * computed * params,
+        bytes=used * params * DTYPE_BYTES[dtype],
+        rows=-(-computed // used) if used else 0,
+        launches=2,
+    )
+
+
 def _keys(spec: ModelSpec, chunks: Iterable[tuple[int, int]]) -> tuple[list[float], list[float]]:
     """Rows times keys seen, and keys read, in all layers: of chunks with few rows, and others."""
     window = spec.sliding_window

@@ -58,10 +58,6 @@ class Shard(Protocol):
     @property
     def expert_layers(self) -> Sequence[int]: ...
 
-    def prompts(self, seqs: Ints) -> Ints:
-        """Ids of the rows that these sequences' prompts are."""
-        ...
-
     def begin(self, ids: Ints) -> Compute:
         """Rows as they enter the first layer."""
         ...
@@ -111,20 +107,24 @@ class Shard(Protocol):
 class ExpertDispatch:
     """return_home: after every layer rows return to the rank that holds their sequence; else they go on from
     their expert's, and all ranks hold all sequences.
-
-    Sequence i is at home on rank i % ranks.
     """
 
     placement: ExpertPlacement
     return_home: bool = False
 
-    async def generate(self, me: int, n: int, shard: Shard, num_seqs: int, num_steps: int) -> None:
-        """Of rank `me`: its prompts, then steps of a token for each sequence; the shard keeps what comes out.
+    async def generate(self, me: int, n: int, shard: Shard, prompts: Ints, num_steps: int) -> None:
+        """Rank `me`: rows that are the prompts at home there, then steps of a token for each sequence; the
+        shard keeps what comes out.
 
         Raises RangeError if the placement is for another number of ranks or layers.
         """
         self._check(n, shard)
-        ids = await self.step(me, n, shard, shard.prompts(np.arange(me, num_seqs, n)), return_home=True)
+        ids = await self.step(me, n, shard, prompts, return_home=True)
+        await self.decode(me, n, shard, ids, num_steps)
+
+    async def decode(self, me: int, n: int, shard: Shard, ids: Ints, num_steps: int) -> None:
+        """Steps of a token for each sequence, of which these begin here. Raises RangeError, as `generate`."""
+        self._check(n, shard)
         for _ in range(num_steps):
             ids = await self.step(me, n, shard, ids)
 

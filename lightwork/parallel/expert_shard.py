@@ -94,8 +94,9 @@ class ExpertShard:
     def expert_layers(self) -> Sequence[int]:
         return sorted(self.spec.moe)
 
-    def prompts(self, seqs: Ints) -> Ints:
-        return np.flatnonzero(np.isin(self._seq[: self._num_prompt], seqs))
+    def prompts(self, seqs: Sequence[int]) -> Ints:
+        """Ids of the rows that these sequences' prompts are."""
+        return np.flatnonzero(np.isin(self._seq[: self._num_prompt], [*seqs]))
 
     def begin(self, ids: Ints) -> Compute:
         return Compute((), self._begin, (ids,), "embed")
@@ -341,7 +342,10 @@ async def generate(
     tile: int = 1,
     kv_cap_bytes: int | None = None,
 ) -> dict[tuple[int, int], Tensor]:
-    """A rank's part in greedy generation, for `run_processes`: the logits of tokens that ended here."""
+    """A rank's part in greedy generation, for `run_processes`: the logits of tokens that ended here.
+
+    Sequence i is at home on rank i % n.
+    """
     spec, weights = open_expert_weights(Path(folder), dispatch.placement, me)
     held = range(me, len(prompts), n) if dispatch.return_home else range(len(prompts))
     shard = ExpertShard(
@@ -354,5 +358,5 @@ async def generate(
         tile=tile,
         kv_cap_bytes=kv_cap_bytes,
     )
-    await dispatch.generate(me, n, shard, len(prompts), num_steps)
+    await dispatch.generate(me, n, shard, shard.prompts(range(me, len(prompts), n)), num_steps)
     return shard.logits

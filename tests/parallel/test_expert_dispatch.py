@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from routes import iid_trace
 
 from lightwork import models
-from lightwork.errors import LightworkError
+from lightwork.cluster import CostModel, parse_place
+from lightwork.errors import CapacityError, LightworkError, RangeError
 from lightwork.kernels.rows import Rows
+from lightwork.models.presets import preset
 from lightwork.models.routing import Recorder
 from lightwork.parallel.expert_dispatch import ExpertDispatch, Traffic
 from lightwork.parallel.expert_placement import ExpertPlacement
 from lightwork.parallel.expert_shard import BLOCK, generate
 from lightwork.parallel.processes import run_processes
+from lightwork.parallel.traced_shard import Decoding, simulate
 from lightwork.runtime.trace import Trace
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.usefixtures("one_thread")]
@@ -140,6 +145,51 @@ def test_bytes_are_those_of_rows_that_cross_and_of_new_keys_and_values(folders: 
         assert gathered == (0 if return_home else (n - 1) * num_rows * kept)
     crossing_share = moved[False] / (num_rows * row_bytes)
     assert moved[False] <= moved[True] * crossing_share
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("return_home", [True, False])
+def test_the_same_routes_move_the_same_bytes_in_simulation(
+    folders: dict[int, Path], k: int, return_home: bool
+) -> None:
+    recorder, n, num_seqs = Recorder(), 4, len(PROMPTS)
+    alone(folders[k], recorder)
+    trace = recorder.trace()
+    ends = np.cumsum([len(prompt) + STEPS for prompt in PROMPTS])
+    rows = (ends - STEPS + np.arange(STEPS)[:, None]).reshape(-1)  # by step, then by sequence
+    job = Decoding(
+        spec=models.read_shape(str(folders[k])),
+        trace=replace(trace, chosen_NLK=trace.chosen_NLK[rows]),
+        num_seqs=num_seqs,
+        num_steps=STEPS,
+        context=8,
+        dtype="float32",
+    )
+    dispatch = ExpertDispatch(placement=random_placement(len(trace.layers), n), return_home=return_home)
+    found = simulate(job, dispatch, CostModel(parse_place("sim:a100x4")))
+    _, whole = together(folders[k], n, return_home=return_home)
+    _, prompts = together(folders[k], n, return_home=return_home, steps=0)
+    assert found.traffic == tuple(a - b for a, b in zip(whole, prompts, strict=True))
+    assert 0 < found.all_to_all_s < found.seconds
+    assert (found.all_gather_s > 0) == (not return_home)
+
+
+def test_a_simulated_device_must_hold_all_keys_and_values() -> None:
+    """A million tokens of 128 KiB are 137 GB, a quarter of them 34."""
+    spec = preset("mixtral-8x7b")
+    trace = iid_trace(8, 32, 8, k=2)
+    job = Decoding(spec=spec, trace=trace, num_seqs=8, num_steps=1, context=131_071)
+    away, home = (
+        ExpertDispatch(placement=ExpertPlacement.in_order(32, 8, 4), return_home=home)
+        for home in (False, True)
+    )
+    costs = CostModel(parse_place("sim:a100x4"))
+    assert simulate(job, home, costs).seconds > 0
+    assert job.rank_bytes(away) - job.rank_bytes(home) == 6 * 131_072 * spec.kv_bytes_per_token("bfloat16")
+    with pytest.raises(CapacityError, match=r"take 16\d\.\d GB"):
+        simulate(job, away, costs)
+    with pytest.raises(RangeError, match="a trace of 8 tokens"):
+        replace(job, num_steps=2)
 
 
 def test_keys_and_values_of_all_sequences_must_fit_on_every_rank(folders: dict[int, Path]) -> None:
