@@ -10,18 +10,15 @@ N tokens  P patterns  L layers
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
 
 import torch
-from tokenizers import Tokenizer as Words
 from torch import Tensor
 
-from lightwork.agents.worlds.lessons import WORDS, Lessons
-from lightwork.agents.worlds.plan_world import SYLLABLES, PlanWorld
+from lightwork.claims._chats import lessons, one_thread, words
 from lightwork.claims._random_llama import written_once
 from lightwork.models.duo import BIG, SKIP, SMALL, Duo
 from lightwork.models.duo_oracle import Prefixes, every_pattern
@@ -32,7 +29,6 @@ from lightwork.models.tokenizer import Tokenizer
 from lightwork.train.duo import initial_duo, read_duo, save_duo, train_duo
 from lightwork.train.duo_router import fit_gates, tabulate
 from lightwork.train.pretrain import Settings
-from lightwork.train.vocabulary import build_tokenizer
 
 LAYERS = 12
 BUDGETS = range(1, LAYERS)
@@ -64,22 +60,6 @@ def _spec(vocab_size: int) -> ModelSpec:
     )
 
 
-def _lessons(name: str, batch_size: int) -> Lessons:
-    return Lessons(
-        tokenizer=_words(),
-        rng=Random(name),
-        world=PlanWorld(),
-        batch_size=batch_size,
-        max_len=512,
-        gap_share=0.0,
-    )
-
-
-@cache
-def _words() -> Words:
-    return build_tokenizer(WORDS, SYLLABLES)
-
-
 def folder(*, skips: bool = False) -> Path:
     """Where the trained model is; trained now if it is not there."""
     options = (SKIP, SMALL, BIG) if skips else (SMALL, BIG)
@@ -87,23 +67,12 @@ def folder(*, skips: bool = False) -> Path:
 
 
 def _train(part: Path, options: tuple[int, ...]) -> None:
-    duo = initial_duo(_spec(_words().get_vocab_size()), SMALL_WIDTH, 0)
+    duo = initial_duo(_spec(words().get_vocab_size()), SMALL_WIDTH, 0)
     settings = Settings(steps=STEPS, learning_rate=3e-3, warmup_steps=20)
     with one_thread():
-        for _ in train_duo(duo, _lessons("train", 8), settings, options=options):
+        for _ in train_duo(duo, lessons("train", 8), settings, options=options):
             pass
-    save_duo(part, duo, _words())
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Of torch: products this small gain nothing from more, and lose much where cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    save_duo(part, duo, words())
 
 
 @cache
@@ -120,7 +89,7 @@ def small_model() -> Model:
 def texts(name: str) -> Iterator[tuple[Tensor, list[int]]]:
     """Chats without end, and of each some places behind which a scored token stands."""
     rng = Random(f"places {name}")
-    for batch in _lessons(name, 1):
+    for batch in lessons(name, 1):
         length = int(batch.positions_BT.max()) + 1
         scored = batch.scored_BT[0, 1:length].nonzero()[:, 0].tolist()
         yield batch.tokens_BT[0, :length], sorted(rng.sample(scored, min(TOKENS_OF_TEXT, len(scored))))

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from lightwork import models
 from lightwork.claims import Lab, Measured, claim
+from lightwork.claims._chats import one_thread
 from lightwork.claims._duo import (
     BUDGETS,
     LAYERS,
     Found,
     folder,
     found,
-    one_thread,
     small_model,
     texts,
     trained,

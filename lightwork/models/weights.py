@@ -8,13 +8,12 @@ d: hidden size. H query heads, G key-value heads, D head size. F: MLP width. E e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from lightwork.errors import CheckpointError
 from lightwork.models.parts import Part, each_part
 from lightwork.models.spec import ModelSpec
 
@@ -100,37 +99,14 @@ def joined(spec: ModelSpec, part: Part, get: Get, cut: Cut = lambda name, tensor
 
 
 def to_checkpoint(weights: Weights, spec: ModelSpec) -> dict[str, Tensor]:
-    """The tensors of a dense Llama-like model under their Hugging Face names.
-
-    Raises CheckpointError for families that this project does not train.
-    """
-    if spec.family == "gpt2" or spec.moe:
-        raise CheckpointError(f"{spec.family} models cannot be written", expected="a dense Llama-like model")
-    state = {"model.embed_tokens.weight": weights.embed, "model.norm.weight": weights.norm}
-    if not spec.tied:
-        state["lm_head.weight"] = weights.head
-    size, kv = spec.head_size, spec.num_kv_heads * spec.head_size
-    for i, layer in enumerate(weights.layers):
-        at = f"model.layers.{i}."
-        state |= _split(layer.qkv, f"{at}self_attn.", "qkv", [spec.num_heads * size, kv, kv], "weight")
-        if layer.qkv_bias is not None:
-            state |= _split(layer.qkv_bias, f"{at}self_attn.", "qkv", [spec.num_heads * size, kv, kv], "bias")
-        gate, up = layer.up.chunk(2)
-        state |= {f"{at}mlp.gate_proj.weight": gate, f"{at}mlp.up_proj.weight": up}
-        state |= {f"{at}mlp.down_proj.weight": layer.down, f"{at}self_attn.o_proj.weight": layer.out}
-        state |= {
-            f"{at}input_layernorm.weight": layer.norm1,
-            f"{at}post_attention_layernorm.weight": layer.norm2,
-        }
-        if layer.out_bias is not None:
-            state[f"{at}self_attn.o_proj.bias"] = layer.out_bias
-        if layer.q_norm is not None and layer.k_norm is not None:
-            state |= {
-                f"{at}self_attn.q_norm.weight": layer.q_norm,
-                f"{at}self_attn.k_norm.weight": layer.k_norm,
-            }
+    """The tensors of a model under their Hugging Face names, as views of its weights."""
+    state: dict[str, Tensor] = {}
+    for part in each_part(spec):
+        if part.name == "head" and spec.tied:
+            continue
+        whole = getattr(weights if part.layer < 0 else weights.layers[part.layer], part.name)
+        names, shapes = zip(*part.tensors, strict=True)
+        sizes = [shape[-1 if part.transposed else 0] for shape in shapes]
+        pieces = torch.split(whole.flatten(0, 1) if whole.ndim == 3 else whole, sizes)
+        state |= zip(names, (piece.T if part.transposed else piece for piece in pieces), strict=True)
     return state
-
-
-def _split(fused: Tensor, at: str, parts: str, sizes: list[int], kind: str) -> Mapping[str, Tensor]:
-    return {f"{at}{p}_proj.{kind}": t for p, t in zip(parts, torch.split(fused, sizes), strict=True)}

@@ -26,7 +26,7 @@ from lightwork.models.parts import each_part
 from lightwork.models.spec import ModelSpec, read_spec
 from lightwork.models.transformer import logits
 from lightwork.models.weights import Weights, from_checkpoint, joined, to_checkpoint
-from lightwork.train.export import llama_config, save_model, write_json
+from lightwork.train.export import hf_config, save_model, write_json
 from lightwork.train.initial import initial_weights
 from lightwork.train.pretrain import Batch, Progress, Settings, dense_attention, optimise
 
@@ -80,7 +80,7 @@ def save_duo(folder: Path, duo: Duo, tokenizer: Tokenizer, dtype: torch.dtype = 
     own = {name: t for name, t in to_checkpoint(duo.small, duo.small_spec).items() if ".mlp." in name}
     small = folder / SMALL_FOLDER
     small.mkdir(exist_ok=True)
-    write_json(small / "config.json", llama_config(duo.small_spec, dtype))
+    write_json(small / "config.json", hf_config(duo.small_spec, dtype))
     save_file(
         {k: v.detach().to(dtype).contiguous().clone() for k, v in own.items()}, small / "model.safetensors"
     )

@@ -1,9 +1,9 @@
-"""Fresh weights for a Llama-like ModelSpec.
+"""Fresh weights for a Llama-like ModelSpec, dense or of experts.
 
 Normal with standard deviation 0.05 for small models, projections into the residual stream divided by sqrt(2
-layers) (Radford et al., 2019). With qkv_bias, layers 0 and 1 start with an induction circuit (Olsson et al.,
-2022; starting attention near a known structure: Trockman and Kolter, "Mimetic initialization", 2023), inside
-the Llama layout:
+layers) (Radford et al., 2019). Layers 0 and 1 of a Llama with qkv_bias start with an induction circuit
+(Olsson et al., 2022; starting attention near a known structure: Trockman and Kolter, "Mimetic
+initialization", 2023), inside the Llama layout:
 
 * Head 0 of layer 0 attends to the previous token and writes it into a random subspace. Its key bias and query
   bias are one vector, the latter rotated back by one position, so rotary position embedding lines them up one
@@ -11,7 +11,7 @@ the Llama layout:
 * Head 0 of layer 1 compares the current token with that subspace in the pairs that rotary embedding hardly
   turns, so it attends to what followed an earlier occurrence of the token, and copies it.
 
-d hidden  H query heads  G key-value heads  D head size  F MLP width  V vocabulary
+d hidden  H query heads  G key-value heads  D head size  F MLP width  E experts  V vocabulary
 """
 
 from __future__ import annotations
@@ -39,10 +39,13 @@ class Normal(Protocol):
 
 
 def initial_weights(spec: ModelSpec, seed: int) -> Weights:
-    """Float32 weights that require gradients. Raises UsageError for families other than dense Llama."""
-    if spec.family != "llama" or not spec.gated or spec.mlp_bias or spec.qk_norm:
+    """Float32 weights that require gradients. Raises UsageError for families other than dense Llama, and
+    Qwen3 of experts."""
+    if spec.family not in ("llama", "qwen3_moe") or not spec.gated or spec.mlp_bias:
         raise UsageError(
-            f"{spec.family} cannot be trained from nothing", expected="a dense Llama", fix="another spec"
+            f"{spec.family} cannot be trained from nothing",
+            expected="a dense Llama, or a Qwen3 of experts",
+            fix="another spec",
         )
     rng = Generator().manual_seed(seed)
 
@@ -50,18 +53,20 @@ def initial_weights(spec: ModelSpec, seed: int) -> Weights:
         return torch.empty(shape).normal_(0.0, std, generator=rng)
 
     embed = normal(spec.vocab_size, spec.hidden_size)
-    layers = [_layer(spec, normal) for _ in range(spec.num_layers)]
+    layers = [_layer(spec, i, normal) for i in range(spec.num_layers)]
     head = embed if spec.tied else normal(spec.vocab_size, spec.hidden_size)
     weights = Weights(embed=embed, layers=layers, norm=torch.ones(spec.hidden_size), head=head)
-    if spec.qkv_bias:
+    if spec.family == "llama" and spec.qkv_bias:
         _induction(layers, spec, rng)
     for tensor in weights.tensors():
         tensor.requires_grad_(True)
     return weights
 
 
-def _layer(spec: ModelSpec, normal: Normal) -> Layer:
-    d, f, size = spec.hidden_size, spec.ffn_size, spec.head_size
+def _layer(spec: ModelSpec, i: int, normal: Normal) -> Layer:
+    d, size = spec.hidden_size, spec.head_size
+    f = spec.ffn_size if i in spec.moe else spec.dense_ffn_size or spec.ffn_size
+    experts = (spec.num_experts,) if i in spec.moe else ()
     rows = (spec.num_heads + 2 * spec.num_kv_heads) * size
     std = STD / sqrt(2 * spec.num_layers)
     return Layer(
@@ -70,9 +75,12 @@ def _layer(spec: ModelSpec, normal: Normal) -> Layer:
         qkv_bias=torch.zeros(rows) if spec.qkv_bias else None,
         out=normal(d, spec.num_heads * size, std=std),
         out_bias=torch.zeros(d) if spec.out_bias else None,
+        q_norm=torch.ones(size) if spec.qk_norm else None,
+        k_norm=torch.ones(size) if spec.qk_norm else None,
         norm2=torch.ones(d),
-        up=normal(2 * f, d),
-        down=normal(d, f, std=std),
+        up=normal(*experts, 2 * f, d),
+        down=normal(*experts, d, f, std=std),
+        router=normal(*experts, d) if experts else None,
     )
 
 

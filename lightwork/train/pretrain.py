@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightwork.models.spec import ModelSpec
-from lightwork.models.transformer import Adapt, Attend, forward, logits
+from lightwork.models.transformer import Adapt, Attend, Routed, forward, logits, unseen
 from lightwork.models.weights import Weights
 
 
@@ -111,13 +111,19 @@ def optimise(
 
 
 def predict(
-    weights: Weights, spec: ModelSpec, batch: Batch, adapt: Adapt | None = None
+    weights: Weights,
+    spec: ModelSpec,
+    batch: Batch,
+    adapt: Adapt | None = None,
+    routed: Routed = unseen,
 ) -> tuple[Tensor, Tensor]:
-    """Logits [N, V] for the scored tokens, and the tokens [N], in row-major order. adapt: see `forward`."""
+    """Logits [N, V] for the scored tokens, and the tokens [N], in row-major order. adapt, routed: see
+    `forward`."""
     tokens, scored = batch.tokens_BT, batch.scored_BT[:, 1:]
     inputs_BT, positions_BT = tokens[:, :-1], batch.positions_BT[:, :-1]
     attend = dense_attention(len(tokens), spec)
-    hidden_Rd = forward(weights, spec, inputs_BT.reshape(-1), positions_BT.reshape(-1), attend, adapt)
+    tokens_R, positions_R = inputs_BT.reshape(-1), positions_BT.reshape(-1)
+    hidden_Rd = forward(weights, spec, tokens_R, positions_R, attend, adapt, routed)
     return logits(weights, hidden_Rd[scored.reshape(-1)]), tokens[:, 1:][scored]
 
 

@@ -95,7 +95,7 @@ def test_training_ends_when_the_batches_do() -> None:
     assert len(list(pretrain(weights, SPEC, [batch, batch], Settings(steps=9)))) == 2
 
 
-def test_only_dense_llamas_start_from_nothing() -> None:
+def test_families_that_are_not_trained_here_do_not_start() -> None:
     with pytest.raises(UsageError, match="qwen3"):
         initial_weights(ModelSpec.from_config({"architectures": ["Qwen3ForCausalLM"], **QWEN}), 0)
 
