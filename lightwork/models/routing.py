@@ -53,7 +53,11 @@ class RoutingTrace:
 
     def part(self, start: int, stop: int) -> RoutingTrace:
         """Of tokens start to stop - 1."""
-        return replace(self, chosen_NLK=self.chosen_NLK[start:stop])
+        return self.of(np.arange(len(self))[start:stop])
+
+    def of(self, tokens: NDArray[np.int64]) -> RoutingTrace:
+        """Of these tokens, in their order."""
+        return replace(self, chosen_NLK=self.chosen_NLK[tokens])
 
     def loads(self) -> NDArray[np.int64]:
         """How many tokens each expert was taken by, [L, E]."""

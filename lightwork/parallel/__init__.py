@@ -10,6 +10,9 @@ overlap.py         the strategy that carries a plan out, and a simulated device 
 operator_times.py  what operators take alone, priced
 lanes.py           the backend of strategies whose children compute side by side: threads, streams of a GPU
 nano_forward.py    a model's forward by a plan, for real
+expert_dispatch.py tokens that go to the ranks of their experts, and stay there or come home, as a strategy;
+                   expert_placement.py: which rank has which; expert_shard.py: a rank of it in torch;
+                   traced_shard.py: in simulation, by a trace
 
 A strategy is a coroutine of effects: the same file runs on hundreds of simulated ranks. To add one: write a
 coroutine that awaits effects, with a header as in `all_reduces/ring.py`; test it by value on a

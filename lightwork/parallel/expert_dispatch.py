@@ -31,7 +31,7 @@ from lightwork.runtime.trace import Span
 Ints = NDArray[np.int64]
 
 
-class Routed(NamedTuple):
+class RoutedRows(NamedTuple):
     """Rows on a rank. ids: which tokens they are, [R]. chosen: their experts, [R, K], most probable first.
 
     x: [R, d], a tensor or its Meta: hidden states, or what one expert adds to them.
@@ -41,10 +41,10 @@ class Routed(NamedTuple):
     chosen: Ints
     x: Any
 
-    def take(self, index: Ints) -> Routed:
+    def take(self, index: Ints) -> RoutedRows:
         x: Any = self.x
         x = Meta((len(index), *x.shape[1:]), x.dtype) if isinstance(x, Meta) else x[index]
-        return Routed(self.ids[index], self.chosen[index], x)
+        return RoutedRows(self.ids[index], self.chosen[index], x)
 
 
 class Shard(Protocol):
@@ -62,27 +62,27 @@ class Shard(Protocol):
         """Rows as they enter the first layer."""
         ...
 
-    def attend(self, layer: int, rows: Routed) -> Compute:
+    def attend(self, layer: int, rows: RoutedRows) -> Compute:
         """Rows behind the attention of a layer, whose keys and values this rank then has."""
         ...
 
-    def dense(self, layer: int, rows: Routed) -> Compute:
+    def dense(self, layer: int, rows: RoutedRows) -> Compute:
         """Rows behind an MLP that has no experts."""
         ...
 
-    def route(self, layer: int, rows: Routed) -> Compute:
+    def route(self, layer: int, rows: RoutedRows) -> Compute:
         """Rows with their experts in this layer."""
         ...
 
-    def experts(self, layer: int, rows: Routed, row: Ints, k: Ints) -> Compute:
+    def experts(self, layer: int, rows: RoutedRows, row: Ints, k: Ints) -> Compute:
         """What expert chosen[row, k] adds, of each such pair, weighted: `chosen` is that expert then."""
         ...
 
-    def add(self, rows: Routed, terms: Routed) -> Compute:
+    def add(self, rows: RoutedRows, terms: RoutedRows) -> Compute:
         """Rows with all that experts add to them, in the order of the experts."""
         ...
 
-    def finish(self, rows: Routed) -> Compute:
+    def finish(self, rows: RoutedRows) -> Compute:
         """Choose the tokens that follow; ids of the rows that they are in the next step."""
         ...
 
@@ -94,13 +94,13 @@ class Shard(Protocol):
         """Keep the news of all ranks."""
         ...
 
-    def pack(self, rows: Routed) -> Any:
+    def pack(self, rows: RoutedRows) -> Any:
         """One message, with a row for each."""
         ...
 
-    def unpack(self, message: Any) -> Routed: ...
+    def unpack(self, message: Any) -> RoutedRows: ...
 
-    def join(self, parts: Sequence[Routed]) -> Routed: ...
+    def join(self, parts: Sequence[RoutedRows]) -> RoutedRows: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,8 +156,8 @@ class ExpertDispatch:
 
 
 async def _through_experts(
-    me: int, n: int, shard: Shard, layer: int, rank_E: Ints, rows: Routed, return_home: bool
-) -> Routed:
+    me: int, n: int, shard: Shard, layer: int, rank_E: Ints, rows: RoutedRows, return_home: bool
+) -> RoutedRows:
     """A layer's experts. A row visits every rank that has one of its own, and goes on from where it was, or
     from the first of them."""
     rows = await shard.route(layer, rows)
@@ -175,13 +175,13 @@ async def _through_experts(
     if return_home or rows.chosen.shape[1] > 1:
         to_T = goes_on_R[row]
         terms = shard.join(await _exchange(me, n, shard, terms, [to_T == rank for rank in range(n)]))
-    added: Routed = await shard.add(rows, terms)
+    added: RoutedRows = await shard.add(rows, terms)
     return added
 
 
 async def _exchange(
-    me: int, n: int, shard: Shard, rows: Routed, to: Sequence[NDArray[np.bool_]]
-) -> list[Routed]:
+    me: int, n: int, shard: Shard, rows: RoutedRows, to: Sequence[NDArray[np.bool_]]
+) -> list[RoutedRows]:
     """All-to-all of rows, by whom they go to; by whom they came from. What stays is in no message."""
     parts = [rows.take(np.flatnonzero(chosen_R)) for chosen_R in to]
     nothing = rows.take(np.arange(0))

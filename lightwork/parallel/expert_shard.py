@@ -43,7 +43,7 @@ from lightwork.models.transformer import (
     route,
 )
 from lightwork.models.weights import Weights, from_checkpoint
-from lightwork.parallel.expert_dispatch import ExpertDispatch, Ints, Routed
+from lightwork.parallel.expert_dispatch import ExpertDispatch, Ints, RoutedRows
 from lightwork.parallel.expert_placement import ExpertPlacement
 from lightwork.runtime.effects import Compute
 
@@ -101,34 +101,34 @@ class ExpertShard:
     def begin(self, ids: Ints) -> Compute:
         return Compute((), self._begin, (ids,), "embed")
 
-    def attend(self, layer: int, rows: Routed) -> Compute:
+    def attend(self, layer: int, rows: RoutedRows) -> Compute:
         return Compute((), self._attend, (layer, rows), "attention")
 
-    def dense(self, layer: int, rows: Routed) -> Compute:
+    def dense(self, layer: int, rows: RoutedRows) -> Compute:
         return Compute((), self._dense, (layer, rows), "mlp")
 
-    def route(self, layer: int, rows: Routed) -> Compute:
+    def route(self, layer: int, rows: RoutedRows) -> Compute:
         return Compute((), self._route, (layer, rows), "route")
 
-    def experts(self, layer: int, rows: Routed, row: Ints, k: Ints) -> Compute:
+    def experts(self, layer: int, rows: RoutedRows, row: Ints, k: Ints) -> Compute:
         return Compute((), self._terms, (layer, rows, row, k), "experts")
 
-    def add(self, rows: Routed, terms: Routed) -> Compute:
+    def add(self, rows: RoutedRows, terms: RoutedRows) -> Compute:
         return Compute((), self._add, (rows, terms), "add")
 
-    def finish(self, rows: Routed) -> Compute:
+    def finish(self, rows: RoutedRows) -> Compute:
         return Compute((), self._finish, (rows,), "head")
 
     def learn(self, messages: Sequence[Tensor]) -> Compute:
         return Compute((), self._learn, (messages,), "keep")
 
-    def _begin(self, ids: Ints) -> Routed:
+    def _begin(self, ids: Ints) -> RoutedRows:
         tokens_R = torch.tensor([self._tokens[i] for i in ids.tolist()], dtype=torch.int64)
         x_Rd = embed(self._weights, tokens_R, torch.from_numpy(self._position[ids]))
-        return Routed(ids, np.zeros((len(ids), self.spec.experts_per_token), np.int64), x_Rd)
+        return RoutedRows(ids, np.zeros((len(ids), self.spec.experts_per_token), np.int64), x_Rd)
 
     @torch.inference_mode()
-    def _attend(self, layer: int, rows: Routed) -> Routed:
+    def _attend(self, layer: int, rows: RoutedRows) -> RoutedRows:
         self._attended.append((layer, rows.ids))
         parts = [rows.x[:0]]
         for start in range(0, len(rows.ids), self.tile):
@@ -171,7 +171,7 @@ class ExpertShard:
         return norm(x_Rd, weights.norm2, weights.norm2_bias, self.spec)
 
     @torch.inference_mode()
-    def _dense(self, layer: int, rows: Routed) -> Routed:
+    def _dense(self, layer: int, rows: RoutedRows) -> RoutedRows:
         weights = self._weights.layers[layer]
 
         def mlp(x_Rd: Tensor) -> Tensor:
@@ -180,14 +180,14 @@ class ExpertShard:
         return rows._replace(x=in_tiles(mlp, rows.x, self.tile))
 
     @torch.inference_mode()
-    def _route(self, layer: int, rows: Routed) -> Routed:
+    def _route(self, layer: int, rows: RoutedRows) -> RoutedRows:
         def chosen(x_Rd: Tensor) -> Tensor:
             return route(self._normalised(layer, x_Rd), self._weights.layers[layer], self.spec)[2]
 
         return rows._replace(chosen=in_tiles(chosen, rows.x, self.tile).numpy())
 
     @torch.inference_mode()
-    def _terms(self, layer: int, rows: Routed, row: Ints, k: Ints) -> Routed:
+    def _terms(self, layer: int, rows: RoutedRows, row: Ints, k: Ints) -> RoutedRows:
         def gates(x_Rd: Tensor) -> Tensor:
             return route(self._normalised(layer, x_Rd), self._weights.layers[layer], self.spec)[1]
 
@@ -198,14 +198,14 @@ class ExpertShard:
             mine = np.flatnonzero(chosen_T == e)
             y_Td[mine] = in_tiles(partial(self._expert, layer, e), rows.x[row[mine]], self.tile)
         y_Td *= gates_RK[row, k, None].to(y_Td.dtype)
-        return Routed(rows.ids[row], chosen_T[:, None], y_Td)
+        return RoutedRows(rows.ids[row], chosen_T[:, None], y_Td)
 
     def _expert(self, layer: int, e: int, x_Rd: Tensor) -> Tensor:
         weights, at = self._weights.layers[layer], int(self._index[layer][e])
         return expert(self._normalised(layer, x_Rd), weights.up[at], weights.down[at], self.spec)
 
     @torch.inference_mode()
-    def _add(self, rows: Routed, terms: Routed) -> Routed:
+    def _add(self, rows: RoutedRows, terms: RoutedRows) -> RoutedRows:
         at = {row: i for i, row in enumerate(rows.ids.tolist())}
         out_Rd = torch.zeros_like(rows.x)
         for e in np.unique(terms.chosen).tolist():
@@ -215,7 +215,7 @@ class ExpertShard:
         return rows._replace(x=rows.x + out_Rd)
 
     @torch.inference_mode()
-    def _finish(self, rows: Routed) -> Ints:
+    def _finish(self, rows: RoutedRows) -> Ints:
         ends = np.flatnonzero(rows.ids >= self._last[self._seq[rows.ids]])
 
         def score(x_Rd: Tensor) -> Tensor:
@@ -252,18 +252,18 @@ class ExpertShard:
         slots: Ints = first * self._blocks * BLOCK + self._position[ids]
         return slots
 
-    def pack(self, rows: Routed) -> Tensor:
+    def pack(self, rows: RoutedRows) -> Tensor:
         return _as_bytes(np.concatenate((rows.ids[:, None], rows.chosen), 1), rows.x)
 
-    def unpack(self, message: Tensor) -> Routed:
+    def unpack(self, message: Tensor) -> RoutedRows:
         size, width = self._weights.embed.element_size(), self.spec.hidden_size
         columns = (message.shape[1] - width * size) // INT_BYTES
         numbers, x_Rd = _from_bytes(message, columns, self._weights.embed.dtype, width)
-        return Routed(numbers[:, 0], numbers[:, 1:], x_Rd)
+        return RoutedRows(numbers[:, 0], numbers[:, 1:], x_Rd)
 
-    def join(self, parts: Sequence[Routed]) -> Routed:
+    def join(self, parts: Sequence[RoutedRows]) -> RoutedRows:
         ids, chosen, x = zip(*parts, strict=True)
-        return Routed(np.concatenate(ids), np.concatenate(chosen), torch.cat(x))
+        return RoutedRows(np.concatenate(ids), np.concatenate(chosen), torch.cat(x))
 
 
 def _as_bytes(numbers: Ints, *tensors: Tensor) -> Tensor:

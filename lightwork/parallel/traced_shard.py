@@ -16,7 +16,7 @@ from lightwork.errors import CapacityError, RangeError
 from lightwork.models.routing import RoutingTrace
 from lightwork.models.spec import ModelSpec
 from lightwork.models.work import attention_work, expert_work, head_work, product_work
-from lightwork.parallel.expert_dispatch import ExpertDispatch, Ints, Routed, Traffic
+from lightwork.parallel.expert_dispatch import ExpertDispatch, Ints, RoutedRows, Traffic
 from lightwork.runtime.effects import DTYPE_BYTES, Compute, Meta, Work
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.simulated import SimWorld
@@ -29,7 +29,7 @@ INT_BYTES = 4
 class Parcel:
     """Rows on their way; nbytes: as they would be sent."""
 
-    rows: Routed
+    rows: RoutedRows
     nbytes: int
 
 
@@ -83,9 +83,9 @@ class TracedShard:
     def begin(self, ids: Ints) -> Compute:
         chosen = np.zeros((len(ids), self.spec.experts_per_token), np.int64)
         x = Meta((len(ids), self.spec.hidden_size), self._job.dtype)
-        return self._moves(Routed(ids, chosen, x), 1, "embed")
+        return self._moves(RoutedRows(ids, chosen, x), 1, "embed")
 
-    def attend(self, layer: int, rows: Routed) -> Compute:
+    def attend(self, layer: int, rows: RoutedRows) -> Compute:
         self._attended += len(rows.ids)
         job, num = self._job, len(rows.ids)
         products = product_work(self._one, num, dtype=job.dtype)
@@ -94,13 +94,13 @@ class TracedShard:
         work = (*products["qkv"], *around, *products["out"]) if num else ()
         return Compute(work, None, (rows,), "attention")
 
-    def dense(self, layer: int, rows: Routed) -> Compute:
+    def dense(self, layer: int, rows: RoutedRows) -> Compute:
         width = self.spec.dense_ffn_size or self.spec.ffn_size
         spec = replace(self.spec, ffn_size=width)
         work = expert_work(spec, [len(rows.ids)], dtype=self._job.dtype)
         return Compute((work,) if len(rows.ids) else (), None, (rows,), "mlp")
 
-    def route(self, layer: int, rows: Routed) -> Compute:
+    def route(self, layer: int, rows: RoutedRows) -> Compute:
         at = self.expert_layers.index(layer)
         routed = rows._replace(chosen=self._job.trace.chosen_NLK[rows.ids, at])
         params = self.spec.num_experts * self.spec.hidden_size
@@ -112,17 +112,17 @@ class TracedShard:
         )
         return Compute((work,) if len(rows.ids) else (), None, (routed,), "route")
 
-    def experts(self, layer: int, rows: Routed, row: Ints, k: Ints) -> Compute:
+    def experts(self, layer: int, rows: RoutedRows, row: Ints, k: Ints) -> Compute:
         chosen = rows.chosen[row, k]
         x = Meta((len(row), self.spec.hidden_size), self._job.dtype)
         work = expert_work(self.spec, np.bincount(chosen).tolist(), dtype=self._job.dtype)
-        terms = Routed(rows.ids[row], chosen[:, None], x)
+        terms = RoutedRows(rows.ids[row], chosen[:, None], x)
         return Compute((work,) if len(row) else (), None, (terms,), "experts")
 
-    def add(self, rows: Routed, terms: Routed) -> Compute:
+    def add(self, rows: RoutedRows, terms: RoutedRows) -> Compute:
         return self._moves(rows, 3, "add")
 
-    def finish(self, rows: Routed) -> Compute:
+    def finish(self, rows: RoutedRows) -> Compute:
         work = head_work(self.spec, len(rows.ids), dtype=self._job.dtype)
         return Compute((work,) if len(rows.ids) else (), None, (rows.ids + self._job.num_seqs,), "head")
 
@@ -135,19 +135,19 @@ class TracedShard:
         moved = sum(message.nbytes for message in messages)
         return Compute((Work(kind="vector", dtype=self._job.dtype, bytes=2.0 * moved),), name="keep")
 
-    def pack(self, rows: Routed) -> Parcel:
+    def pack(self, rows: RoutedRows) -> Parcel:
         numbers = 1 + rows.chosen.shape[1]
         return Parcel(rows, rows.x.nbytes + INT_BYTES * numbers * len(rows.ids))
 
-    def unpack(self, message: Parcel) -> Routed:
+    def unpack(self, message: Parcel) -> RoutedRows:
         return message.rows
 
-    def join(self, parts: Sequence[Routed]) -> Routed:
+    def join(self, parts: Sequence[RoutedRows]) -> RoutedRows:
         ids, chosen, x = zip(*parts, strict=True)
         shape = (sum(part.shape[0] for part in x), self.spec.hidden_size)
-        return Routed(np.concatenate(ids), np.concatenate(chosen), Meta(shape, self._job.dtype))
+        return RoutedRows(np.concatenate(ids), np.concatenate(chosen), Meta(shape, self._job.dtype))
 
-    def _moves(self, rows: Routed, times: int, name: str) -> Compute:
+    def _moves(self, rows: RoutedRows, times: int, name: str) -> Compute:
         work = Work(kind="vector", dtype=self._job.dtype, bytes=float(times * rows.x.nbytes))
         return Compute((work,) if len(rows.ids) else (), None, (rows,), name)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from routes import iid_trace
 
 from lightwork import models
+from lightwork.claims._expert_ranks import Logits, row_by_row
+from lightwork.claims._routes import iid_trace
 from lightwork.cluster import CostModel, parse_place
 from lightwork.errors import CapacityError, LightworkError, RangeError
-from lightwork.kernels.rows import Rows
 from lightwork.models.presets import preset
 from lightwork.models.routing import Recorder
 from lightwork.parallel.expert_dispatch import ExpertDispatch, Traffic
@@ -28,33 +28,13 @@ pytestmark = [pytest.mark.multiproc, pytest.mark.usefixtures("one_thread")]
 
 PROMPTS = ((5, 9, 200, 31), (7,), tuple(range(40, 60)), (250, 250, 3), (11, 12))
 STEPS = 6
-Logits = dict[tuple[int, int], torch.Tensor]
 
 
 def alone(folder: Path, recorder: Recorder) -> Logits:
-    """One process, one sequence at a time, one token at a time, greedily, by the model that serves."""
-    model, found = models.load(str(folder)), {}
+    """In one process, by the model that serves."""
+    model = models.load(str(folder))
     model.routed = recorder
-    for seq, prompt in enumerate(PROMPTS):
-        blocks = -(-(max(map(len, PROMPTS)) + STEPS) // BLOCK)
-        kv, tokens = model.new_kv(blocks, BLOCK), [*prompt]
-        for at in range(len(prompt) + STEPS):
-            rows = Rows(
-                tokens=np.array(tokens[at : at + 1]),
-                positions=np.array([at]),
-                slots=np.array([at]),
-                seqs=np.zeros(1, np.int32),
-                index=np.array([at]),
-                ancestors=np.zeros(1, np.uint64),
-                known=np.array([at + 1]),
-                tables=np.arange(blocks, dtype=np.int32)[None],
-                scored=np.zeros(1, np.int64),
-            )
-            logits_V = model.forward(rows, kv)[0]
-            if at >= len(prompt) - 1:
-                found[seq, at] = logits_V
-                tokens.append(int(logits_V.argmax()))
-    return found
+    return row_by_row(model, PROMPTS, STEPS)
 
 
 @pytest.fixture(scope="module")

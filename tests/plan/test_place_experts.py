@@ -7,8 +7,7 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from routes import iid_trace, planted_trace
-
+from lightwork.claims._routes import iid_trace, planted_trace
 from lightwork.errors import RangeError
 from lightwork.models.routing import Affinity
 from lightwork.parallel.expert_placement import ExpertPlacement

@@ -1,4 +1,7 @@
-"""Routing traces drawn at random: of routers without memory, and of ones with a placement planted in them."""
+"""Routing traces drawn at random: of routers without memory, with a placement planted, of any affinity.
+
+One expert per token unless k says more; all experts of a layer are equally likely.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import numpy as np
 
 from lightwork.models.routing import RoutingTrace
 from lightwork.parallel.expert_placement import ExpertPlacement
+
+SWEEPS = 200
+"""That make the rows and columns of a matrix add up to one, to some 1e-6."""
 
 
 def iid_trace(
@@ -35,3 +41,23 @@ def planted_trace(
         chosen_NLK=chosen[..., None], num_experts=num_experts, layers=tuple(range(num_layers))
     )
     return trace, ExpertPlacement(rank_LE=hidden, num_ranks=num_ranks)
+
+
+def markov_trace(
+    num_tokens: int, num_layers: int, num_experts: int, sharpness: float, *, seed: int = 0
+) -> RoutingTrace:
+    """An expert depends on the one before it. Logits of what follows are normal with the standard deviation
+    `sharpness`: with 0 all is as likely, with much each expert has one successor."""
+    rng = np.random.default_rng(seed)
+    follows = np.exp(sharpness * rng.standard_normal((num_layers - 1, num_experts, num_experts)))
+    for _ in range(SWEEPS):
+        follows /= follows.sum(1, keepdims=True)
+        follows /= follows.sum(2, keepdims=True)
+    chosen = rng.integers(num_experts, size=(num_tokens, num_layers))
+    for layer in range(1, num_layers):
+        upto = follows[layer - 1].cumsum(1)[chosen[:, layer - 1]]
+        passed = rng.random((num_tokens, 1)) > upto
+        chosen[:, layer] = passed.sum(1).clip(max=num_experts - 1)
+    return RoutingTrace(
+        chosen_NLK=chosen[..., None], num_experts=num_experts, layers=tuple(range(num_layers))
+    )
