@@ -13,8 +13,8 @@ class Residents:
     """Items in slots as large as the largest of them, so that any can take any other's place.
 
     sizes: bytes of each item. cap_bytes: of all slots together. copies, hits: of the uses so far, those that
-    needed a copy, and others; a copy made ahead counts when it is begun. held: the item that is in use, which
-    stays. ahead: what the policy would fetch next.
+    needed a copy, and others; a copy made ahead counts when it is begun. held: the items in use, which stay.
+    ahead: what the policy would fetch next.
     """
 
     def __init__(self, sizes: Mapping[str, int], cap_bytes: int, policy: Residency[Any]) -> None:
@@ -32,7 +32,7 @@ class Residents:
         self.num_slots = min(len(sizes), cap_bytes // self.slot_bytes)
         self.copies = 0
         self.uses = 0
-        self.held: str | None = None
+        self.held: frozenset[str] = frozenset()
         self.ahead: tuple[str, ...] = ()
         self._state = policy.init()
         self._slots: dict[str, int] = {}
@@ -52,11 +52,12 @@ class Residents:
     def hits(self) -> int:
         return self.uses - self.copies
 
-    def use(self, name: str) -> None:
-        """It is needed next, and no other is from now on."""
-        self.uses += 1
-        self.held = name
-        self.ahead = tuple(self.policy.use(self._state, name))
+    def use(self, *names: str) -> None:
+        """They are needed next, all of them together, and no others are from now on."""
+        self.uses += len(names)
+        self.held = frozenset(names)
+        for name in names:
+            self.ahead = tuple(self.policy.use(self._state, name))
 
     def slot(self, name: str) -> int:
         """Where it lies. Raises InvariantError if it is not there whole."""
@@ -69,7 +70,7 @@ class Residents:
         if name in self._slots:
             raise InvariantError(f"{name!r} is copied twice", expected="one copy of each item")
         if not self._free:
-            among = [n for n in self._slots if n != self.held and n not in self._coming]
+            among = [n for n in self._slots if n not in self.held and n not in self._coming]
             if not among:
                 return None
             self._free.append(self._slots.pop(self.policy.victim(self._state, among)))

@@ -84,7 +84,7 @@ class ExpertRunner:
                 f"a step is of {len(models)} models", expected="one", fix="a scheduler inside ByModel"
             )
         model = models.pop()
-        if model != self.residents.held:
+        if model not in self.residents.held:
             await self._switch(model)
         ahead = self.residents.ahead[:1] if step.next_model is None else (step.next_model,)
         for name in ahead if self.prefetch and self._coming is None else ():
@@ -94,7 +94,7 @@ class ExpertRunner:
 
     async def _switch(self, model: str) -> None:
         begin_s = self._kernel.now()
-        held, self.residents.held = self.residents.held, None
+        held, self.residents.held = self.residents.held, frozenset[str]()
         try:
             if self._coming is not None:
                 await self._coming
@@ -106,10 +106,10 @@ class ExpertRunner:
                 if failed is not None:
                     raise failed
         except BaseException:
-            self.residents.held = None
+            self.residents.held = frozenset()
             raise
         self._compute_from(self.residents.slot(model))
-        self._notes.lasting("switch", model, begin_s, before=held)
+        self._notes.lasting("switch", model, begin_s, before=next(iter(held), None))
 
     def _begin(self, name: str) -> Future | None:
         """Begin to copy, if there is a place: resolves to what went wrong, or None."""

@@ -68,7 +68,7 @@ def test_what_is_fetched_ahead_costs_no_copy_more(trace: list[str], slots: int) 
     """With room for two: the item in use is not the one that goes, and is LRU's last choice as well."""
     residents = Residents(dict.fromkeys(NAMES, 1), slots, LRU())
     for name, then in zip(trace, [*trace[1:], ""], strict=True):
-        if name != residents.held:
+        if name not in residents.held:
             residents.use(name)
         if name not in residents:
             residents.begin(name)
