@@ -14,6 +14,8 @@ speculation.py  layers that start on a guess of what those before them will give
 duo.py          MLPs that are big, small or left out as each token's routing says; duo_oracle.py: the best
                 routing of a token; duo_router.py: gates that choose one
 routing.py      which experts rows take: traces, and how experts of neighbouring layers hang together
+mixture.py      a forward whose experts may be elsewhere, skipped or watched; skips/: kind: which are skipped
+compressions/   kind: experts made fewer, or smaller
 tiles.py        rows computed so many at a time, so that their bits do not depend on how many there are
 gpu_step.py     the same for dense Llama-like models on Triton's kernels, with CUDA graphs
 parts.py        which tensors of a checkpoint each weight is made of

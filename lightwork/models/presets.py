@@ -115,6 +115,38 @@ PRESETS = {
         experts_per_token=2,
         moe=frozenset(range(32)),
     ),
+    "qwen3-235b-a22b": ModelSpec(
+        family="qwen3_moe",
+        vocab_size=151_936,
+        hidden_size=4096,
+        num_layers=94,
+        num_heads=64,
+        num_kv_heads=4,
+        head_size=128,
+        ffn_size=1536,
+        max_len=40_960,
+        qk_norm=True,
+        num_experts=128,
+        experts_per_token=8,
+        moe=frozenset(range(94)),
+    ),
+    # Counted as layers of this family: latent attention and the shared expert as heads with as many
+    # parameters (231 million a layer), of which two are for keys and values, about as large as the latents.
+    "deepseek-v3": ModelSpec(
+        family="qwen3_moe",
+        vocab_size=129_280,
+        hidden_size=7168,
+        num_layers=61,
+        num_heads=124,
+        num_kv_heads=2,
+        head_size=128,
+        ffn_size=2048,
+        max_len=163_840,
+        num_experts=256,
+        experts_per_token=8,
+        moe=frozenset(range(3, 61)),
+        dense_ffn_size=18_432,
+    ),
 }
 
 

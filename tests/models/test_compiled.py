@@ -208,6 +208,16 @@ def test_a_step_in_parts_gives_the_same_bits(
     model.close()
 
 
+@pytest.mark.parametrize("precision", [Stored(), Quant(bits=4, group=32)], ids=repr)
+def test_rows_grouped_by_expert_have_the_bits_of_rows_alone(checkpoint: Make, precision: Precision) -> None:
+    """None is dropped, however many take one expert."""
+    model = load(checkpoint("qwen3_moe", num_experts=6, num_experts_per_tok=3), precision)
+    (together,), steps = Steps(model).run([Part(0, 0, 90)]), Steps(model)
+    alone = [steps.run([Part(0, at, 1)])[0] for at in range(90)]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+    model.close()
+
+
 def test_copies_are_made_one_after_the_other(checkpoint: Make) -> None:
     model = load(checkpoint("llama"), Quant(bits=8, kv_bits=8))
     pool = model.new_kv(2)

@@ -37,6 +37,8 @@ BILLIONS = {
     "opt-175b": 175.0,
     "falcon-180b": 179.5,
     "mixtral-8x7b": 46.7,
+    "qwen3-235b-a22b": 235.0,
+    "deepseek-v3": 671.0,
 }
 
 
