@@ -1,4 +1,4 @@
-"""Routing traces drawn at random: of routers without memory, with a placement planted, of any affinity.
+"""Routing traces drawn at random: without memory, with a placement planted, of any affinity, of unlike texts.
 
 One expert per token unless k says more; all experts of a layer are equally likely.
 """
@@ -61,3 +61,17 @@ def markov_trace(
     return RoutingTrace(
         chosen_NLK=chosen[..., None], num_experts=num_experts, layers=tuple(range(num_layers))
     )
+
+
+def texts_trace(
+    num_texts: int, text_len: int, num_layers: int, num_experts: int, *, k: int = 2, seed: int = 0
+) -> RoutingTrace:
+    """Each text takes half of a layer's experts eight times as often as the others; which half is its own."""
+    rng = np.random.default_rng(seed)
+    chosen = np.empty((num_texts * text_len, num_layers, k), np.int64)
+    for n in range(0, len(chosen), text_len):
+        for layer in range(num_layers):
+            weight = np.where(rng.permutation(num_experts) < num_experts // 2, 8.0, 1.0)
+            drawn = rng.exponential(size=(text_len, num_experts)) / weight  # smallest first: by weight
+            chosen[n : n + text_len, layer] = drawn.argsort(1)[:, :k]
+    return RoutingTrace(chosen_NLK=chosen, num_experts=num_experts, layers=tuple(range(num_layers)))

@@ -11,6 +11,9 @@ residents.py   which items lie in a memory with a hard limit: experts, layers
 residencies/   kind: which of them stay
 spilled.py     layers that are elsewhere, each fetched while those before it compute
 peers.py       a model that does so, with another process (peer.py) for its other layers
+expert_cache.py  the experts of each layer that are there; predictors/: kind: which the next layer will need
+offloaded_experts.py  a torch forward that takes them so; expert_fetching.py: its time, as effects;
+               expert_sites.py: which are rather computed on the host
 
 Of keys and values everything here counts and numbers; tensors belong to the runner. The engine is the only
 writer; schedulers read.
