@@ -2,13 +2,14 @@
 
     python benchmarks/speculate_peers.py --peers ENVIRONMENTS --work FOLDER
 
-The environments are those of `serve_peers.py` (`benchmarks/peers/README.md`), whose workers run here, too. The
-built-in models answer one request after another, greedily and in float32, on one thread: plain, with guesses
-looked up in the text, and with those of a draft model. stdout has one JSON line per cell and peer, stderr the
-table; a ratio above one says that lightwork is better. With `--save` each row is kept for `lightwork bench speculate`.
+The environments are those of `serve_peers.py` (`benchmarks/peers/README.md`), with the same workers. The
+built-in models answer one request after another, greedily, in float32 on one thread: plain, with guesses that
+are looked up in the text, and with those of a draft model. stdout has one JSON line per cell and peer, stderr
+the table; a ratio above one says that lightwork is better. With `--save` each row is kept for
+`lightwork bench speculate`.
 
-Tokens per step: of all tokens, the prompts' passes among the steps. lightwork's are counted with all rows that
-its proposer can use, as its peers take no others, and timed with those that pay.
+Tokens per step: of all tokens, prompts among the steps. lightwork's are counted with all rows that its proposer
+can use, as its peers take no others, and timed with those that pay.
 """
 
 from __future__ import annotations
@@ -36,13 +37,16 @@ from lightwork.models import resolve
 K, WEIGHTS, DRAFT = 4, "f32", "tiny:draft"
 WAYS = {PLAIN: PLAIN, "lookup": f"Ngram(k={K})", "draft": f"DraftModel(k={K})"}
 """Each way of guessing with lightwork's proposer of that kind."""
+GUESSES = (WAYS["lookup"], WAYS["draft"], "Cascade()")
+STEPS = {task: [f"{task} {way} steps" for way in WAYS] for task in TASKS}
 NAMES = ("transformers", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the target says to a set of chats, without the token that ends a text: so no program has to be told
-    to stop there, or not to."""
+    """What the target says to a set of chats, without the token that ends a text: so no program has to be
+    told to stop there, or not to.
+    """
 
     prompts: list[list[int]]
     texts: list[list[int]]
@@ -139,31 +143,31 @@ def compared(ours: Worker, theirs: Worker, task: str, way: str, pairs: int) -> t
     return speed, steps
 
 
-def best(rows: list[tuple[str, Row]], task: str) -> tuple[str, Row]:
-    """Of a task the most tokens per step of both sides, whoever guesses; and which of ours that is."""
-    own = [(way, row) for way, row in rows if row.name == f"{task} {way} steps"]
-    way, ours = max(own, key=lambda one: median(one[1].ours))
-    _, theirs = max(own, key=lambda one: median(one[1].theirs))
-    return way, replace(ours, name=f"{task} best steps", theirs=theirs.theirs)
+def best(rows: list[Row], task: str, pairs: int) -> tuple[str, Row]:
+    """Of a task the most tokens per step of both sides, whoever guesses; and who that is of ours."""
+    theirs = max((r for r in rows if r.name in STEPS[task]), key=lambda r: median(r.theirs))
+    runs = {use: [run.tokens_per_step for run in counted(use, task, pairs)] for use in GUESSES}
+    use = max(runs, key=lambda use: median(runs[use]))
+    return use, replace(theirs, name=f"{task} best steps", ours=runs[use])
 
 
 def compare(bench: Bench, peer: Engine) -> None:
     """Show and report all rows of one peer; an engine that fails ends them, with the reason."""
-    found: list[tuple[str, Row]] = []
+    found: list[Row] = []
     try:
-        for way in WAYS:
+        for way, use in WAYS.items():
             for row, versions in bench.rows(peer, way):
-                found.append((way, row))
-                show_row(bench, peer, way, row, versions)
+                found.append(row)
+                show_row(bench, peer, use, row, versions)
         for task in TASKS:
-            way, row = best(found, task)
-            show_row(bench, peer, way, row, versions)
+            use, row = best(found, task, bench.options.pairs)
+            show_row(bench, peer, use, row, versions)
     except (PeerError, RuntimeError) as error:
         print(f"absent {peer.name}: {error}", file=sys.stderr, flush=True)
         write(bench, peer, cell=EVERY_CELL, absent=str(error))
 
 
-def show_row(bench: Bench, peer: Engine, way: str, row: Row, versions: dict[str, dict[str, str]]) -> None:
+def show_row(bench: Bench, peer: Engine, use: str, row: Row, versions: dict[str, dict[str, str]]) -> None:
     middle, low, high = row.summary()
     ours, theirs = median(row.ours), median(row.theirs)
     print(
@@ -176,7 +180,7 @@ def show_row(bench: Bench, peer: Engine, way: str, row: Row, versions: dict[str,
         bench,
         peer,
         cell=row.name,
-        use=[WAYS[way]] if way != PLAIN else [],
+        use=[use] if use != PLAIN else [],
         unit=row.unit,
         lightwork=round(ours, 4),
         peer_figure=round(theirs, 4),

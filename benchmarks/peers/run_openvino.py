@@ -10,7 +10,7 @@ import openvino_genai as genai
 from worker import Options, Tokens, run
 
 BLOCK = 32
-NGRAM = 3
+NGRAM = 6
 """The longest n-gram that is looked up, as lightwork's `Ngram` does."""
 
 

@@ -15,7 +15,7 @@ from worker import Options, Tokens, run
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 STATIC_BATCH = 16
-NGRAM = 3
+NGRAM = 6
 """The longest n-gram that is looked up, as lightwork's `Ngram` does."""
 
 
@@ -46,7 +46,7 @@ class Transformers:
         longest = max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-        # With guesses a least length would cost a pass of Python for every guess, and no text here ends early.
+        # With guesses a least length would cost a pass of Python for each of them; no text here ends early.
         least = {} if self._guesses else {"min_new_tokens": length}
         made = self._model.generate(
             input_ids=ids,

@@ -262,5 +262,6 @@ def useless_drafts_cost_nothing(lab: Lab) -> Measured:
 def asked_again(lab: Lab) -> Measured:
     found = {row.use: row for row in compare(["Copy(k=16)"], ROUNDS) if row.task == "copy"}["Copy(k=16)"]
     ratio, least, most = found.over_plain
-    note = f"[{least:.2f}, {most:.2f}], n={ROUNDS}; {found.served_tokens_per_step:.1f} tokens a step, texts equal"
+    each = found.served_tokens_per_step
+    note = f"[{least:.2f}, {most:.2f}], n={ROUNDS}; {each:.1f} tokens a step, texts equal"
     return Measured(ratio, note)

@@ -30,9 +30,9 @@ from lightwork.serve.plan import Plan
 from lightwork.serve.sequence import Request
 from lightwork.serve.simulate import run_load
 
-TARGET, PLAIN, K = "tiny:llama", "plain", 4
-PROPOSERS = ("Ngram(k=4)", "Copy(k=4)", "DraftModel(k=4)", "Pearl(inner=DraftModel(k=4))")
-"""What is compared, as `--use` takes it; another proposer is one more text."""
+TARGET, PLAIN = "tiny:llama", "plain"
+PROPOSERS = ("Ngram(k=4)", "Copy(k=4)", "DraftModel(k=4)", "Cascade()", "Pearl(inner=DraftModel(k=4))")
+"""What is compared, as `--use` takes it, four tokens at a time; another proposer is one more text."""
 TASKS = {
     "copy": "a question is asked a second time: its answer stands in the prompt",
     "ordinary": "a question is asked for the first time",
@@ -51,8 +51,7 @@ def prompts(task: str, number: int = 0) -> list[Prompt]:
 
 def _messages(task: str, rng: Random) -> list[dict[str, str]]:
     """Two questions with their answers, then the first again; or one, then another."""
-    levels = (3, 2) if task == "copy" else (2, 3)
-    episodes = PlanWorld(split="heldout").dialogue(rng, levels)
+    episodes = PlanWorld(split="heldout").dialogue(rng, (3, 2) if task == "copy" else (2, 3))
     turns = [turn for e in episodes for turn in (("user", e.prompt), ("assistant", e.gold))]
     if task == "copy":
         turns.append(("user", episodes[0].prompt.rpartition("\n")[2]))
@@ -163,7 +162,9 @@ def compare(uses: Sequence[str] = PROPOSERS, rounds: int = 5) -> list[Beside]:
                 runs[task, use].append(_decode(asks[use], asked))
     for task, use in runs:
         _same(use, [counted[PLAIN][task], *runs[task, PLAIN]], [counted[use][task], *runs[task, use]])
-    return [_beside(task, use, counted[use][task], mine, runs[task, PLAIN]) for (task, use), mine in runs.items()]
+    return [
+        _beside(task, use, counted[use][task], mine, runs[task, PLAIN]) for (task, use), mine in runs.items()
+    ]
 
 
 def _decode(ask: Ask, asked: Sequence[Prompt]) -> Run:

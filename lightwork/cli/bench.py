@@ -6,8 +6,8 @@ the command that measures it again.
 A and B are techniques, or several joined by `+`; `plain` is none. They run interleaved, outputs are proven
 equal before times are compared, and the ratio is printed with its spread.
 
-With `speculate` in place of A: every proposer, or those of B, beside plain decoding on the built-in models, and
-what other programs came to on the same texts when they were last measured.
+With `speculate` in place of A: every proposer, or those of B, beside plain decoding on the built-in models,
+and what other programs came to on the same texts when they were last measured.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _table(as_json: bool) -> None:
 
 
 def _speculate(proposers: str | None, rounds: int, as_json: bool) -> None:
-    """Proposers beside plain decoding. What they are asked, of which model, is part of the record of peers."""
+    """Proposers beside plain decoding. What they are asked, of which model, is fixed by the record."""
     if other := _typed("a", "b", "rounds", "as_json"):
         raise UsageError(
             f"--{other[0]} is of a comparison of A and B",

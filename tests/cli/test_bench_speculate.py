@@ -17,7 +17,9 @@ def test_json_has_plain_decoding_and_the_proposers_asked_for(capsys: pytest.Capt
     assert main(["bench", "speculate", "Ngram(k=2) + Copy(k=3)", "--rounds", "1", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     uses = ["plain", "Ngram(k=2)", "Copy(k=3)"]
-    assert [(row["task"], row["use"]) for row in said["ours"]] == [(task, use) for task in TASKS for use in uses]
+    assert [(row["task"], row["use"]) for row in said["ours"]] == [
+        (task, use) for task in TASKS for use in uses
+    ]
     for row in said["ours"]:
         assert row["rows_per_step"] <= uses.index(row["use"]) * 2
         assert row["tokens_per_step"] <= 1 + row["rows_per_step"]
@@ -25,7 +27,9 @@ def test_json_has_plain_decoding_and_the_proposers_asked_for(capsys: pytest.Capt
     assert [Row(**record) for record in said["peers"]] == load(RECORD)
 
 
-def test_the_table_has_a_line_for_each_proposer_and_says_how_to_measure_peers(capsys: pytest.CaptureFixture[str]):
+def test_the_table_has_a_line_for_each_proposer_and_says_how_to_measure_peers(
+    capsys: pytest.CaptureFixture[str],
+):
     assert main(["bench", "speculate", "Ngram(k=2)", "--rounds", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("Ngram(k=2)") for line in lines) == len(TASKS)
