@@ -8,8 +8,8 @@ are looked up in the text, and with those of a draft model. stdout has one JSON 
 the table; a ratio above one says that lightwork is better. With `--save` each row is kept for
 `lightwork bench speculate`.
 
-Tokens per step: of all tokens, prompts among the steps. lightwork's are counted with all rows that its proposer
-can use, as its peers take no others, and timed with those that pay.
+Tokens per step: of all tokens, prompts among the steps. lightwork's are counted with all rows that its
+proposer can use, as its peers take no others, and timed with those that pay.
 """
 
 from __future__ import annotations
