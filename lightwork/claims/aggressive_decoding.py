@@ -4,8 +4,8 @@ IAD only: its generalisation with a non-autoregressive drafter (GAD) needs a mod
 not there. Simulated: sentences of random tokens, each corrected by a script in place of a model, one
 request after another. In natural text more tokens come twice, and places are harder to find again. The
 decoder has six layers as wide as Transformer-base and reads the sentence as its prompt; published figures
-are of an encoder and a decoder. Real: the built-in model, asked the same question again; and 16 sequences of
-184 million parameters beside a proposer that is always wrong, which the row budget has to notice.
+are of an encoder and a decoder. Real: 16 sequences of 184 million parameters beside a proposer that is
+always wrong, which the row budget has to notice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 
 from lightwork.claims import Lab, Measured, claim
 from lightwork.claims._random_llama import random_llama
-from lightwork.claims.speculate import compare
 from lightwork.cluster import parse_place
 from lightwork.cluster.pricing import CostModel
 from lightwork.decode.acceptance import chain_gain
@@ -248,20 +247,3 @@ def useless_drafts_cost_nothing(lab: Lab) -> Measured:
         model.close()
     note = f"[{min(ratios):.3f}, {max(ratios):.3f}], n={ROUNDS}; {drafted} rows of drafts"
     return Measured(median(ratios), note)
-
-
-@claim(
-    "aggressive_decoding",
-    title="tokens/s over plain decoding, the built-in model asked the same question again",
-    paper="- (our bar 1.5)",
-    expect=1.5,
-    within=0.0,
-    bound="at least",
-    mode="real",
-)
-def asked_again(lab: Lab) -> Measured:
-    found = {row.use: row for row in compare(["Copy(k=16)"], ROUNDS) if row.task == "copy"}["Copy(k=16)"]
-    ratio, least, most = found.over_plain
-    each = found.served_tokens_per_step
-    note = f"[{least:.2f}, {most:.2f}], n={ROUNDS}; {each:.1f} tokens a step, texts equal"
-    return Measured(ratio, note)

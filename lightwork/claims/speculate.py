@@ -30,11 +30,20 @@ from lightwork.serve.plan import Plan
 from lightwork.serve.sequence import Request
 from lightwork.serve.simulate import run_load
 
-TARGET, PLAIN = "tiny:llama", "plain"
-PROPOSERS = ("Ngram(k=4)", "Copy(k=4)", "DraftModel(k=4)", "Cascade()", "Pearl(inner=DraftModel(k=4))")
-"""What is compared, as `--use` takes it, four tokens at a time; another proposer is one more text."""
+TARGET, PLAIN, COPIES = "tiny:llama", "plain", "copy"
+PROPOSERS = (
+    "Ngram(k=4)",
+    "Ngram(k=8)",
+    "Copy(k=4)",
+    "DraftModel(k=4)",
+    "Cascade()",
+    "Pearl(inner=DraftModel(k=4))",
+)
+"""What is compared, as `--use` takes it; another proposer is one more text."""
+BAR = 1.5
+"""Tokens per second over plain decoding that the best of them is to reach where there is much to copy."""
 TASKS = {
-    "copy": "a question is asked a second time: its answer stands in the prompt",
+    COPIES: "a question is asked a second time: its answer stands in the prompt",
     "ordinary": "a question is asked for the first time",
 }
 CHATS, MAX_LEN, MAX_TOKENS = 12, 1024, 192
@@ -51,9 +60,9 @@ def prompts(task: str, number: int = 0) -> list[Prompt]:
 
 def _messages(task: str, rng: Random) -> list[dict[str, str]]:
     """Two questions with their answers, then the first again; or one, then another."""
-    episodes = PlanWorld(split="heldout").dialogue(rng, (3, 2) if task == "copy" else (2, 3))
+    episodes = PlanWorld(split="heldout").dialogue(rng, (3, 2) if task == COPIES else (2, 3))
     turns = [turn for e in episodes for turn in (("user", e.prompt), ("assistant", e.gold))]
-    if task == "copy":
+    if task == COPIES:
         turns.append(("user", episodes[0].prompt.rpartition("\n")[2]))
     else:
         del turns[-1]

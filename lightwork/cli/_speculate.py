@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightwork.claims import speculate
 from lightwork.claims.peers import load
-from lightwork.claims.speculate import CHATS, PROPOSERS, RECORD, TARGET, TASKS, Beside
+from lightwork.claims.speculate import BAR, CHATS, COPIES, PROPOSERS, RECORD, TARGET, TASKS, Beside
 from lightwork.cli._output import show_json, show_table
 from lightwork.cli._peers import show_peers
 
@@ -27,8 +27,16 @@ def show_speculation(uses: Sequence[str], rounds: int, as_json: bool) -> None:
         print(f"{task}: {words} ({CHATS} chats a round)")
         show_table(COLUMNS, [_cells(row) for row in found if row.task == task])
         print()
+    print(f"{_verdict(found)}\n")
     print("the same chats, each side guessing as many tokens at a time, against the peer that does best")
     show_peers(record, as_json=False, again=AGAIN)
+
+
+def _verdict(found: Sequence[Beside]) -> str:
+    """Whether the best proposer is fast enough where there is much to copy."""
+    best = max((row for row in found if row.task == COPIES), key=lambda row: row.over_plain[0])
+    missed = "" if best.over_plain[0] >= BAR else " MISSED"
+    return f"best on {COPIES}: {best.use}, {best.over_plain[0]:.2f}x plain decoding, bar {BAR}{missed}"
 
 
 def _cells(row: Beside) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("numba")
 
 from lightwork.claims.peers import Row, load
-from lightwork.claims.speculate import RECORD, TASKS
+from lightwork.claims.speculate import BAR, RECORD, TASKS
 from lightwork.cli import main
 
 
@@ -33,6 +33,8 @@ def test_the_table_has_a_line_for_each_proposer_and_says_how_to_measure_peers(
     assert main(["bench", "speculate", "Ngram(k=2)", "--rounds", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("Ngram(k=2)") for line in lines) == len(TASKS)
+    best = next(line for line in lines if line.startswith("best on copy: "))
+    assert best.endswith("MISSED") == (float(best.split()[4].removesuffix("x")) < BAR)
     assert "benchmarks/speculate_peers.py" in lines[-1]
 
 
