@@ -123,10 +123,10 @@ def compared(ours: Worker, theirs: Worker, task: str, way: str, pairs: int) -> t
     def run(worker: Worker, number: int) -> tuple[float, list[list[int]]]:
         asked = answers(task, number)
         first_s, firsts = worker.generate(asked.prompts, [1] * len(asked.prompts))
-        before = worker.steps or 0
+        before = worker.steps
         all_s, tokens = worker.generate(asked.prompts, asked.lengths)
         if worker is theirs:
-            taken.append((worker.steps or 0) - before)
+            taken.append(worker.steps - before)
         return (sum(asked.lengths) - len(firsts)) / (all_s - first_s), tokens
 
     for worker in (ours, theirs):

@@ -44,7 +44,7 @@ class OpenVINO:
         self._pipeline = genai.ContinuousBatchingPipeline(
             options.model, scheduler, "CPU", {**properties(options), **guessing(options)}
         )
-        self.steps, self.drafted = 0, None
+        self.steps = 0
         self.versions = {
             "openvino-genai": genai.__version__.split("-")[0],
             "openvino": ov.__version__.split("-")[0],

@@ -25,9 +25,9 @@ class Transformers:
         self._model = self._load(options.model, options)
         self._batch = min(STATIC_BATCH, options.seqs)
         self._guesses = self._guessing(options)
-        self.steps = self.drafted = 0
+        self.steps = 0
         if self._guesses:
-            self._model.register_forward_pre_hook(self._count, with_kwargs=True)
+            self._model.register_forward_pre_hook(self._count)
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
 
     @torch.inference_mode()
@@ -57,7 +57,6 @@ class Transformers:
             **least,
             **self._guesses,
         )
-        self.drafted -= longest - 1
         rows: list[Tokens] = made[:, longest:].tolist()
         return rows
 
@@ -79,10 +78,8 @@ class Transformers:
             return {"assistant_model": draft}
         return {}
 
-    def _count(self, _: Any, __: Any, inputs: dict[str, Any]) -> None:
-        """A pass takes the last known token, and what was guessed behind it; the first one the prompt."""
+    def _count(self, *_: Any) -> None:
         self.steps += 1
-        self.drafted += inputs["input_ids"].shape[1] - 1
 
 
 if __name__ == "__main__":

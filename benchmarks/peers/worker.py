@@ -41,9 +41,7 @@ class Options:
 
 
 class Engine(Protocol):
-    """An engine with a model in it. One that takes guesses has `steps`, passes of the model so far, and
-    `drafted`, guessed tokens in them, None if it does not tell.
-    """
+    """An engine with a model in it. One that takes guesses has `steps`, passes of the model so far."""
 
     versions: dict[str, str]
 
@@ -93,8 +91,8 @@ def _generate(engine: Engine, prompts: list[Tokens], lengths: list[int]) -> dict
     begin, cpu = time.perf_counter(), _cpu_s()
     tokens = engine.generate(prompts, lengths)
     end, cpu_end = time.perf_counter(), _cpu_s()
-    counts = {name: getattr(engine, name, None) for name in ("steps", "drafted")}
-    return {"seconds": end - begin, "cpu_seconds": cpu_end - cpu, "tokens": tokens, **counts}
+    steps = getattr(engine, "steps", 0)
+    return {"seconds": end - begin, "cpu_seconds": cpu_end - cpu, "tokens": tokens, "steps": steps}
 
 
 def _cpu_s() -> float:
