@@ -60,13 +60,17 @@ class Process:
 
 
 class Worker:
-    """An engine with a model loaded, that generates when asked and waits in read() otherwise."""
+    """An engine with a model loaded, that generates when asked and waits in read() otherwise.
+
+    steps: passes of its model so far, 0 where they are not counted.
+    """
 
     def __init__(
         self, engine: Engine, python: Path, log: Path, environment: dict[str, str], load: dict[str, Any]
     ) -> None:
         self.name = engine.name
         self._process = Process([str(python), str(engine.script)], environment, log, piped=True)
+        self.steps = 0
         try:
             self.versions: dict[str, str] = self._ask(do="load", **load)["versions"]
         except BaseException:
@@ -79,6 +83,7 @@ class Worker:
         tokens: list[list[int]] = reply["tokens"]
         if [len(t) for t in tokens] != lengths:
             raise PeerError(f"{self.name} gave {[len(t) for t in tokens]} tokens, not {lengths}")
+        self.steps = int(reply["steps"])
         return float(reply["seconds"]), tokens
 
     def offer(self, prompts: list[list[int]], lengths: list[int], at_s: list[float]) -> list[float]:

@@ -33,6 +33,7 @@ class Lightwork:
             kv_bytes=options.kv_tokens * per_token,
             max_seqs=options.seqs,
             prefix_cache=options.prefixes,
+            threads=options.threads,
         )
         self._engine, loaded, _ = open_engine(plan, Kernel(WallClock()))
         loaded.warm_up()

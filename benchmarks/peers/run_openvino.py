@@ -1,4 +1,4 @@
-"""OpenVINO GenAI: its continuous batching pipeline, for one request and for many."""
+"""OpenVINO GenAI: its continuous batching pipeline, for one request and for many, with guesses or without."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import openvino_genai as genai
 from worker import Options, Tokens, run
 
 BLOCK = 32
+NGRAM = 6
+"""The longest n-gram that is looked up, as lightwork's `Ngram` does."""
 
 
 def properties(options: Options) -> dict[str, object]:
@@ -23,8 +25,16 @@ def properties(options: Options) -> dict[str, object]:
     }
 
 
+def guessing(options: Options) -> dict[str, object]:
+    """Properties of a pipeline that guesses."""
+    if options.guesses == "draft":
+        return {"draft_model": genai.draft_model(options.draft, "CPU", **properties(options))}
+    return {"prompt_lookup": True} if options.guesses == "lookup" else {}
+
+
 class OpenVINO:
     def __init__(self, options: Options) -> None:
+        self._options = options
         scheduler = genai.SchedulerConfig()
         scheduler.max_num_batched_tokens = 2048
         scheduler.max_num_seqs = options.seqs
@@ -32,8 +42,9 @@ class OpenVINO:
         scheduler.enable_prefix_caching = options.prefixes
         scheduler.num_kv_blocks = options.kv_tokens // BLOCK + options.seqs
         self._pipeline = genai.ContinuousBatchingPipeline(
-            options.model, scheduler, "CPU", properties(options)
+            options.model, scheduler, "CPU", {**properties(options), **guessing(options)}
         )
+        self.steps = 0
         self.versions = {
             "openvino-genai": genai.__version__.split("-")[0],
             "openvino": ov.__version__.split("-")[0],
@@ -41,17 +52,30 @@ class OpenVINO:
 
     def generate(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[Tokens]:
         inputs = [ov.Tensor(np.array([p], np.int64)) for p in prompts]
-        results = self._pipeline.generate(inputs, [_greedy(n) for n in lengths])
+        if self._options.guesses:
+            return [self._alone(one, n) for one, n in zip(inputs, lengths, strict=True)]
+        results = self._pipeline.generate(inputs, [self._greedy(n) for n in lengths])
         return [list(result.m_generation_ids[0]) for result in results]
 
+    def _alone(self, prompt: ov.Tensor, length: int) -> Tokens:
+        """One request, each step of the pipeline counted: in all of them the model passes once."""
+        handle = self._pipeline.add_request(self.steps, prompt, self._greedy(length))
+        while self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+            self.steps += 1
+        return list(handle.read_all()[0].generated_ids)
 
-def _greedy(length: int) -> genai.GenerationConfig:
-    config = genai.GenerationConfig()
-    config.max_new_tokens = length
-    config.min_new_tokens = length
-    config.do_sample = False
-    config.ignore_eos = True
-    return config
+    def _greedy(self, length: int) -> genai.GenerationConfig:
+        config = genai.GenerationConfig()
+        config.max_new_tokens = length
+        config.min_new_tokens = length
+        config.do_sample = False
+        config.ignore_eos = True
+        if self._options.guesses:
+            config.num_assistant_tokens = self._options.k
+        if self._options.guesses == "lookup":
+            config.max_ngram_size = NGRAM
+        return config
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ class Options:
     """What every engine is told. weights: f32, bf16, 8bit, 4bit. seqs: requests that may run at once.
 
     kv_tokens: tokens that the cache must hold in all. use: lightwork's techniques. prefixes: keep what is
-    known of prompts from request to request.
+    known of prompts from request to request. guesses: who guesses tokens: lookup (in the text), draft (the
+    model of this folder), or nobody. k: how many at a time.
     """
 
     model: str
@@ -34,10 +35,13 @@ class Options:
     max_len: int
     use: Sequence[str] = ()
     prefixes: bool = False
+    guesses: str = ""
+    draft: str = ""
+    k: int = 0
 
 
 class Engine(Protocol):
-    """An engine with a model in it."""
+    """An engine with a model in it. One that takes guesses has `steps`, passes of the model so far."""
 
     versions: dict[str, str]
 
@@ -87,7 +91,8 @@ def _generate(engine: Engine, prompts: list[Tokens], lengths: list[int]) -> dict
     begin, cpu = time.perf_counter(), _cpu_s()
     tokens = engine.generate(prompts, lengths)
     end, cpu_end = time.perf_counter(), _cpu_s()
-    return {"seconds": end - begin, "cpu_seconds": cpu_end - cpu, "tokens": tokens}
+    steps = getattr(engine, "steps", 0)
+    return {"seconds": end - begin, "cpu_seconds": cpu_end - cpu, "tokens": tokens, "steps": steps}
 
 
 def _cpu_s() -> float:

@@ -1,6 +1,7 @@
 """lightwork beside the engines people use, as last measured: claims/peers.json.
 
-`benchmarks/serve_peers.py --save` keeps each row as it is measured; `lightwork bench` prints them.
+`benchmarks/serve_peers.py --save` keeps each row as it is measured; `lightwork bench` prints them. Those of
+`benchmarks/speculate_peers.py` have the same form, in a file of their own.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ BARS: dict[str, float | None] = {
     "memory": 1.0,
     "start cold": None,
     "start warm": None,
+    **{
+        f"{task} {what}": 1.0
+        for task in ("copy", "ordinary")
+        for what in ("plain", "lookup", "draft", "lookup steps", "draft steps", "best steps")
+    },
 }
 """The cells in their order, each with the ratio over the best peer that lightwork is to reach."""
 

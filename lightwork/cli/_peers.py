@@ -11,17 +11,20 @@ from lightwork.cli._output import show_json, show_table
 COLUMNS = ("cell", "unit", "lightwork", "theirs", "best peer", "ratio", "range", "n", "bar")
 
 
-def show_peers(rows: Sequence[Row], as_json: bool) -> None:
-    """Print one row per cell, against the peer with the lowest ratio; as JSON, every row on record."""
+def show_peers(rows: Sequence[Row], as_json: bool, again: str = AGAIN) -> None:
+    """Print one row per cell, against the peer with the lowest ratio; as JSON, every row on record.
+
+    again: the command that measures them.
+    """
     if as_json:
         show_json([row.record() for row in rows])
         return
     if not rows:
-        print(f"no peer was measured yet\n  measure: {AGAIN}")
+        print(f"no peer was measured yet\n  measure: {again}")
         return
     for processor, own in groupby(sorted(rows, key=lambda r: r.key), key=lambda r: r.processor):
         _show_processor(processor, list(own))
-    print(f"ratios above 1 say that lightwork is better\nmeasure again: {AGAIN}")
+    print(f"ratios above 1 say that lightwork is better\nmeasure again: {again}")
 
 
 def _show_processor(processor: Processor, rows: list[Row]) -> None:

@@ -5,6 +5,9 @@ the command that measures it again.
 
 A and B are techniques, or several joined by `+`; `plain` is none. They run interleaved, outputs are proven
 equal before times are compared, and the ratio is printed with its spread.
+
+With `speculate` in place of A: every proposer, or those of B, beside plain decoding on the built-in models,
+and what other programs came to on the same texts when they were last measured.
 """
 
 from __future__ import annotations
@@ -18,11 +21,15 @@ from lightwork.cli import _options
 from lightwork.cli._verbs import verb
 from lightwork.errors import UsageError
 
+SPECULATE = "speculate"
+
 
 @verb(
     "lightwork bench",
     "lightwork bench 'Sarathi(chunk=256)' PrefillFirst",
     "lightwork bench 'Sarathi+Ngram(k=4)' plain --model tiny:llama --rounds 9",
+    "lightwork bench speculate",
+    "lightwork bench speculate 'Ngram(k=8)+DraftModel(k=8)' --rounds 9",
 )
 @click.argument("a", required=False)
 @click.argument("b", required=False)
@@ -44,6 +51,9 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
+    if a == SPECULATE:
+        _speculate(b, rounds, as_json)
+        return
     if a is None:
         _table(as_json)
         return
@@ -72,14 +82,33 @@ def _table(as_json: bool) -> None:
     from lightwork.claims.peers import load
     from lightwork.cli._peers import show_peers
 
-    context = click.get_current_context()
-    typed = [n for n in context.params if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
-    for name in typed:
-        if name != "as_json":
-            value = shlex.quote(str(context.params[name]))
-            raise UsageError(
-                f"--{name} is of a comparison, and A and B are not given",
-                expected="A and B with it, or no option but --json",
-                fix=f"lightwork bench 'Sarathi(chunk=256)' PrefillFirst --{name} {value}",
-            )
+    if other := _typed("as_json"):
+        name, value = other
+        raise UsageError(
+            f"--{name} is of a comparison, and A and B are not given",
+            expected="A and B with it, or no option but --json",
+            fix=f"lightwork bench 'Sarathi(chunk=256)' PrefillFirst --{name} {value}",
+        )
     show_peers(load(), as_json)
+
+
+def _speculate(proposers: str | None, rounds: int, as_json: bool) -> None:
+    """Proposers beside plain decoding. What they are asked, of which model, is fixed by the record."""
+    if other := _typed("a", "b", "rounds", "as_json"):
+        raise UsageError(
+            f"--{other[0]} is of a comparison of A and B",
+            expected=f"no option but --rounds and --json with {SPECULATE}",
+            fix=f"lightwork bench {SPECULATE}",
+        )
+    from lightwork.cli._speculate import show_speculation
+
+    show_speculation([p.strip() for p in proposers.split("+")] if proposers else (), rounds, as_json)
+
+
+def _typed(*allowed: str) -> tuple[str, str] | None:
+    """Name and value of an option that was given and is not among these."""
+    context = click.get_current_context()
+    for name, value in context.params.items():
+        if name not in allowed and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            return name, shlex.quote(str(value))
+    return None

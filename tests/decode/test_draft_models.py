@@ -17,6 +17,7 @@ pytest.importorskip("numba")
 from lightwork.claims._iid_drafts import IidDrafts, said
 from lightwork.claims.pearl import generate, tokens_per_step
 from lightwork.decode.proposers import Drafter, Proposer, Target
+from lightwork.decode.proposers.cascade import Both, Cascade
 from lightwork.decode.proposers.draft_model import DraftModel, DraftRunner
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.proposers.pearl import Edit, Pearl
@@ -42,6 +43,7 @@ from lightwork.serve.simulate import run_load
 from lightwork.techniques import parse
 
 SMALL, SAME = DraftModel(k=4), DraftModel(model="tiny:llama", k=4)
+LOOKED_UP = Cascade(first=Ngram(k=4, n_min=4), then=SMALL)
 SEQS, OUTPUT = 12, 90
 
 
@@ -91,7 +93,7 @@ TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 1.0])
 
 
 @TEMPERATURES
-@pytest.mark.parametrize("use", [SMALL, Pearl(inner=SMALL), Pearl(inner=Ngram())], ids=repr)
+@pytest.mark.parametrize("use", [SMALL, Pearl(inner=SMALL), Pearl(inner=Ngram()), LOOKED_UP], ids=repr)
 def test_a_thousand_tokens_are_those_of_plain_decoding_in_fewer_steps(
     use: Proposer, temperature: float, plain: Callable[[float], tuple[int, list[list[int]]]]
 ) -> None:
@@ -128,7 +130,7 @@ STRAINED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("how", STRAINED)
-@pytest.mark.parametrize("use", [SMALL, Pearl(inner=SMALL), replace(SMALL, gb=1e-3)], ids=repr)
+@pytest.mark.parametrize("use", [SMALL, Pearl(inner=SMALL), replace(SMALL, gb=1e-3), LOOKED_UP], ids=repr)
 def test_drafts_go_with_batches_prefixes_chunks_and_preemption(
     how: str, use: Proposer, plain: Callable[[float], tuple[int, list[list[int]]]]
 ) -> None:
@@ -138,7 +140,7 @@ def test_drafts_go_with_batches_prefixes_chunks_and_preemption(
     assert any(seq.num_preempted for seq in seqs) == (how == "preempted")
     assert any(seq.cached for seq in seqs)
     assert sum(seq.accepted for seq in seqs) > 50
-    drafter: Any = engine.proposer
+    drafter: Any = engine.proposer.then if isinstance(engine.proposer, Both) else engine.proposer
     if isinstance(drafter, DraftRunner):
         drafter.check()
         assert drafter.usage == 0.0

@@ -90,9 +90,14 @@ class Place:
             return parse(f"Experts(folder='{self.folder}/experts', gb={2.5 * self.expert_bytes() / 1e9})")
         if name == "Blocks":
             return parse(f"Blocks(folder='{self.folder}/experts')")
-        if name in ("DraftModel", "Pearl"):
+        if name in ("DraftModel", "Pearl", "Cascade"):
             drafts = f"DraftModel(model='{self.folder}/own', k=3)"
-            return parse(drafts if name == "DraftModel" else f"Pearl(inner={drafts})")
+            around = {
+                "DraftModel": drafts,
+                "Pearl": f"Pearl(inner={drafts})",
+                "Cascade": f"Cascade(then={drafts})",
+            }
+            return parse(around[name])
         return parse(ACTING.get(name, name))
 
     def pair(self, pair: Pair) -> tuple[Any, ...]:
@@ -256,7 +261,7 @@ def test_the_load_is_one_that_techniques_act_on(place: Place, alone: Callable[..
         return found | ({"accepted"} if any(seq.accepted for seq in seqs) else set())
 
     assert {"preempt", "cached"} <= seen()
-    for name in ("Ngram", "DraftModel", "Pearl"):
+    for name in ("Ngram", "DraftModel", "Pearl", "Cascade"):
         assert "accepted" in seen(name)
     assert {"fetch", "preempt"} <= seen("FastSwitch", "HostMemory")
     assert "switch" in seen("Experts")

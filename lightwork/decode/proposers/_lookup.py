@@ -13,6 +13,14 @@ def packed(tokens: Sequence[int]) -> bytes:
     return array("i", tokens).tobytes()
 
 
+def first(text: bytes, wanted: bytes) -> int:
+    """Index of the first occurrence of what stands in the text."""
+    at = text.find(wanted)
+    while at % WIDTH:
+        at = text.find(wanted, at + 1)
+    return at // WIDTH
+
+
 def last(text: bytes, wanted: bytes, end: int) -> int:
     """Index of the latest occurrence that ends within the first `end` tokens, -1 if there is none."""
     stop = end * WIDTH

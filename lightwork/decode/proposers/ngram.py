@@ -2,9 +2,9 @@
 
 Paper:  "Prompt Lookup Decoding", 2023 (a published program), and "Lossless Acceleration for Seq2seq
         Generation with Aggressive Decoding", 2022
-Idea:   find the latest earlier occurrence of the last n tokens; draft the k tokens that came after it
+Idea:   find where the last n tokens stood first, for the greatest n; draft the k tokens that came after them
 Shapes: text of t tokens -> chain of at most k nodes
-Cost:   one backward byte search per tried n, O(t); no model, no memory
+Cost:   one byte search per tried n, O(t); no model, no memory
 Claims: -
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from lightwork.decode.acceptance import chain_gain
 from lightwork.decode.proposers import MAX_NODES, Draft, Target, Text
-from lightwork.decode.proposers._lookup import WIDTH, last, packed
+from lightwork.decode.proposers._lookup import WIDTH, first, packed
 from lightwork.decode.verifiers import Verdict
 from lightwork.errors import RangeError
 
@@ -25,7 +25,7 @@ class Ngram:
     """Drafts up to k tokens that followed the longest repeated suffix of n_min to n_max tokens."""
 
     k: int = 4
-    n_max: int = 3
+    n_max: int = 6
     n_min: int = 1
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class Ngram:
             return []
         text = packed(tokens)
         for n in range(min(self.n_max, len(tokens) - 1), self.n_min - 1, -1):
-            found = last(text, text[-n * WIDTH :], len(tokens) - 1)
-            if found >= 0:
+            found = first(text, text[-n * WIDTH :])
+            if found < len(tokens) - n:
                 return tokens[found + n : found + n + limit]
         return []
