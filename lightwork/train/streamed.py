@@ -127,7 +127,7 @@ class _Pass(torch.autograd.Function):
         return y_Rd
 
     @staticmethod
-    def backward(ctx: Any, dy_Rd: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy_Rd: Tensor) -> tuple[Tensor, None, None]:
         return ctx.layers.backward(dy_Rd, ctx.compute, ctx.given), None, None
 
 
