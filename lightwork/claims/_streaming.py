@@ -34,11 +34,11 @@ from lightwork.runtime.clock import WallClock
 TIMES = 7
 
 
-def opened(policy: Residency[Any] | None, threads: int = 1) -> CompiledModel:
-    """The model, resident without a policy."""
+def opened(policy: Residency[Any] | None, *, seed: int = 0) -> CompiledModel:
+    """The model, resident without a policy. seed: 0 is the model that is also mapped whole here."""
     arrive = partial(streamed, policy) if policy is not None else None
-    model = models.load_compiled(random_llama(), precision=Stored(), arrive=arrive)
-    model.set_threads(threads)
+    model = models.load_compiled(random_llama(seed), precision=Stored(), arrive=arrive)
+    model.set_threads(1)
     model.warm_up()
     return model
 

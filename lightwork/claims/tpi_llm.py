@@ -102,7 +102,7 @@ def token_over_the_longer(lab: Lab) -> Measured:
     unit="",
 )
 def left_in_cache(lab: Lab) -> Measured:
-    model = opened(Sliding(window=2))
+    model = opened(Sliding(window=2), seed=1)
     weights = streaming(model)
     forget([weights.file.path])
     token = pass_of(model, 1)
