@@ -1,6 +1,9 @@
-"""TPI-LLM: tensor parallelism over slow links. Sums over ranks by way of the first one.
+"""TPI-LLM: tensor parallelism over slow links, weights that come from disk. Sums over ranks by way of the
+first one.
 
-Real ranks are processes of this machine, their messages slowed down to a link of 5 ms and 100 MB/s.
+Real ranks are processes of this machine, their messages slowed down to a link of 5 ms and 100 MB/s. Weights
+of 184 million parameters in bfloat16 are read from this machine's disk past the system's cache; one thread
+computes.
 """
 
 from __future__ import annotations
@@ -11,7 +14,10 @@ from statistics import median
 import torch
 
 from lightwork.claims import Lab, Measured, claim
+from lightwork.claims._streaming import forget, opened, over_the_longer, pass_of, share_in_cache, streaming
 from lightwork.cluster.devices import Link
+from lightwork.memory.residencies.sliding import Sliding
+from lightwork.models.presets import preset
 from lightwork.parallel.all_reduces import AllReduce
 from lightwork.parallel.all_reduces.ring import Ring
 from lightwork.parallel.all_reduces.star import Star
@@ -67,3 +73,66 @@ def star_over_ring(lab: Lab) -> Measured:
 def ring_for_much(lab: Lab) -> Measured:
     star_s, ring_s = seconds(Star(), LARGE, 5), seconds(Ring(), LARGE, 5)
     return Measured(star_s / ring_s, f"{1e3 * star_s:.0f} against {1e3 * ring_s:.0f} ms")
+
+
+# -- weights from disk
+
+
+@claim(
+    "tpi_llm",
+    title="a token over the longer of its computing and its disk, two blocks of 33 in memory",
+    paper="no stall, or as long as the disk takes; our bar 1.15",
+    expect=1.15,
+    within=0.0,
+    bound="at most",
+    mode="real",
+)
+def token_over_the_longer(lab: Lab) -> Measured:
+    return Measured(*over_the_longer(Sliding(window=2), 1))
+
+
+@claim(
+    "tpi_llm",
+    title="share of the model that the system's cache holds while it is streamed",
+    paper="- (memory is what is resident, in whichever way; our bar 0.05)",
+    expect=0.05,
+    within=0.0,
+    bound="at most",
+    mode="real",
+    unit="",
+)
+def left_in_cache(lab: Lab) -> Measured:
+    model = opened(Sliding(window=2), seed=1)
+    weights = streaming(model)
+    forget([weights.file.path])
+    token = pass_of(model, 1)
+    for _ in range(3):
+        token()
+    model.close()
+    note = f"and {weights.arena.nbytes / model.nbytes:.0%} in its slots; direct reads: {weights.file.direct}"
+    return Measured(share_in_cache(weights.file.path), note)
+
+
+DEVICES, FLOAT_BYTES = 8, 4
+
+
+@claim(
+    "tpi_llm",
+    title="weights in memory of the first of 8 devices with Llama-2-70B in float32, a window of 2 blocks",
+    paper="3.1 GB in all, 90 % less (abstract)",
+    expect=3.1,
+    within=0.0,
+    bound="at most",
+    unit=" GB",
+)
+def memory_of_70b(lab: Lab) -> Measured:
+    """The first device has the whole head, and no embedding but the rows that it looks up."""
+    spec = preset("llama-2-70b")
+    blocks = {
+        "attention": spec.attention_params / DEVICES,
+        "MLP": spec.mlp_params() / spec.num_layers / DEVICES,
+        "head": spec.vocab_size * spec.hidden_size,
+    }
+    window = Sliding(window=2)
+    note = ", ".join(f"{name} {FLOAT_BYTES * count / 1e9:.2f}" for name, count in blocks.items())
+    return Measured(window.ring.slots * FLOAT_BYTES * max(blocks.values()) / 1e9, note)

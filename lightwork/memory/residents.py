@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightwork.errors import CapacityError, InvariantError
@@ -14,10 +14,12 @@ class Residents:
 
     sizes: bytes of each item. cap_bytes: of all slots together. copies, hits: of the uses so far, those that
     needed a copy, and others; a copy made ahead counts when it is begun. held: the items in use, which stay.
-    ahead: what the policy would fetch next.
+    ahead: what the policy would fetch next. order: of uses, over and over, where it is known.
     """
 
-    def __init__(self, sizes: Mapping[str, int], cap_bytes: int, policy: Residency[Any]) -> None:
+    def __init__(
+        self, sizes: Mapping[str, int], cap_bytes: int, policy: Residency[Any], order: Sequence[str] = ()
+    ) -> None:
         self.sizes = sizes
         self.cap_bytes = cap_bytes
         self.policy = policy
@@ -34,7 +36,7 @@ class Residents:
         self.uses = 0
         self.held: frozenset[str] = frozenset()
         self.ahead: tuple[str, ...] = ()
-        self._state = policy.init()
+        self._state = policy.init(order)
         self._slots: dict[str, int] = {}
         self._coming: set[str] = set()
         self._free = [*range(self.num_slots)]
@@ -80,6 +82,15 @@ class Residents:
         if self.nbytes > self.cap_bytes:
             raise InvariantError(f"{self.nbytes} bytes are resident", expected=f"at most {self.cap_bytes}")
         return self._slots[name]
+
+    def turn(self, name: str) -> list[tuple[str, int]]:
+        """It is needed next: the copies to begin, (item, slot), in the order in which they are needed."""
+        self.use(name)
+        copies = []
+        for wanted in (name, *self.ahead):
+            if wanted not in self._slots and (slot := self.begin(wanted)) is not None:
+                copies.append((wanted, slot))
+        return copies
 
     def end(self, name: str, *, arrived: bool) -> None:
         """A copy has ended."""

@@ -3,6 +3,7 @@
 spec.py         `ModelSpec`: the shape of a model, from config.json or a preset
 transformer.py  `forward(weights, spec, tokens, positions, attend)`: all families, training and serving
 compiled.py     the same in one compiled call on a CPU, from packed.py's bytes
+blocks.py       blocks of those bytes that are read into slots, where they are not all in memory
 precisions/     in which numbers that is stored and computed
 adapters/       small changes to a model's matrices, which each request chooses (LoRA)
 adapter_set.py  those of a model by name and version; peft.py: on disk; adapted.py, adapted_step.py: in
@@ -42,7 +43,7 @@ from typing import TYPE_CHECKING
 from lightwork.errors import CheckpointError, MissingExtraError, SpecError
 
 if TYPE_CHECKING:
-    from lightwork.models.compiled import CompiledModel
+    from lightwork.models.compiled import Arrive, CompiledModel
     from lightwork.models.model import Model
     from lightwork.models.precisions import Precision
     from lightwork.models.spec import ModelSpec
@@ -111,18 +112,21 @@ def load(uri: str, *, dtype: str = "float32", device: str = "cpu", progress: Pro
     return open_model(folder, dtype=dtype, device=device, progress=progress)
 
 
-def load_compiled(uri: str, *, precision: Precision, progress: Progress | None = None) -> CompiledModel:
+def load_compiled(
+    uri: str, *, precision: Precision, progress: Progress | None = None, arrive: Arrive | None = None
+) -> CompiledModel:
     """Load a model for the compiled CPU step, its weights stored as `precision` says.
 
     Packed weights are kept between runs, so that only the first start converts (and needs torch).
-    progress(phase, bytes done, bytes in all) is called along the way. Raises CheckpointError, SpecError;
-    MissingExtraError without numba, or without torch when weights must be converted.
+    progress(phase, bytes done, bytes in all) is called along the way. arrive: how weights come that are not
+    all to be in memory (`memory.streamed_weights`). Raises CheckpointError, SpecError; MissingExtraError
+    without numba, or without torch when weights must be converted.
     """
     folder = resolve(uri)
     try:
         from lightwork.models.compiled import open_compiled
 
-        return open_compiled(folder, precision, progress)
+        return open_compiled(folder, precision, progress, arrive)
     except ModuleNotFoundError as error:
         if error.name not in ("numba", "llvmlite"):
             raise

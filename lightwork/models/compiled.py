@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from lightwork.kernels.rows import Rows
 from lightwork.models.adapted_step import AdaptedRows, Placed, place
 from lightwork.models.adapter_set import AdapterSet
 from lightwork.models.arena import arrays, discard
+from lightwork.models.checkpoint import Source
 from lightwork.models.packed import Layout, packed_bytes, read_layout
 from lightwork.models.precisions import Numbers, Precision
 from lightwork.models.spec import ModelSpec, read_json, read_spec
@@ -38,6 +39,26 @@ from lightwork.runtime.progress import Progress
 KV_TYPES = {formats.F32: np.float32, formats.BF16_DOT: np.uint16, formats.INT8_DOT: np.int8}
 ROWS_AT_ONCE = 2 * ROW_TILE
 """A step of more rows is computed in parts, of whole tiles, so that buffers stay small."""
+
+
+class Arriving(Protocol):
+    """Weights that are not all in memory: they come while a pass runs. arena: what memory they have."""
+
+    @property
+    def arena(self) -> NDArray[np.uint8]: ...
+
+    def bind(self, state: State) -> None:
+        """Of the model that they are of."""
+        ...
+
+    def run(self, compute: Callable[[int, int], object]) -> None:
+        """One pass: compute(first block, last block) of `Layout.blocks` for all of them, in order."""
+        ...
+
+    def close(self) -> None: ...
+
+
+Arrive = Callable[[Layout, Source, Progress | None], Arriving]
 
 
 class CompiledKV:
@@ -115,7 +136,8 @@ class CompiledModel:
     """Weights in packed bytes, buffers, and the threads that run steps.
 
     generation: the checkpoint's generation_config.json. numbers: what it is stored and computed in.
-    layout, weights: where weights lie, and their bytes. One step runs at a time.
+    layout, weights: where weights lie, and their bytes; of weights that are `arriving`, the memory they come
+    to. One step runs at a time.
     """
 
     device = "cpu"
@@ -128,6 +150,7 @@ class CompiledModel:
         generation: dict[str, Any],
         *,
         numbers: Numbers,
+        arriving: Arriving | None = None,
     ) -> None:
         self.spec = layout.spec
         self.layout = layout
@@ -140,6 +163,9 @@ class CompiledModel:
         self.variants: Mapping[str, str] = self.adapters.variants
         self._state = State()
         self._state.set(**_constants(layout, numbers.kv), **_addresses(layout, weights))
+        self.arriving = arriving
+        if arriving is not None:
+            arriving.bind(self._state)
         self._adapted = AdaptedRows(self.adapters, self._state)
         self._buffers = Buffers(self.spec, layout.form, self._state)
         self._kv: CompiledKV | None = None
@@ -167,7 +193,7 @@ class CompiledModel:
 
     def set_threads(self, num_threads: int) -> None:
         """Threads that compute a step."""
-        self.close()
+        self._dismiss()
         with self._one_at_a_time:
             self._team = Team(num_threads, self.spec.num_layers * PHASES_PER_LAYER + 8)
             self._buffers.threads = num_threads
@@ -184,6 +210,11 @@ class CompiledModel:
 
     def close(self) -> None:
         """End the helper threads when no step runs; later steps run on the caller's thread alone."""
+        self._dismiss()
+        if self.arriving is not None:
+            self.arriving.close()
+
+    def _dismiss(self) -> None:
         with self._one_at_a_time:
             if self._team is not None:
                 self._team.dismiss()
@@ -205,9 +236,20 @@ class CompiledModel:
             for part in parts:
                 if len(parts) > 1:
                     self._fill(part, kv, logits[done:])
-                entries.run(0, self._state.address)
+                self._pass()
                 done += len(part.scored)
             return logits
+
+    def _pass(self) -> None:
+        """Compute the rows that the record is filled with."""
+        if self.arriving is None:
+            entries.run(0, self._state.address)
+        else:
+            self.arriving.run(self._compute)
+
+    def _compute(self, first: int, last: int) -> None:
+        self._state.set(first_block=first, last_block=last)
+        entries.run(0, self._state.address)
 
     def _use(self, kv: CompiledKV) -> None:
         if kv is not self._kv:
@@ -312,18 +354,26 @@ def _constants(layout: Layout, kv_format: int) -> dict[str, Any]:
         "kv_narrow": entries.kernel(kv_format, vectors=1, streamed=False),
         "least_alike": 1,
         "window": (spec.sliding_window or 0) if spec.windowed else 0,
+        "first_block": 0,
+        "last_block": len(layout.blocks),
     }
 
 
-def open_compiled(folder: Path, precision: Precision, progress: Progress | None) -> CompiledModel:
-    """Load a Hugging Face folder or a GGUF file. Raises CheckpointError."""
+def open_compiled(
+    folder: Path, precision: Precision, progress: Progress | None, arrive: Arrive | None = None
+) -> CompiledModel:
+    """Load a Hugging Face folder or a GGUF file. arrive: how weights come that are not all to be in memory.
+
+    Raises CheckpointError.
+    """
     spec = read_spec(folder)
     if spec.activation not in ACTIVATIONS:
         raise CheckpointError(
             f"activation {spec.activation!r} is not supported", expected=", ".join(ACTIVATIONS)
         )
     layout, numbers, checkpoint = read_layout(folder, spec, precision)
-    weights = packed_bytes(layout, checkpoint, progress)
+    arriving = arrive(layout, checkpoint, progress) if arrive is not None else None
+    weights = packed_bytes(layout, checkpoint, progress) if arriving is None else arriving.arena
     generation = read_json(folder, "generation_config.json", optional=True)
     if progress is not None:
         progress("compile", 0, 0)  # half a minute, once for a machine and version
@@ -332,4 +382,5 @@ def open_compiled(folder: Path, precision: Precision, progress: Progress | None)
     # A conversion leaves a million objects of torch and numba behind: walking them stops a step for 40 ms.
     gc.collect()
     gc.freeze()
-    return CompiledModel(layout, weights, Tokenizer(folder), generation, numbers=numbers)
+    tokenizer = Tokenizer(folder)
+    return CompiledModel(layout, weights, tokenizer, generation, numbers=numbers, arriving=arriving)

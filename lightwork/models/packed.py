@@ -12,7 +12,7 @@ import hashlib
 import mmap
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import gcd
@@ -33,7 +33,7 @@ from lightwork.runtime.progress import Progress
 
 KEPT_BYTES = 1 << 20
 """Models of fewer bytes are packed at each start: they are those of tests."""
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 ALIGNMENT = 64
 LARGEST_GROUP = 128
 """Inputs that share a scale. A larger group of a checkpoint becomes several with the same scale: the kernel's
@@ -43,10 +43,26 @@ HUGE_PAGES, POPULATE_READ = 14, 22
 """Advice to Linux about mapped memory, by the numbers of its madvise."""
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of the forward whose weights lie together: bytes [begin, end), matrices [first, last).
+
+    columns: of the layer's line in the table of layers, those that say where a vector lies.
+    """
+
+    begin: int
+    end: int
+    first: int
+    last: int
+    layer: int = -1
+    columns: tuple[int, ...] = ()
+
+
 @dataclass(slots=True)
 class Layout:
     """Where everything lies. layers, matrices: as the record of state.py has them.
 
+    blocks: in the order of the forward: the embedding, attention and MLP of each layer, norm and head.
     embed_half: the embedding is float32 (-1), bfloat16 (0) or float16 (1). embed, head, positions, norm,
     norm_bias: an offset in bytes, a matrix, and offsets in floats (-1: none).
     """
@@ -57,6 +73,7 @@ class Layout:
     nbytes: int = 0
     layers: NDArray[np.int64] = field(init=False)
     matrices: list[tuple[int, int, int, int]] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
     embed: int = 0
     positions: int = -1
     head: int = 0
@@ -73,13 +90,16 @@ class Layout:
         self.embed = self._take(spec.vocab_size * d * self.embed_bytes)
         if spec.position == "learned":
             self.positions = self._floats(spec.max_len * d)
+        self._end_block()
         self.layers = np.full((spec.num_layers, state.LAYER_COLUMNS), -1, np.int64)
         for number in range(spec.num_layers):
-            self._lay_out(self.layers[number], number)
+            self._end_block(number, self._attention(self.layers[number], number))
+            self._end_block(number, self._mlp(self.layers[number], number))
         self.norm = self._floats(d)
         if spec.norm == "layer":
             self.norm_bias = self._floats(d)
         self.head = self._matrices(1, spec.vocab_size, d)
+        self._end_block()
 
     def place(self, layer: int, name: str) -> int:
         """Of a weight, named as in parts.Part: the number of a matrix, else an offset."""
@@ -87,31 +107,51 @@ class Layout:
             return int(getattr(self, name))
         return int(self.layers[layer][getattr(state, name.upper())])
 
-    def _lay_out(self, at: NDArray[np.int64], number: int) -> None:
+    def _attention(self, at: NDArray[np.int64], number: int) -> tuple[int, ...]:
+        """Lay out a layer's attention; returns the columns of its vectors."""
         spec, d, size = self.spec, self.spec.hidden_size, self.spec.head_size
         width = (spec.num_heads + 2 * spec.num_kv_heads) * size
-        experts = spec.num_experts if number in spec.moe else 1
-        ffn = spec.ffn_size if number in spec.moe else spec.dense_ffn_size or spec.ffn_size
-        at[state.WINDOW], at[state.FFN] = spec.window(number) or 0, ffn
-        at[state.NORM1], at[state.NORM2] = self._floats(d), self._floats(d)
+        at[state.WINDOW] = spec.window(number) or 0
         optional = {
+            state.NORM1: d,
             state.NORM1_BIAS: d if spec.norm == "layer" else 0,
-            state.NORM2_BIAS: d if spec.norm == "layer" else 0,
             state.QKV_BIAS: width if spec.qkv_bias else 0,
             state.Q_NORM: size if spec.qk_norm else 0,
             state.K_NORM: size if spec.qk_norm else 0,
             state.OUT_BIAS: d if spec.out_bias else 0,
+        }
+        at[state.QKV] = self._matrices(1, width, d)
+        at[state.OUT] = self._matrices(1, d, spec.num_heads * size)
+        return self._vectors(at, optional)
+
+    def _mlp(self, at: NDArray[np.int64], number: int) -> tuple[int, ...]:
+        spec, d = self.spec, self.spec.hidden_size
+        experts = spec.num_experts if number in spec.moe else 1
+        ffn = spec.ffn_size if number in spec.moe else spec.dense_ffn_size or spec.ffn_size
+        at[state.FFN] = ffn
+        optional = {
+            state.NORM2: d,
+            state.NORM2_BIAS: d if spec.norm == "layer" else 0,
             state.UP_BIAS: ffn * (2 if spec.gated else 1) if spec.mlp_bias else 0,
             state.DOWN_BIAS: d if spec.mlp_bias else 0,
             state.ROUTER: experts * d if number in spec.moe else 0,
         }
-        for column, floats in optional.items():
-            if floats:
-                at[column] = self._floats(floats)
-        at[state.QKV] = self._matrices(1, width, d)
-        at[state.OUT] = self._matrices(1, d, spec.num_heads * size)
         at[state.UP] = self._matrices(experts * (2 if spec.gated else 1), ffn, d)
         at[state.DOWN] = self._matrices(experts, d, ffn)
+        return self._vectors(at, optional)
+
+    def _vectors(self, at: NDArray[np.int64], floats: Mapping[int, int]) -> tuple[int, ...]:
+        """Places for vectors, by column; returns the columns of those that have numbers."""
+        columns = tuple(column for column, count in floats.items() if count)
+        for column in columns:
+            at[column] = self._floats(floats[column])
+        return columns
+
+    def _end_block(self, layer: int = -1, columns: tuple[int, ...] = ()) -> None:
+        """What was laid out since the last block ended is one."""
+        before = self.blocks[-1] if self.blocks else Block(0, 0, 0, 0)
+        block = Block(before.end, self.nbytes, before.last, len(self.matrices), layer, columns)
+        self.blocks.append(block)
 
     def _matrices(self, count: int, outputs: int, inputs: int) -> int:
         """Places for equal matrices; returns the number of the first."""
@@ -174,22 +214,31 @@ def packed_bytes(
     """
     if layout.nbytes < KEPT_BYTES:
         return _in_memory(layout, checkpoint, progress)
-    kept = home() / "packed" / f"{_key(layout, checkpoint.files)}.bin"
-    if not kept.is_file() or kept.stat().st_size != layout.nbytes:
-        try:
-            _write_file(kept, layout, checkpoint, progress)
-        except OSError as error:
-            warnings.warn(
-                f"packed weights cannot be kept in {kept.parent}: {error.strerror}. Every start will convert "
-                "them; set LIGHTWORK_HOME to a folder with room",
-                stacklevel=2,
-            )
-            return _in_memory(layout, checkpoint, progress)
+    try:
+        kept = packed_file(layout, checkpoint, progress)
+    except OSError as error:
+        warnings.warn(
+            f"packed weights cannot be kept in {home() / 'packed'}: {error.strerror}. Every start will "
+            "convert them; set LIGHTWORK_HOME to a folder with room",
+            stacklevel=2,
+        )
+        return _in_memory(layout, checkpoint, progress)
     with kept.open("rb") as file:
         mapped = _map(file.fileno(), layout.nbytes, mmap.PROT_READ)
     if read:
         _advise(mapped, POPULATE_READ)
     return np.frombuffer(mapped, np.uint8)
+
+
+def packed_file(layout: Layout, checkpoint: Source, progress: Progress | None = None) -> Path:
+    """The file of a layout's bytes, made now if there is none of this version of the checkpoint.
+
+    Raises OSError if it cannot be kept, and as `packed_bytes`.
+    """
+    kept = home() / "packed" / f"{_key(layout, checkpoint.files)}.bin"
+    if not kept.is_file() or kept.stat().st_size != layout.nbytes:
+        _write_file(kept, layout, checkpoint, progress)
+    return kept
 
 
 def room(nbytes: int) -> NDArray[np.uint8]:

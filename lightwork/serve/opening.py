@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lightwork.errors import SpecError
 from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8_DOT, PAGE
 from lightwork.memory.kv import KVCache
+from lightwork.memory.residencies import Residency
 from lightwork.models import compiles
 from lightwork.models.precisions.stored import Stored
 from lightwork.runtime.kernel import Kernel
@@ -43,7 +44,7 @@ from lightwork.serve.training_runner import TrainingRunner
 if TYPE_CHECKING:
     from lightwork.models import Model
     from lightwork.models.adapters import Adapters
-    from lightwork.models.compiled import CompiledModel
+    from lightwork.models.compiled import Arrive, CompiledModel
     from lightwork.models.precisions import Precision
     from lightwork.models.spec import ModelSpec
     from lightwork.models.tokenizer import Tokenizer
@@ -182,15 +183,20 @@ def _load(
     """The model, the type of its keys and values, tokens of a KV block, and why."""
     from lightwork import models
 
+    residency: Residency[Any] | None = plan.techniques().get("residency")
     if compiles(plan.on) and not mixes(plan.techniques()):
-        compiled = models.load_compiled(plan.model, precision=precision or Stored(), progress=progress)
-        chosen = Setting("precision", repr(precision or Stored()), compiled.numbers.reason)
-        settings = [chosen, *_quality(plan.model, precision, compiled)]
+        stored, arrive = precision or Stored(), _arrive(residency)
+        compiled = models.load_compiled(plan.model, precision=stored, progress=progress, arrive=arrive)
+        settings = [Setting("precision", repr(stored), compiled.numbers.reason)]
+        if residency is None:
+            settings += _quality(plan.model, precision, compiled)
+        else:  # to measure what rounding costs, all weights would have to be there
+            settings.append(_streaming(residency, compiled))
         kv_dtype = {F32: "float32", BF16_DOT: "bfloat16", INT8_DOT: "int8"}[compiled.numbers.kv]
         return compiled, kv_dtype, PAGE, [*settings, Setting("kv_dtype", kv_dtype, "of that precision")]
-    if precision is not None:
+    if (asked := precision or residency) is not None:
         raise SpecError(
-            f"{precision!r} is computed by the compiled CPU step only",
+            f"{asked!r} is computed by the compiled CPU step only",
             expected="--on cpu, with the extra 'cpu'",
             fix='pip install "lightwork[cpu]"' if plan.on == "cpu" else "--on cpu",
         )
@@ -203,6 +209,21 @@ def _load(
     )
     model = models.load(plan.model, dtype=dtype, device=plan.on, progress=progress)
     return model, dtype, BLOCK_SIZE, [Setting("dtype", dtype, reason)]
+
+
+def _arrive(residency: Residency[Any] | None) -> Arrive | None:
+    """How weights come that are not all to be in memory."""
+    if residency is None:
+        return None
+    from lightwork.memory.streamed_weights import streamed
+
+    return partial(streamed, residency)
+
+
+def _streaming(residency: Residency[Any], model: CompiledModel) -> Setting:
+    """How much of the weights is in memory."""
+    here = f"{model.weights.nbytes / 1e6:.4g} of {model.nbytes / 1e6:.4g} MB"
+    return Setting("weights", here, f"{residency!r}; the others come from disk for each pass")
 
 
 def num_ranks(plan: Plan) -> int:

@@ -45,6 +45,7 @@ SERVED_KINDS = (
     "tier",
     "tuning",
     "composition",
+    "residency",
 )
 
 
@@ -124,8 +125,37 @@ class Plan:
                 )
             chosen[kind] = technique
         _check_together(chosen, self.on)
+        self._check_residency(chosen)
         self._check_depth(chosen)
         return chosen
+
+    def _check_residency(self, chosen: dict[str, Any]) -> None:
+        turns = chosen["composition"].turns() if "composition" in chosen else None
+        if turns is not None and turns.residency.ring is not None:
+            raise SpecError(
+                f"{turns.residency!r} streams one model, whose blocks are used in a known order",
+                expected="a residency that need not know it",
+                fix="LRU()",
+            )
+        if "residency" not in chosen:
+            return
+        residency, beside = chosen["residency"], chosen.keys() & {"composition", "tuning"}
+        if residency.ring is None:
+            raise SpecError(
+                f"{residency!r} does not say how much of a model it keeps",
+                expected="a residency that streams a model's weights",
+                fix="--use 'Sliding(window=2)'",
+            )
+        if (
+            beside
+            or (self.tp or 1) * (self.pp or 1) > 1
+            or not (self.on == "cpu" or self.on.startswith("ray:"))
+        ):
+            raise SpecError(
+                f"{residency!r} streams the weights of one model to the compiled CPU step",
+                expected="--on cpu, without tp, pp, a composition or training",
+                fix="leave them out; lightwork claims superpipeline simulates other places",
+            )
 
     def _check_depth(self, chosen: dict[str, Any]) -> None:
         if self.depth not in (1, 2):

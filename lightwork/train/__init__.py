@@ -3,6 +3,7 @@ writes.
 
 pretrain.py    `pretrain(weights, spec, batches, settings)`: AdamW with warm-up and cosine, over any source of
 batches
+streamed.py    `StreamedLayers(...).loss`: the same for layers most of which are elsewhere
 initial.py     fresh weights for a ModelSpec
 vocabulary.py  a tokenizer over given words, with bytes for everything else
 export.py      a folder in Hugging Face layout

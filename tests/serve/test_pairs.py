@@ -186,8 +186,12 @@ class Noting:
     inner: LRU = field(default_factory=LRU)
     used: list[str] = field(default_factory=list)
 
-    def init(self) -> dict[str, int]:
-        return self.inner.init()
+    @property
+    def ring(self) -> None:
+        return None
+
+    def init(self, order: Sequence[str]) -> dict[str, int]:
+        return self.inner.init(order)
 
     def use(self, state: dict[str, int], name: str) -> Sequence[str]:
         self.used.append(name)

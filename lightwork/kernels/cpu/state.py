@@ -22,6 +22,7 @@ MODEL = (
     "hidden heads kv_heads head_size padded_head vocab max_len",
     "experts experts_per_token normalise_gates layer_norm gated activation",
     "head norm norm_bias",  # a matrix; offsets in vectors
+    "first_block last_block",  # what a call computes: 0 the embedding, then attention and MLP of each layer
     "format kernel f32_kernel affine group parts",  # of the matrices; for widened ones, or 0
     "kv_format kv_wide kv_narrow",  # of keys and values; kernels for 64 outputs and for 16
     "window",  # of the layers that have one

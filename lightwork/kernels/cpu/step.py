@@ -1,4 +1,5 @@
-"""The whole forward of a step in one compiled call, for dense and mixture-of-experts transformers.
+"""The whole forward of a step in one compiled call, or some blocks of it, for dense and mixture-of-experts
+transformers.
 
 Threads run it together. A step is a sequence of phases; within one, threads take rows or blocks of 64 outputs
 from each other's ranges, and at its end they wait for each other. Nothing is allocated.
@@ -91,24 +92,25 @@ def attend_alone(thread: int, record: int) -> None:
 
 @compiled
 def _forward(t: Any, thread: int) -> None:
-    if thread == 0:
-        plan_attention(t)
-    _embed(t, thread, 0)
-    phase = barrier(t, 0)
-    for number in range(t.num_layers):
+    """Blocks [first_block, last_block) of the forward; the rows are in x between calls."""
+    # Read before any barrier: after the last one, the leader may name the blocks of the next call.
+    phase, first, end, head = 0, t.first_block, t.last_block, 1 + 2 * t.num_layers
+    if first == 0:
+        if thread == 0:
+            plan_attention(t)
+        _embed(t, thread, phase)
+        phase = barrier(t, phase)
+    for block in range(max(1, first), min(head, end)):
+        number = (block - 1) // 2
         layer = ints(t.layers + 8 * LAYER_COLUMNS * number, LAYER_COLUMNS)
-        phase = _project(t, thread, phase, layer, number)
-        if layer[WINDOW]:
-            window, plan = layer[WINDOW], t.windowed_plan
-            phase = _attend(t, thread, phase, number, t.windowed_ancestors, window, plan)
-        else:
-            phase = _attend(t, thread, phase, number, t.ancestors, 0, t.plan)
-        phase = _leave_attention(t, thread, phase, layer, number)
-        if layer[ROUTER] >= 0:
+        if block % 2 == 1:
+            phase = _attention(t, thread, phase, layer, number)
+        elif layer[ROUTER] >= 0:
             phase = _experts(t, thread, phase, layer)
         else:
             phase = _mlp(t, thread, phase, layer, number)
-    _score(t, thread, phase)
+    if end > head:
+        _score(t, thread, phase)
 
 
 @compiled
@@ -196,6 +198,18 @@ def _of_row(t: Any, table: int, r: int) -> Any:
 
 
 # -- attention
+
+
+@compiled
+def _attention(t: Any, thread: int, phase: int, layer: Any, number: int) -> int:
+    """The attention of a layer, added to x."""
+    phase = _project(t, thread, phase, layer, number)
+    if layer[WINDOW]:
+        window, plan = layer[WINDOW], t.windowed_plan
+        phase = _attend(t, thread, phase, number, t.windowed_ancestors, window, plan)
+    else:
+        phase = _attend(t, thread, phase, number, t.ancestors, 0, t.plan)
+    return _leave_attention(t, thread, phase, layer, number)
 
 
 @compiled

@@ -14,7 +14,7 @@ Differs: the paper begins to count where a sequence begins, and favours the laye
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from lightwork.errors import RangeError
@@ -43,7 +43,11 @@ class ActivationAware:
                 f"window is {self.window}", expected="at least 1 use", fix="ActivationAware(window=128)"
             )
 
-    def init(self) -> State:
+    @property
+    def ring(self) -> None:
+        return None
+
+    def init(self, order: Sequence[str]) -> State:
         return State()
 
     def use(self, state: State, name: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ Claims: sn40l
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from lightwork.errors import RangeError
@@ -30,7 +30,11 @@ class Belady:
 
     trace: tuple[str, ...] = ()
 
-    def init(self) -> State:
+    @property
+    def ring(self) -> None:
+        return None
+
+    def init(self, order: Sequence[str]) -> State:
         """Raises RangeError without a trace."""
         if not self.trace:
             raise RangeError(

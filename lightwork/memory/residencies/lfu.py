@@ -10,7 +10,7 @@ Claims: moe_survey
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 
@@ -27,7 +27,11 @@ class State:
 class LFU:
     """Least frequently used, over everything since the start."""
 
-    def init(self) -> State:
+    @property
+    def ring(self) -> None:
+        return None
+
+    def init(self, order: Sequence[str]) -> State:
         return State()
 
     def use(self, state: State, name: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ Claims: sn40l
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -18,7 +18,11 @@ from dataclasses import dataclass
 class LRU:
     """Least recently used. Its state: when each item was last used, in uses."""
 
-    def init(self) -> dict[str, int]:
+    @property
+    def ring(self) -> None:
+        return None
+
+    def init(self, order: Sequence[str]) -> dict[str, int]:
         return {}
 
     def use(self, state: dict[str, int], name: str) -> tuple[str, ...]:

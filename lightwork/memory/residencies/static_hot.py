@@ -10,7 +10,7 @@ Claims: moe_survey
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 
@@ -29,7 +29,11 @@ class StaticHot:
 
     hot: tuple[str, ...] = ()
 
-    def init(self) -> State:
+    @property
+    def ring(self) -> None:
+        return None
+
+    def init(self, order: Sequence[str]) -> State:
         return State({name: i for i, name in enumerate(self.hot)})
 
     def use(self, state: State, name: str) -> tuple[str, ...]:
