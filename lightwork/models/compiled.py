@@ -178,6 +178,12 @@ class CompiledModel:
         with self._one_at_a_time:
             self._state.set(least_alike=least_chunks)
 
+    def set_probes(self, embeddings_Pd: NDArray[np.float32]) -> None:
+        """What negative tokens stand for from the next step on."""
+        with self._one_at_a_time:
+            probes = np.ascontiguousarray(embeddings_Pd, np.float32)
+            self._state.set(probes=probes, num_probes=len(probes))
+
     def warm_up(self) -> None:
         """Compile the step if it was not kept from an earlier start, and run it once."""
         self.logits(Rows.of_text(np.zeros(4, np.int64), formats.PAGE), self.new_kv(1, formats.PAGE))
@@ -243,10 +249,11 @@ class CompiledModel:
         # A row reads the blocks up to its own: the first that is missing is the end of what it may read.
         ended = np.pad(rows.tables < 0, ((0, 0), (0, 1)), constant_values=True).argmax(1)
         used = np.where((rows.index >= 0) & (rows.index // formats.PAGE < ended[rows.seqs]), 0, -1)
+        probes = (rows.tokens < 0) & (rows.tokens >= -int(self._state.record["num_probes"][0]))
         limits: dict[str, tuple[NDArray[Any], int, int]] = {
             "block": (used, rows.tables.max(initial=-1), kv.num_blocks),
             "slot": (rows.slots, rows.slots.max(initial=0), kv.num_blocks * formats.PAGE),
-            "token": (rows.tokens, rows.tokens.max(initial=0), self.spec.vocab_size),
+            "token": (np.where(probes, 0, rows.tokens), rows.tokens.max(initial=0), self.spec.vocab_size),
             "position": (rows.positions, rows.positions.max(initial=0), self.spec.max_len),
         }
         for name, (values, most, limit) in limits.items():

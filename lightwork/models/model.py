@@ -140,6 +140,10 @@ class Model:
         """Threads that torch computes with, in this whole process."""
         torch.set_num_threads(num_threads)
 
+    def set_probes(self, embeddings_Pd: NDArray[np.float32]) -> None:
+        """What negative tokens stand for from the next step on."""
+        self.weights.probes = torch.from_numpy(embeddings_Pd).to(self.device, self.dtype)
+
     def close(self) -> None:
         """Nothing to end: torch's threads are the process's own."""
 
