@@ -30,6 +30,7 @@ from lightwork.models.adapter_set import AdapterSet
 from lightwork.models.arena import arrays, discard
 from lightwork.models.packed import Layout, packed_bytes, read_layout
 from lightwork.models.precisions import Numbers, Precision
+from lightwork.models.prompt_tokens import as_probes
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.step_buffers import Buffers, padded
 from lightwork.models.tokenizer import Tokenizer
@@ -179,9 +180,9 @@ class CompiledModel:
             self._state.set(least_alike=least_chunks)
 
     def set_probes(self, embeddings_Pd: NDArray[np.float32]) -> None:
-        """What negative tokens stand for from the next step on."""
+        """What negative tokens stand for from the next step on. Raises InvariantError for another width."""
+        probes = as_probes(embeddings_Pd, self.spec)
         with self._one_at_a_time:
-            probes = np.ascontiguousarray(embeddings_Pd, np.float32)
             self._state.set(probes=probes, num_probes=len(probes))
 
     def warm_up(self) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lightwork.errors import CheckpointError
+from lightwork.errors import CheckpointError, InvariantError
 from lightwork.models.spec import ModelSpec
 
 FILE = "prompt_tokens.safetensors"
@@ -31,6 +31,13 @@ class PromptTokens:
 
     embeddings_md: NDArray[np.float32]
     accuracy_mR: NDArray[np.float64]
+
+
+def as_probes(embeddings_Pd: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.float32]:
+    """Contiguous float32. Raises InvariantError unless they are of the model's width."""
+    if embeddings_Pd.ndim != 2 or embeddings_Pd.shape[1] != spec.hidden_size:
+        raise InvariantError(f"probes of {embeddings_Pd.shape}", expected=f"[P, {spec.hidden_size}]")
+    return np.ascontiguousarray(embeddings_Pd, np.float32)
 
 
 def write_prompt_tokens(file: Path, tokens: PromptTokens) -> None:

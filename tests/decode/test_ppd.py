@@ -107,6 +107,8 @@ def test_no_row_sees_probes_and_probes_are_their_embeddings(folder: Path) -> Non
 def test_a_probe_without_an_embedding_is_refused() -> None:
     compiled = models.load_compiled("tiny:llama", precision=Stored())
     compiled.set_probes(np.zeros((2, compiled.spec.hidden_size), np.float32))
+    with pytest.raises(InvariantError, match="probes of"):
+        compiled.set_probes(np.zeros((2, 7), np.float32))
     with pytest.raises(InvariantError, match="token is -3"):
         compiled.logits(draft_rows(TEXT, PROBED), compiled.new_kv(2))
     compiled.close()
