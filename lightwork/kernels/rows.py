@@ -17,8 +17,8 @@ class Rows:
     known[s] and bit j - known[s] of its ancestors is set. Layers with a sliding window also hide keys by
     distance in position.
 
-    tokens, positions: int64[R]. slots: int64[R], where each row's KV is written (block * block_size +
-    offset).
+    tokens, positions: int64[R]; a negative token is a probe, whose embedding the model was given apart.
+    slots: int64[R], where each row's KV is written (block * block_size + offset).
     seqs: int32[R], 0..S-1. index: int64[R], the row's own key index. ancestors: uint64[R], 0 for rows of
     known tokens.
     known: int64[S], keys below it are causal, the rest draft nodes. tables: int32[S, blocks], padded with -1.

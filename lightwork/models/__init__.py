@@ -29,6 +29,7 @@ gptq.py         GPTQ and AWQ matrices of such folders
 codes.py        `Codes`: the one form that quantised matrices are handed on in
 arena.py        memory for keys and values, a process's own or shared
 work.py         counted work of a forward, for the cost model
+prompt_tokens.py  embeddings that are no tokens' and ask for the next but one, on disk
 tokenizer.py    text to tokens and back, chat templates, streaming
 
 To add a family: its architecture in spec.py, its tensor names in parts.py, and a line in the parity test.

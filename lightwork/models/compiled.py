@@ -31,6 +31,7 @@ from lightwork.models.arena import arrays, discard
 from lightwork.models.checkpoint import Source
 from lightwork.models.packed import Layout, packed_bytes, read_layout
 from lightwork.models.precisions import Numbers, Precision
+from lightwork.models.prompt_tokens import as_probes
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.step_buffers import Buffers, padded
 from lightwork.models.tokenizer import Tokenizer
@@ -204,6 +205,12 @@ class CompiledModel:
         with self._one_at_a_time:
             self._state.set(least_alike=least_chunks)
 
+    def set_probes(self, embeddings_Pd: NDArray[np.float32]) -> None:
+        """What negative tokens stand for from the next step on. Raises InvariantError for another width."""
+        probes = as_probes(embeddings_Pd, self.spec)
+        with self._one_at_a_time:
+            self._state.set(probes=probes, num_probes=len(probes))
+
     def warm_up(self) -> None:
         """Compile the step if it was not kept from an earlier start, and run it once."""
         self.logits(Rows.of_text(np.zeros(4, np.int64), formats.PAGE), self.new_kv(1, formats.PAGE))
@@ -285,10 +292,11 @@ class CompiledModel:
         # A row reads the blocks up to its own: the first that is missing is the end of what it may read.
         ended = np.pad(rows.tables < 0, ((0, 0), (0, 1)), constant_values=True).argmax(1)
         used = np.where((rows.index >= 0) & (rows.index // formats.PAGE < ended[rows.seqs]), 0, -1)
+        probes = (rows.tokens < 0) & (rows.tokens >= -int(self._state.record["num_probes"][0]))
         limits: dict[str, tuple[NDArray[Any], int, int]] = {
             "block": (used, rows.tables.max(initial=-1), kv.num_blocks),
             "slot": (rows.slots, rows.slots.max(initial=0), kv.num_blocks * formats.PAGE),
-            "token": (rows.tokens, rows.tokens.max(initial=0), self.spec.vocab_size),
+            "token": (np.where(probes, 0, rows.tokens), rows.tokens.max(initial=0), self.spec.vocab_size),
             "position": (rows.positions, rows.positions.max(initial=0), self.spec.max_len),
         }
         for name, (values, most, limit) in limits.items():

@@ -29,7 +29,7 @@ from lightwork.kernels.gpu.tasks import TILES, check_blocks, plan_tasks
 from lightwork.kernels.rows import Rows
 from lightwork.models.model import KVPool, Model
 from lightwork.models.spec import ModelSpec
-from lightwork.models.transformer import logits, rotary
+from lightwork.models.transformer import embed, logits, rotary
 
 MAX_GRAPH_ROWS = 64
 """Steps of at most so many rows are captured."""
@@ -86,7 +86,7 @@ class GpuStep:
         self.max_graph_rows = max_graph_rows if self.device.type == "cuda" else 0
         self._mirror = Mirror(self.device)
         self._graphs: dict[tuple[int, tuple[int, ...]], _Graph] = {}
-        self._captured_for: tuple[KVPool | None, int] = (None, 0)
+        self._captured_for: tuple[KVPool | None, Tensor | None, int] = (None, None, 0)
         self._units = INTERPRETED_UNITS
         self._memory: Any = None
         if self.device.type == "cuda":
@@ -130,12 +130,12 @@ class GpuStep:
         """The step by the graph of its number of rows and tile shapes, captured now if there is none."""
         padded = 1 << (len(rows.tokens) - 1).bit_length()
         batch = self._place(rows, padded, padded, feed)
-        known_kv, version = self._captured_for
-        if known_kv is not kv or version != self._mirror.version:
+        (known_kv, known_probes, version), probes = self._captured_for, self.model.weights.probes
+        if known_kv is not kv or known_probes is not probes or version != self._mirror.version:
             # A memory pool whose graphs are all gone cannot be captured into again.
             self._memory = torch.cuda.graph_pool_handle()
             self._graphs.clear()
-            self._captured_for = (kv, self._mirror.version)
+            self._captured_for = (kv, probes, self._mirror.version)
         key = (padded, tuple(tile.lanes for plan in batch.plans.values() for tile, _, _ in plan.parts))
         found = self._graphs.get(key)
         if found is None:
@@ -182,7 +182,7 @@ class GpuStep:
     def _run(self, batch: _Batch, kv: KVPool) -> Tensor:
         spec, weights = self.spec, self.model.weights
         heads, size, eps = spec.num_heads, spec.head_size, spec.norm_eps
-        x_Rd = F.embedding(batch.tokens, weights.embed)
+        x_Rd = embed(weights, batch.tokens, batch.positions)
         cos, sin = rotary(spec.rope, size, batch.positions, x_Rd.dtype)
         norms = [layer.norm1 for layer in weights.layers[1:]] + [weights.norm]
         h_Rd = rms_norm(x_Rd, weights.layers[0].norm1, eps)

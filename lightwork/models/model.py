@@ -18,6 +18,7 @@ from lightwork.models.adapted import Placed, adapt_rows, place
 from lightwork.models.adapter_set import AdapterSet
 from lightwork.models.arena import arrays, discard
 from lightwork.models.checkpoint import open_checkpoint
+from lightwork.models.prompt_tokens import as_probes
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.models.transformer import Attend, Routed, forward, logits, unseen
@@ -140,6 +141,11 @@ class Model:
     def set_threads(self, num_threads: int) -> None:
         """Threads that torch computes with, in this whole process."""
         torch.set_num_threads(num_threads)
+
+    def set_probes(self, embeddings_Pd: NDArray[np.float32]) -> None:
+        """What negative tokens stand for from the next step on. Raises InvariantError for another width."""
+        probes = torch.from_numpy(as_probes(embeddings_Pd, self.spec))
+        self.weights.probes = probes.to(self.device, self.dtype)
 
     def close(self) -> None:
         """Nothing to end: torch's threads are the process's own."""

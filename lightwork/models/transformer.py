@@ -73,8 +73,13 @@ def forward(
 
 
 def embed(weights: Weights, tokens_R: Tensor, positions_R: Tensor) -> Tensor:
-    """Hidden states [R, d] before the first layer."""
-    x_Rd = F.embedding(tokens_R, weights.embed)
+    """Hidden states [R, d] before the first layer. Negative tokens are probes, -1 the first."""
+    if weights.probes is None:
+        x_Rd = F.embedding(tokens_R, weights.embed)
+    else:
+        known_Rd = F.embedding(tokens_R.clamp(min=0), weights.embed)
+        probes_Rd = F.embedding((-1 - tokens_R).clamp(min=0), weights.probes)
+        x_Rd = torch.where((tokens_R < 0)[:, None], probes_Rd, known_Rd)
     return x_Rd if weights.positions is None else x_Rd + F.embedding(positions_R, weights.positions)
 
 

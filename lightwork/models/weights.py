@@ -51,6 +51,8 @@ class Layer:
 class Weights:
     """embed [V, d], positions [max_len, d] or None, head [V, d] (the same tensor as embed when tied).
 
+    probes: [P, d], of negative tokens, which belong to no checkpoint; None if there are none.
+
     Of a slice of a model (`slices`): what it has of them, and empty tensors for what it lacks.
     """
 
@@ -60,6 +62,7 @@ class Weights:
     norm: Tensor
     norm_bias: Tensor | None = None
     head: Tensor
+    probes: Tensor | None = None
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor once."""

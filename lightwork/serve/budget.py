@@ -20,7 +20,7 @@ ASSUMED = 1 / 32
 """Where no cost model is at hand, a row makes a step longer by this share of one without rows."""
 PROBES = 0.005
 """Share of the time that drafts may take which are not worth it, so that statistics follow the text."""
-LEAST = 0.02
+LEAST = 0.004
 """Rows that are expected to add fewer tokens are not considered."""
 UNKNOWN = 0.5
 """What the rate of acceptance is taken for, before any trial."""

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class Drafting:
     """The proposer of one engine. One that fails or breaks its contract is told of once, and not asked again.
 
-    predict: see `View`. broken: what it did, None if nothing.
+    predict: see `View`. num_probes: that the model has embeddings of. broken: what it did, None if nothing.
     """
 
     def __init__(
@@ -29,11 +29,13 @@ class Drafting:
         kv: KVCache,
         vocab_size: int,
         predict: Callable[[Step], float] | None = None,
+        num_probes: int = 0,
     ) -> None:
         self.proposer = proposer
         self.broken: Exception | None = None
         self._kv = kv
         self._vocab_size = vocab_size
+        self._num_probes = num_probes
         self._budget = Budget(predict)
 
     def offer(self, step: Step, *, may_leave: bool) -> None:
@@ -71,11 +73,12 @@ class Drafting:
 
     def accept(self, seq: Seq, draft: Draft, verdict: Verdict) -> None:
         """A draft was verified."""
-        seq.drafted += len(draft)
-        seq.accepted += len(verdict.path)
-        seq.acceptance = seq.acceptance or Acceptance()
-        for seen in (seq.acceptance, self._budget.overall):
-            seen.observe(max(draft.depths()), len(verdict.path))
+        if guesses := draft.num_guesses():
+            seq.drafted += guesses
+            seq.accepted += len(verdict.path)
+            seq.acceptance = seq.acceptance or Acceptance()
+            for seen in (seq.acceptance, self._budget.overall):
+                seen.observe(draft.depth(), len(verdict.path))
         if self.broken is not None:
             return
         try:
@@ -109,7 +112,7 @@ class Drafting:
         if len(drafts) != len(seqs) or not all(isinstance(draft, Draft) for draft in drafts):
             raise self._wrong(f"proposed {drafts!r}", f"{len(seqs)} drafts")
         for draft, most in zip(drafts, rows, strict=True):
-            draft.check(repr(self.proposer), most, self._vocab_size)
+            draft.check(repr(self.proposer), most, self._vocab_size, self._num_probes)
         return drafts
 
     def _wrong(self, what: str, expected: str) -> InvariantError:

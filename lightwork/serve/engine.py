@@ -42,7 +42,7 @@ class Engine:
 
     waiting, running: sequences, in order of queue and admission. steps: how many were started. name: in the
     trace. ids: of its sequences, where several engines share a kernel. began, left: see `watch`. training:
-    what is trained beside; the runner computes it. predict: see `View`.
+    what is trained beside; the runner computes it. predict: see `View`. num_probes: see `Drafting`.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Engine:
         ids: Iterator[int] | None = None,
         training: Training | None = None,
         predict: Callable[[Step], float] | None = None,
+        num_probes: int = 0,
     ) -> None:
         self.kernel = kernel
         self.runner = runner
@@ -77,7 +78,7 @@ class Engine:
         self.left: Callable[[Seq], None] | None = None
         self.training = training
         self.predict = predict
-        self._drafting = None if proposer is None else Drafting(proposer, kv, vocab_size, predict)
+        self._drafting = None if proposer is None else Drafting(proposer, kv, vocab_size, predict, num_probes)
         self.steps = 0
         self._held = 0
         self._lent = 0

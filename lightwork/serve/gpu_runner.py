@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightwork.decode.proposers import ROOT
+from lightwork.decode.proposers import ROOT, Draft
 from lightwork.decode.sampling import Floats, Pick, Sampling, describe, pick
 from lightwork.errors import InvariantError
 from lightwork.kernels.gpu.mirror import Mirror
@@ -106,9 +106,8 @@ class GpuRunner:
         ends = [*first[1:], len(rows.scored)]
         moved = [
             n
-            for chunk, start, end in zip(step.chunks, first, ends, strict=True)
-            if not _plain(chunk)
-            for n in range(start, end)
+            for i, (chunk, end) in enumerate(zip(step.chunks, ends, strict=True))
+            for n in (_probes(step.draft(i), end) if _plain(chunk) else range(first[i], end))
         ]
         started = _Started(step, first, ends, chosen, logits_NV[moved] if moved else None, moved, fed)
         if self.feeds:
@@ -183,6 +182,11 @@ class _Started:
         )
 
 
+def _probes(draft: Draft, end: int) -> list[int]:
+    """Scored rows that are probes, of a draft whose rows end there."""
+    return [end - len(draft) + node for node, token in enumerate(draft.tokens) if token < 0]
+
+
 def _to_host(x: Tensor) -> Tensor:
     """A copy that is there when the device has come so far."""
     if x.device.type == "cpu":
@@ -224,9 +228,7 @@ class PickedScores:
         self._logits = logits
 
     def pick(self, chunk: int, node: int, emitted: Sequence[int]) -> Pick:
-        seq = self._step.chunks[chunk].seq
-        end = self._first[chunk + 1] if chunk + 1 < len(self._first) else len(self._tokens)
-        row = end - len(self._step.draft(chunk)) + node
+        seq, row = self._step.chunks[chunk].seq, self._row(chunk, node)
         position = self._step.lengths()[chunk] + len(emitted)
         if row in self._logits:
             text = text_of(self._step, chunk, self._fed)
@@ -239,6 +241,14 @@ class PickedScores:
                 fix="check the weights",
             )
         return Pick(self._tokens[row])
+
+    def probes(self, chunk: int, nodes: Sequence[int]) -> Floats:
+        return np.stack([self._logits[self._row(chunk, node)] for node in nodes])
+
+    def _row(self, chunk: int, node: int) -> int:
+        """The scored row of a draft node, or of ROOT."""
+        end = self._first[chunk + 1] if chunk + 1 < len(self._first) else len(self._tokens)
+        return end - len(self._step.draft(chunk)) + node
 
     def next_token(self, chunk: int) -> int:
         """See `LogitScores`."""

@@ -144,9 +144,9 @@ def open_one(
     threads = _threads(plan, model)
     runner = make_runner(kernel, model, kv)
     runner, beside, more = _beside(chosen, runner, kernel, model, kv, timed="predict" in parts)
-    parts |= beside
     settings += more
     max_len, vocab_size = int(longest.value), model.spec.vocab_size
+    parts |= {**beside, "put_probes": _local(model).set_probes if num_ranks(plan) == 1 else None}
     engine = make_engine(plan, kernel, kv, runner, max_len, vocab_size, models, **parts)
     if isinstance(runner, TrainingRunner):
         runner.publish = partial(put_adapter, engine, _local(model))

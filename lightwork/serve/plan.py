@@ -5,13 +5,18 @@ What nobody set is derived, and every derived value has its reason.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lightwork.decode.proposers import Drafter, Proposer, Target
 from lightwork.decode.proposers.draft_model import DraftModel
+from lightwork.decode.proposers.pearl import Pearl
+from lightwork.decode.proposers.ppd import PPD
 from lightwork.decode.verifiers import Verifier
 from lightwork.errors import CapacityError, SpecError
 from lightwork.memory.kv import KVCache
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from lightwork.models.spec import ModelSpec
 
 BLOCK_SIZE = 16
+PutProbes = Callable[[NDArray[np.float32]], None]
 SERVED_KINDS = (
     "scheduler",
     "proposer",
@@ -127,6 +133,7 @@ class Plan:
         _check_together(chosen, self.on)
         self._check_residency(chosen)
         self._check_depth(chosen)
+        self._check_prompts(chosen)
         return chosen
 
     def _check_residency(self, chosen: dict[str, Any]) -> None:
@@ -166,6 +173,15 @@ class Plan:
                 f"{waits[0]!r} has to know what a step chose before the next is formed",
                 expected="depth=1 with it",
                 fix=f"depth=1, or leave {type(waits[0]).__name__} out",
+            )
+
+    def _check_prompts(self, chosen: dict[str, Any]) -> None:
+        proposer, is_cut = chosen.get("proposer"), (self.tp or 1) * (self.pp or 1) > 1
+        if contains(proposer, PPD) and (isinstance(proposer, Pearl) or "composition" in chosen or is_cut):
+            raise SpecError(
+                f"{proposer!r} guesses in the passes of one model, which one process computes",
+                expected="no composition of models, no Pearl around it, neither tp nor pp",
+                fix="--use PPD alone",
             )
 
 
@@ -208,9 +224,10 @@ def _check_together(chosen: Mapping[str, Any], on: str) -> None:
             expected="a composition whose models take turns, such as Experts",
             fix="lightwork claims blockllm simulates blocks on a cluster",
         )
-    if contains(chosen.get("proposer"), DraftModel) and on.startswith("sim:"):
+    proposer = chosen.get("proposer")
+    if on.startswith("sim:") and (contains(proposer, DraftModel) or contains(proposer, PPD)):
         raise SpecError(
-            f"{chosen['proposer']!r} computes, and {on} is simulated",
+            f"{proposer!r} computes, and {on} is simulated",
             expected="a real place: which guesses hold is known only once they are made",
             fix="lightwork claims pearl simulates drafts that hold at a given rate",
         )
@@ -245,11 +262,12 @@ def make_engine(
     max_len: int,
     vocab_size: int,
     models: Collection[str] | None = None,
+    put_probes: PutProbes | None = None,
     **parts: Any,
 ) -> Engine:
     """The engine a plan describes, on any runner of these KV blocks.
 
-    models: see `Limits`. parts: what else `Engine` takes.
+    models: see `Limits`. put_probes: see `Target`. parts: what else `Engine` takes.
     """
     chosen = plan.techniques()
     plain = Microbatches(stages=runner.depth) if runner.depth > 1 and not runner.feeds else Sarathi()
@@ -261,26 +279,44 @@ def make_engine(
         scheduler = taking_turns(scheduler)
     verifier: Verifier | None = chosen.get("verifier")
     limits = Limits(max_len=max_len, max_seqs=plan.max_seqs, max_waiting=plan.max_waiting, models=models)
+    drafter, num_probes = _drafter(plan, chosen.get("proposer"), max_len, put_probes)
     return Engine(
         kernel,
         runner,
         kv,
         scheduler,
         limits=limits,
-        proposer=_drafter(plan, chosen.get("proposer"), max_len),
+        proposer=drafter,
+        num_probes=num_probes,
         verifier=verifier,
         vocab_size=vocab_size,
         **parts,
     )
 
 
-def _drafter(plan: Plan, proposer: Proposer | None, max_len: int) -> Drafter | None:
+def _drafter(
+    plan: Plan, proposer: Proposer | None, max_len: int, put_probes: PutProbes | None
+) -> tuple[Drafter | None, int]:
+    """Who guesses, and how many probes the target was given for that."""
     if proposer is None:
-        return None
-    beside = ThreadPoolExecutor(1, "drafts")
-    return proposer.begin(
-        Target(model=plan.model, on=plan.on, max_seqs=plan.max_seqs, max_len=max_len, beside=beside)
+        return None, 0
+    num_probes = 0
+
+    def put(embeddings_Pd: NDArray[np.float32]) -> None:
+        nonlocal num_probes
+        assert put_probes is not None
+        put_probes(embeddings_Pd)
+        num_probes = len(embeddings_Pd)
+
+    target = Target(
+        model=plan.model,
+        on=plan.on,
+        max_seqs=plan.max_seqs,
+        max_len=max_len,
+        beside=ThreadPoolExecutor(1, "drafts"),
+        put_probes=None if put_probes is None else put,
     )
+    return proposer.begin(target), num_probes
 
 
 def make_kv(plan: Plan, num_blocks: int, block_size: int, tier_blocks: int) -> KVCache:

@@ -60,6 +60,8 @@ class Results:
             self._append(seq, (scores.pick(i, ROOT, ()),))
             return len(seq.tokens) - known
         verdict = self._verifier.verify(draft, partial(scores.pick, i))
+        if probes := draft.probes(verdict.path[-1] if verdict.path else ROOT):
+            verdict = verdict._replace(probes=scores.probes(i, probes))
         if self._drafting is not None:
             self._drafting.accept(seq, draft, verdict)
         self._append(seq, verdict.emitted)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import Any, Protocol
 
-from lightwork.decode.sampling import Pick
+from lightwork.decode.sampling import Floats, Pick
 from lightwork.memory.host import Run
 from lightwork.serve.schedulers import Step
 
@@ -22,6 +22,11 @@ class Scores(Protocol):
 
         emitted: tokens chosen in this step before it, in order.
         """
+        ...
+
+    def probes(self, chunk: int, nodes: Sequence[int]) -> Floats:
+        """The logits of a chunk's draft nodes that are probes, float32 [nodes, V]; [nodes, 0] where there are
+        none. To be asked for once, before the next step."""
         ...
 
     def prompt(self, chunk: int, num_top: int) -> list[Pick]:

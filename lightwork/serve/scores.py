@@ -39,14 +39,16 @@ class LogitScores:
         hows: list[Sampling] = []
         positions: list[int] = []
         for i, (chunk, end) in enumerate(zip(step.chunks, [*first[1:], len(logits_NV)], strict=True)):
-            depths = (0, *step.drafts[i].depths()) if step.drafts else (0,)
-            root, known = end - len(depths), self._known[i]
+            draft, known = step.draft(i), self._known[i]
+            root = end - len(draft) - 1
             self._root.append(root)
             if chunk.start + chunk.count == known:
-                for row, depth in enumerate(depths, root):
-                    rows.append(row)
-                    hows.append(chunk.seq.sampling)
-                    positions.append(known + depth)
+                nodes = zip((0, *draft.tokens), (0, *draft.depths()), strict=True)
+                for row, (token, depth) in enumerate(nodes, root):
+                    if token >= 0:
+                        rows.append(row)
+                        hows.append(chunk.seq.sampling)
+                        positions.append(known + depth)
         asked_MV = logits_NV if len(rows) == len(logits_NV) else logits_NV[rows]
         tokens = choose(asked_MV, hows, positions)
         self._chosen = dict(zip(zip(rows, positions, strict=True), tokens, strict=True))
@@ -63,6 +65,9 @@ class LogitScores:
             output = (*text[seq.prompt_len :], *emitted)
             return pick(self._logits_NV[row], how, position, text[: seq.prompt_len], output)
         return Pick(token) if how.logprobs is None else describe(self._logits_NV[row], token, how.logprobs)
+
+    def probes(self, chunk: int, nodes: Sequence[int]) -> Floats:
+        return self._logits_NV[[self._root[chunk] + 1 + node for node in nodes]]
 
     def next_token(self, chunk: int) -> int:
         """What a chunk chose, for the step after: any token, if choosing fails, as it does when it is

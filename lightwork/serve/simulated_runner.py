@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
-from lightwork.decode.sampling import Pick
+import numpy as np
+
+from lightwork.decode.sampling import Floats, Pick
 from lightwork.memory.host import Run
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.effects import Use
@@ -124,6 +126,10 @@ class ScriptedScores:
             return ZERO
         seq = self._step.chunks[chunk].seq
         return Pick(self._script(seq, len(seq.tokens) + len(emitted)))
+
+    def probes(self, chunk: int, nodes: Sequence[int]) -> Floats:
+        """A script says nothing of what might be said."""
+        return np.zeros((len(nodes), 0), np.float32)
 
     def prompt(self, chunk: int, num_top: int) -> list[Pick]:
         return []

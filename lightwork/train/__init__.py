@@ -8,6 +8,7 @@ initial.py     fresh weights for a ModelSpec
 vocabulary.py  a tokenizer over given words, with bytes for everything else
 export.py      a folder in Hugging Face layout
 moe.py         models of experts: a loss that keeps them equally busy
+prompt_tokens.py  embeddings that ask a frozen model what it will say some tokens on, from own_texts.py
 duo.py         models whose MLPs are big, small or left out by token, randomly routed; duo_router.py: gates
                for them, from what oracles find
 

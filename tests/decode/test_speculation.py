@@ -89,12 +89,23 @@ def test_matching_emits_what_plain_decoding_would(seed: int, nodes: int, vocab: 
         Draft((-1,), (-1,)),
         Draft.chain(range(6)),
         Draft((1,), (-2,)),
+        Draft((-3,), (-1,)),
+        Draft((-1, 1), (-1, 0)),
     ],
     ids=repr,
 )
 def test_a_broken_draft_names_its_proposer(draft: Draft) -> None:
     with pytest.raises(InvariantError, match="Liar"):
-        draft.check("Liar()", max_rows=5, vocab_size=8)
+        draft.check("Liar()", max_rows=5, vocab_size=8, num_probes=0 if draft.tokens == (-1,) else 2)
+
+
+def test_probes_hang_in_chains_and_are_no_guesses() -> None:
+    draft = Draft((4, 5, -1, -2, -1), (-1, 0, -1, 2, 1))
+    draft.check("Honest()", max_rows=5, vocab_size=8, num_probes=2)
+    assert [draft.probes(node) for node in (-1, 0, 1)] == [[2, 3], [], [4]]
+    assert draft.depths() == [1, 2, 1, 2, 3]
+    assert (draft.depth(), draft.num_guesses()) == (2, 2)
+    assert Draft((-1, -2), (-1, 0)).depth() == 0
 
 
 def test_depths_and_ancestors_of_a_tree() -> None:

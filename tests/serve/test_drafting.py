@@ -17,7 +17,7 @@ from lightwork.decode.proposers import Draft, Text
 from lightwork.decode.proposers.copy import Copy
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.verifiers import Verdict
-from lightwork.serve.budget import PROBES, Budget
+from lightwork.serve.budget import LEAST, PROBES, Budget
 from lightwork.serve.engine import Engine
 from lightwork.serve.row_times import RowTimes
 from lightwork.serve.schedulers import Chunk, Step
@@ -45,7 +45,7 @@ STEEP = ((1.0, 1.0), (64.0, 64.0))
 def test_free_rows_are_given_as_long_as_guesses_hold() -> None:
     assert by_rows(*FLAT).offer(decodes(1), [chain_gain(0.9, 8)], 100).rows == [8]
     assert by_rows(*FLAT).offer(decodes(1), [chain_gain(0.9, 8)], 3).rows == [3]
-    assert by_rows(*FLAT).offer(decodes(1), [chain_gain(0.1, 8)], 100).rows == [1]
+    assert by_rows(*FLAT).offer(decodes(1), [chain_gain(0.05, 8)], 100).rows == [1]
 
 
 def test_rows_that_cost_what_they_bring_are_not_given() -> None:
@@ -80,7 +80,7 @@ def test_no_other_division_makes_more_tokens_per_second(
     rates: list[float], costs: list[float], room: int
 ) -> None:
     """Against all numbers of rows, each divided best, at the points where the cost is asked for."""
-    gains = [[g for g in chain_gain(rate, 4) if g >= 0.02] for rate in rates]
+    gains = [[g for g in chain_gain(rate, 4) if g >= LEAST] for rate in rates]
     curve = [(float(i), 1.0 + sum(costs[: i // 10])) for i in range(0, 70, 10)]
     step, times = decodes(len(rates)), RowTimes(tuple(curve))
     offer = Budget(times.predict).offer(step, gains, room)

@@ -25,6 +25,7 @@ from lightwork.memory.residencies.belady import Belady
 from lightwork.memory.residencies.lru import LRU
 from lightwork.models import read_shape
 from lightwork.models.peft import write_adapter
+from lightwork.models.prompt_tokens import FILE, PromptTokens, write_prompt_tokens
 from lightwork.models.spec import ModelSpec
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
@@ -116,6 +117,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         (folder / name).mkdir(parents=True)
         tiny_checkpoint(folder / name, seed=i, num_hidden_layers=2)
     made = Place(folder)
+    wide = np.random.default_rng(0).normal(0, 0.2, (2, made.spec.hidden_size)).astype(np.float32)
+    said = PromptTokens(wide, np.array([[0.5, 0.2], [0.4, 0.1]]))
+    write_prompt_tokens(folder / "own" / FILE, said)
     for i, name in enumerate(NAMES):
         write_adapter(folder / "adapters" / name, random_adapter(made.spec, name, i), made.spec)
     lines = [json.dumps({"text": "many hands make light work " * 2}) + "\n"] * 400

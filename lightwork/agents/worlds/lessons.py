@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 
 import torch
@@ -68,6 +69,17 @@ class Lessons:
             positions[at:] = range(at + gap, len(tokens) + gap)
         pad = self.seq_len - len(tokens)
         return tokens + [0] * pad, positions + [0] * pad, scored + [False] * pad
+
+
+def asked(tokenizer: Tokenizer, world: PlanWorld, rng: Random, num: int) -> list[list[int]]:
+    """Chats of up to three turns, of all levels, each up to where an answer begins."""
+
+    def each() -> Iterator[list[int]]:
+        while True:
+            tokens, scored, _ = chat(tokenizer, world.dialogue(rng, rng.choices((1, 2, 3), k=3)))
+            yield from (tokens[:i] for i in range(1, len(tokens)) if scored[i] and not scored[i - 1])
+
+    return [*islice(each(), num)]
 
 
 def chat(tokenizer: Tokenizer, episodes: Sequence[Episode]) -> tuple[list[int], list[bool], list[int]]:

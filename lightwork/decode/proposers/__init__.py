@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lightwork.decode.sampling import Sampling
 from lightwork.decode.verifiers import Verdict
@@ -32,7 +35,8 @@ class Target:
     """Whose tokens are guessed. model: its URI. on: the place that it computes on.
 
     max_seqs, max_len: of the engine, sequences at once and tokens of one. beside: runs what is to go on
-    while the target computes, one call after another.
+    while the target computes, one call after another. put_probes: gives the target the embeddings [P, d] of
+    the probes in drafts; None where it computes none.
     """
 
     model: str
@@ -40,13 +44,16 @@ class Target:
     max_seqs: int
     max_len: int
     beside: Executor
+    put_probes: Callable[[NDArray[np.float32]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
     """A tree of guessed tokens under the last known token, parents before children.
 
-    tokens: guessed ids. parents: for each node the index of its parent, or ROOT.
+    tokens: guessed ids; -1 - i is a probe, row i of the embeddings that the proposer gave the target. A probe
+    asks what might come later: no token sees it, none is chosen after it, and its keys and values are not
+    kept. parents: for each node the index of its parent, or ROOT.
     """
 
     tokens: tuple[int, ...] = ()
@@ -66,6 +73,23 @@ class Draft:
                 return i
         return None
 
+    def num_guesses(self) -> int:
+        """Nodes that are tokens."""
+        return sum(token >= 0 for token in self.tokens)
+
+    def depth(self) -> int:
+        """The most tokens that can be accepted."""
+        return max((d for d, t in zip(self.depths(), self.tokens, strict=True) if t >= 0), default=0)
+
+    def probes(self, node: int) -> list[int]:
+        """The chain of probes under a node, in order."""
+        chain: list[int] = []
+        for i, parent in enumerate(self.parents):
+            if parent == node and self.tokens[i] < 0:
+                chain.append(i)
+                node = i
+        return chain
+
     def depths(self) -> list[int]:
         """Depth of each node; a child of the root has depth 1."""
         depths: list[int] = []
@@ -80,8 +104,11 @@ class Draft:
             masks.append((1 << i) | (0 if parent == ROOT else masks[parent]))
         return masks
 
-    def check(self, proposer: str, max_rows: int, vocab_size: int) -> None:
-        """Raise InvariantError, naming the proposer, unless this is a tree of tokens within its rows."""
+    def check(self, proposer: str, max_rows: int, vocab_size: int, num_probes: int = 0) -> None:
+        """Raise InvariantError, naming the proposer, unless this is a tree of tokens within its rows.
+
+        num_probes: that the target has embeddings of.
+        """
         wrong = None
         if len(self.tokens) != len(self.parents):
             wrong = f"{len(self.tokens)} tokens but {len(self.parents)} parents"
@@ -91,8 +118,10 @@ class Draft:
             wrong = f"tokens {self.tokens} under {self.parents} that are not all integers"
         elif any(not ROOT <= parent < i for i, parent in enumerate(self.parents)):
             wrong = f"parents {self.parents} that do not come before their children"
-        elif any(not 0 <= token < vocab_size for token in self.tokens):
-            wrong = f"tokens {self.tokens} outside a vocabulary of {vocab_size}"
+        elif any(not -num_probes <= token < vocab_size for token in self.tokens):
+            wrong = f"tokens {self.tokens} outside a vocabulary of {vocab_size} and {num_probes} probes"
+        elif any(self.tokens[i] >= 0 > self.tokens[p] for i, p in enumerate(self.parents) if p != ROOT):
+            wrong = f"tokens {self.tokens} under {self.parents}, one of them behind a probe"
         if wrong:
             raise InvariantError(
                 f"{proposer} proposed {wrong}", expected="a valid draft", fix=f"serve without {proposer}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from lightwork.decode.acceptance import chain_gain
@@ -44,7 +44,7 @@ class Pearl:
             )
 
     def begin(self, target: Target) -> Ahead:
-        return Ahead(self, self.inner.begin(target), target)
+        return Ahead(self, self.inner.begin(replace(target, put_probes=None)), target)
 
 
 class Edit(NamedTuple):

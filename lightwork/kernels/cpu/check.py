@@ -16,7 +16,7 @@ def all_there(record: int) -> int:
     t = record_at(record)
     for r in range(t.rows):
         token, position, slot = int_at(t.tokens, r), int_at(t.row_positions, r), int_at(t.slots, r)
-        if token < 0 or token >= t.vocab or position < 0 or position >= t.max_len:
+        if token < -t.num_probes or token >= t.vocab or position < 0 or position >= t.max_len:
             return 0
         index, table = (
             int_at(t.index, r),

@@ -27,6 +27,7 @@ MODEL = (
     "kv_format kv_wide kv_narrow",  # of keys and values; kernels for 64 outputs and for 16
     "window",  # of the layers that have one
     "least_alike",  # chunks that sequences must share to be a group
+    "probes num_probes",  # float32 [num_probes, d]: of negative tokens, -1 the first
 )
 BATCH = (
     "rows scored",  # R N

@@ -159,7 +159,9 @@ def _embed(t: Any, thread: int, phase: int) -> None:
         if r == last:
             return
         token, out = int_at(t.tokens, r), floats(t.x + 4 * r * t.hidden, t.hidden)
-        if t.embed_half < 0:
+        if token < 0:
+            copy(floats(t.probes + 4 * (-1 - token) * t.hidden, t.hidden), out)
+        elif t.embed_half < 0:
             copy(floats(t.embed + 4 * token * t.hidden, t.hidden), out)
         else:
             widen(shorts(t.embed + 2 * token * t.hidden, t.hidden), t.embed_half, out)

@@ -12,6 +12,7 @@ import torch
 from lightwork import models
 from lightwork.decode.proposers import Draft
 from lightwork.decode.proposers.ngram import Ngram
+from lightwork.decode.proposers.ppd import PPD
 from lightwork.decode.sampling import Sampling
 from lightwork.errors import CheckpointError
 from lightwork.kernels.gpu.mirror import Mirror
@@ -19,6 +20,7 @@ from lightwork.kernels.gpu.tasks import TILES, check_blocks, plan_tasks
 from lightwork.memory.kv import KVCache
 from lightwork.models.gpu_step import GpuStep, _first_rows, supports
 from lightwork.models.model import Model
+from lightwork.models.prompt_tokens import FILE, PromptTokens, write_prompt_tokens
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.gpu_runner import GpuRunner
@@ -38,7 +40,8 @@ SMALL = {"num_hidden_layers": 2}
 
 
 def logits(forward: Model | GpuStep, model: Model) -> list[torch.Tensor]:
-    """Of a prefill beside a decode, a decode, and a tree, through one cache."""
+    """Of a prefill beside a decode, a decode, and a tree with probes, through one cache."""
+    model.set_probes(np.random.default_rng(1).normal(0, 0.2, (2, model.spec.hidden_size)).astype(np.float32))
     kv, pool = KVCache(16, 4), model.new_kv(16, 4)
     seqs = []
     for i, text in enumerate((TEXT[:15], TEXT[30:32])):
@@ -46,7 +49,7 @@ def logits(forward: Model | GpuStep, model: Model) -> list[torch.Tensor]:
         request = Request(prompt=tuple(text), max_tokens=8, prompt_logprobs=0)
         seqs.append(Seq(i, request, request.sampling, None, 0.0, list(text), len(text)))
     long, short = seqs
-    tree = Draft((7, 8, 9), (-1, -1, 0))
+    tree = Draft((7, 8, 9, -1, -2), (-1, -1, 0, 2, 3))
     steps = [
         Step(chunks=[Chunk(long, 0, 5), Chunk(short, 0, 1)]),
         Step(chunks=[Chunk(long, 5, 8)]),
@@ -104,6 +107,34 @@ def test_served_texts_equal_those_of_torch(checkpoint: Make) -> None:
         engine = make_engine(plan, kernel, kv, runner(kernel, model, kv), 200, model.spec.vocab_size)
         texts.append([seq.tokens for seq in run_load(engine, [0.0] * len(load), load)])
     assert texts[0] == texts[1]
+
+
+def test_probes_say_the_same_as_those_of_torch(checkpoint: Make, tmp_path: Path) -> None:
+    model = models.load(str(checkpoint("llama", num_hidden_layers=1)))
+    like = model.weights.embed[[9, 30]].numpy().copy()
+    write_prompt_tokens(tmp_path / FILE, PromptTokens(like, np.array([[0.5, 0.3], [0.4, 0.2]])))
+    load = [
+        Request(prompt=tuple(TEXT[:4]), max_tokens=6, sampling=Sampling(temperature=0.0)),
+        Request(prompt=tuple(TEXT[4:7]), max_tokens=6, sampling=Sampling(seed=3, top_p=0.8)),
+    ]
+    found = []
+    for runner in (GpuRunner, LocalRunner):
+        kernel, kv = Kernel(WallClock()), KVCache(64, 4)
+        folder = checkpoint("llama", num_hidden_layers=1)
+        plan = Plan(model=str(folder), use=(PPD(prompts=str(tmp_path / FILE)),))
+        engine = make_engine(
+            plan,
+            kernel,
+            kv,
+            runner(kernel, model, kv),
+            200,
+            model.spec.vocab_size,
+            put_probes=model.set_probes,
+            predict=lambda step: 1.0,
+        )
+        found.append([(seq.tokens, seq.drafted, seq.accepted) for seq in run_load(engine, [0.0] * 2, load)])
+        assert all(drafted for _, drafted, _ in found[-1])
+    assert found[0] == found[1]
 
 
 def test_tokens_are_fed_where_the_device_has_them(checkpoint: Make) -> None:
