@@ -76,6 +76,10 @@ class Layout:
         self.layers = np.full((spec.num_layers, state.LAYER_COLUMNS), -1, np.int64)
         for number in range(spec.num_layers):
             self._lay_out(self.layers[number], number)
+        # Listed once more, as neighbours: a group of layers is multiplied as experts are.
+        places = [self.matrices[number] for number in self.layers[:, state.QKV]]
+        self.layers[:, state.QKV] = len(self.matrices) + np.arange(spec.num_layers)
+        self.matrices += places
         self.norm = self._floats(d)
         if spec.norm == "layer":
             self.norm_bias = self._floats(d)

@@ -63,6 +63,7 @@ def serve(use: Iterable[object], load: list[Request], **settings: Any) -> tuple[
     kernel = Kernel(WallClock(), trace=Trace("real: cpu"))
     engine, model, _ = open_one(plan, kernel, predict=lambda step: 1.0)
     seqs = run_load(engine, [0.0] * len(load), load)
+    engine.close()
     model.close()
     engine.kv.check()
     assert engine.kv.free == engine.kv.total

@@ -32,7 +32,7 @@ class Target:
     """Whose tokens are guessed. model: its URI. on: the place that it computes on.
 
     max_seqs, max_len: of the engine, sequences at once and tokens of one. beside: runs what is to go on
-    while the target computes, one call after another.
+    while the target computes, one call after another; who uses it shuts it down when closed.
     """
 
     model: str
@@ -134,4 +134,8 @@ class Drafter(Protocol):
 
     def forget(self, seq_id: int) -> None:
         """A sequence has ended or was preempted: nothing that was kept of it is needed. It may come back."""
+        ...
+
+    def close(self) -> None:
+        """End threads, and models that were loaded: nothing is asked any more."""
         ...
