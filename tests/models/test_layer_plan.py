@@ -117,6 +117,21 @@ def test_bits_depend_on_neither_threads_nor_neighbours(
     model.close()
 
 
+def test_long_texts_whose_heads_are_cut_between_threads() -> None:
+    """In several layers at once: the partial results of each are merged with its own."""
+    compiled, reference = models.load_compiled("tiny:llama", precision=Stored()), models.load("tiny:llama")
+    how, rows = plan(range(4), range(4, 9)), text(600)
+    found = []
+    for threads in (1, 2, 3):
+        compiled.set_threads(threads)
+        kv = compiled.new_kv(10, PAGE)
+        found.append(np.concatenate([compiled.logits(part, kv, how).copy() for part in rows.parts(599)]))
+    expected = reference.logits(rows, reference.new_kv(10, PAGE), how)
+    np.testing.assert_allclose(found[0], expected, atol=1e-3, rtol=0)
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+    compiled.close()
+
+
 def test_attention_stages_are_as_many_as_groups() -> None:
     """Of the compiled step, whose threads wait for each other five times in each of them: behind norms,
     products, what is stored, attention, and merging."""

@@ -366,7 +366,8 @@ def _first_cut_after(unit: int, units: int, runs: int) -> int:
 
 @compiled
 def _kept(t: Any, cut: int, chunk: int, i: int) -> Any:
-    """The address of a partial [padded_head + 2] that waits for its head to be merged. cut: of the group."""
+    """The address of a partial [padded_head + 2] that waits for its head to be merged. cut: counted over
+    all layers of the group."""
     return t.partials + 4 * ((cut * t.chunks + chunk) * t.tile_rows + i) * (t.padded_head + 2)
 
 
