@@ -44,6 +44,9 @@ class IidDrafts:
     def forget(self, seq_id: int) -> None:
         """Nothing is kept."""
 
+    def close(self) -> None:
+        """Nothing runs."""
+
     def _token(self, text: Text, position: int) -> int:
         right = noise_key(~text.sampling.seed, position) < self.rate * 2.0**64
         return (said(text, position) + (not right)) % VOCAB_SIZE

@@ -25,4 +25,5 @@ def serve(plan: Plan, load: Load | Sequence[Arrival], seed: int) -> tuple[Trace,
     try:
         return trace, run_load(engine, arrivals, requests)
     finally:
+        engine.close()
         model.close()

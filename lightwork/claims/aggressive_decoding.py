@@ -211,6 +211,8 @@ class Wrong:
 
     def forget(self, seq_id: int) -> None: ...
 
+    def close(self) -> None: ...
+
 
 @claim(
     "aggressive_decoding",

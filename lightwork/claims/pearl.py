@@ -326,6 +326,7 @@ def serve_pair(use: Sequence[object], temperature: float) -> Served:
     try:
         seqs = run_load(engine, [0.0] * len(requests), requests)
     finally:
+        engine.close()
         model.close()
     wall_s = max(seq.finished_s or 0.0 for seq in seqs) - min(seq.arrived_s for seq in seqs)
     right = sum(seq.accepted for seq in seqs) / max(1, sum(seq.drafted for seq in seqs))

@@ -74,6 +74,7 @@ def _run(plan: Plan, load: Load, seed: int) -> tuple[Summary, object]:
     try:
         seqs = run_load(engine, arrivals, requests)
     finally:
+        engine.close()
         model.close()
     assert kernel.trace is not None
     return summarise(kernel.trace, simulated=False), [seq.tokens for seq in seqs]

@@ -4,6 +4,7 @@ spec.py         `ModelSpec`: the shape of a model, from config.json or a preset
 transformer.py  `forward(weights, spec, tokens, positions, attend)`: all families, training and serving
 compiled.py     the same in one compiled call on a CPU, from packed.py's bytes
 blocks.py       blocks of those bytes that are read into slots, where they are not all in memory
+layer_plan.py   which layers' attentions go together
 precisions/     in which numbers that is stored and computed
 adapters/       small changes to a model's matrices, which each request chooses (LoRA)
 adapter_set.py  those of a model by name and version; peft.py: on disk; adapted.py, adapted_step.py: in

@@ -92,7 +92,7 @@ class Slots:
         """These lie so many bytes further on in the arena than in the file."""
         layout = self._layout
         for block in blocks:
-            for matrix in range(block.first, block.last):
+            for matrix in block.matrices:
                 self._matrices[matrix, OFFSET] = layout.matrices[matrix][OFFSET] + shift
             for column in block.columns:
                 self._layers[block.layer, column] = layout.layers[block.layer, column] + shift // 4

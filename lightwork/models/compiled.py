@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.errors import CheckpointError, InvariantError
+from lightwork.errors import CheckpointError, InvariantError, SpecError
 from lightwork.kernels.cpu import entries, formats
 from lightwork.kernels.cpu.state import (
     ACTIVATIONS,
@@ -29,6 +29,7 @@ from lightwork.models.adapted_step import AdaptedRows, Placed, place
 from lightwork.models.adapter_set import AdapterSet
 from lightwork.models.arena import arrays, discard
 from lightwork.models.checkpoint import Source
+from lightwork.models.layer_plan import LayerPlan
 from lightwork.models.packed import Layout, packed_bytes, read_layout
 from lightwork.models.precisions import Numbers, Precision
 from lightwork.models.prompt_tokens import as_probes
@@ -170,6 +171,8 @@ class CompiledModel:
         self._adapted = AdaptedRows(self.adapters, self._state)
         self._buffers = Buffers(self.spec, layout.form, self._state)
         self._kv: CompiledKV | None = None
+        self._one_by_one = LayerPlan.spread(self.spec.num_layers, size=1)
+        self._plan: LayerPlan | None = None
         self._team: Team | None = None
         self._one_at_a_time = Lock()
         self.set_threads(os.cpu_count() or 1)
@@ -227,14 +230,15 @@ class CompiledModel:
                 self._team.dismiss()
                 self._state.set(threads=1)
 
-    def logits(self, rows: Rows, kv: CompiledKV) -> NDArray[np.float32]:
+    def logits(self, rows: Rows, kv: CompiledKV, plan: LayerPlan | None = None) -> NDArray[np.float32]:
         """Write the rows' keys and values and return the logits of the scored ones, [N, V].
 
-        The array is written again by the next call. Raises InvariantError for a block, slot, token or
-        position that does not exist, before anything is computed.
+        The array is written again by the next call. plan: of the layers; None runs one after another. Raises
+        InvariantError for a block, slot, token or position that does not exist, before anything is computed.
         """
         with self._one_at_a_time:
             self._use(kv)
+            self._arrange(plan or self._one_by_one, rows)
             logits = self._buffers.logits(len(rows.scored))
             parts = [*rows.parts(ROWS_AT_ONCE)]
             for part in parts:
@@ -268,6 +272,33 @@ class CompiledModel:
                 key_scales=kv.key_scales,
                 value_scales=kv.value_scales,
             )
+
+    def _arrange(self, plan: LayerPlan, rows: Rows) -> None:
+        """Raises SpecError for a group that the step cannot compute."""
+        if plan.most > 1 and any(rows.models):
+            raise SpecError(
+                "rows with adapters and layers in groups",
+                expected="layers one after another: what an adapter adds is computed for one layer at a time",
+                fix="leave the plan out",
+            )
+        if plan.most > 1 and self.arriving is not None:
+            raise SpecError(
+                "weights that come from disk and layers in groups",
+                expected="layers one after another: a group's weights are needed together",
+                fix="leave the plan out",
+            )
+        if plan is self._plan:
+            return
+        windows = [{self.spec.window(layer) for layer in group} for group in plan.groups]
+        if mixed := [group for group, some in zip(plan.groups, windows, strict=True) if len(some) > 1]:
+            raise SpecError(
+                f"layers {mixed[0]} do not see the same keys: some have a window",
+                expected="groups of layers that all have it, or none of which has",
+                fix="divide the group",
+            )
+        self._plan = plan
+        self._buffers.together = max(self._buffers.together, plan.most)
+        self._state.set(num_groups=len(plan.groups), group_starts=np.array(plan.starts, np.int64))
 
     def attention_alone(self, rows: Rows, kv: CompiledKV) -> Callable[[], object]:
         """A function that computes the first layer's attention of these rows and nothing else, to measure it.

@@ -18,6 +18,7 @@ from lightwork.models.adapted import Placed, adapt_rows, place
 from lightwork.models.adapter_set import AdapterSet
 from lightwork.models.arena import arrays, discard
 from lightwork.models.checkpoint import open_checkpoint
+from lightwork.models.layer_plan import LayerPlan
 from lightwork.models.prompt_tokens import as_probes
 from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
@@ -154,22 +155,25 @@ class Model:
         """One forward of a few rows, so that the first request does not pay for lazy set-up."""
         self.forward(Rows.of_text(np.zeros(4, np.int64), 4), self.new_kv(1, 4))
 
-    def logits(self, rows: Rows, kv: KVPool) -> NDArray[np.float32]:
+    def logits(self, rows: Rows, kv: KVPool, plan: LayerPlan | None = None) -> NDArray[np.float32]:
         """As `forward`, on the host."""
-        return self.forward(rows, kv).cpu().numpy()
+        return self.forward(rows, kv, plan).cpu().numpy()
 
     @torch.inference_mode()
-    def forward(self, rows: Rows, kv: KVPool) -> Tensor:
-        """Write the rows' keys and values and return the logits of the scored ones, float32 [N, V]."""
-        hidden_Rd = self.hidden(rows, kv)
+    def forward(self, rows: Rows, kv: KVPool, plan: LayerPlan | None = None) -> Tensor:
+        """Write the rows' keys and values and return the logits of the scored ones, float32 [N, V].
+
+        plan: of the layers; with one, `hidden` is not asked.
+        """
+        hidden_Rd = self.hidden(rows, kv) if plan is None else self._layer_by_layer(rows, kv, plan)
         return self.score(rows, hidden_Rd[torch.from_numpy(rows.scored).to(self.device)])
 
-    def _layer_by_layer(self, rows: Rows, kv: KVPool) -> Tensor:
+    def _layer_by_layer(self, rows: Rows, kv: KVPool, plan: LayerPlan | None = None) -> Tensor:
         tokens_R = torch.from_numpy(rows.tokens).to(self.device)
         positions_R = torch.from_numpy(rows.positions).to(self.device)
         adapt = adapt_rows(self.adapters.of(rows.models), torch.from_numpy(rows.seqs).to(self.device))
         attend = paged(self.spec, rows, kv, self.device)
-        return forward(self.weights, self.spec, tokens_R, positions_R, attend, adapt, self.routed)
+        return forward(self.weights, self.spec, tokens_R, positions_R, attend, adapt, self.routed, plan)
 
 
 def paged(spec: ModelSpec, rows: Rows, kv: KVPool, device: str) -> Attend:

@@ -45,22 +45,22 @@ HUGE_PAGES, POPULATE_READ = 14, 22
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A part of the forward whose weights lie together: bytes [begin, end), matrices [first, last).
+    """A part of the forward whose weights lie together: bytes [begin, end). matrices: their numbers.
 
     columns: of the layer's line in the table of layers, those that say where a vector lies.
     """
 
     begin: int
     end: int
-    first: int
-    last: int
+    matrices: tuple[int, ...]
     layer: int = -1
     columns: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
 class Layout:
-    """Where everything lies. layers, matrices: as the record of state.py has them.
+    """Where everything lies. layers, matrices: as the record of state.py has them; qkv of all layers come
+    first, so that those of a group of layers are neighbours, and are multiplied as experts are.
 
     blocks: in the order of the forward: the embedding, attention and MLP of each layer, norm and head.
     embed_half: the embedding is float32 (-1), bfloat16 (0) or float16 (1). embed, head, positions, norm,
@@ -91,15 +91,16 @@ class Layout:
         if spec.position == "learned":
             self.positions = self._floats(spec.max_len * d)
         self._end_block()
+        self.matrices += [(0, 0, 0, 0)] * spec.num_layers
         self.layers = np.full((spec.num_layers, state.LAYER_COLUMNS), -1, np.int64)
         for number in range(spec.num_layers):
-            self._end_block(number, self._attention(self.layers[number], number))
-            self._end_block(number, self._mlp(self.layers[number], number))
+            self._attention(self.layers[number], number)
+            self._mlp(self.layers[number], number)
         self.norm = self._floats(d)
         if spec.norm == "layer":
             self.norm_bias = self._floats(d)
         self.head = self._matrices(1, spec.vocab_size, d)
-        self._end_block()
+        self._end_block((self.head,))
 
     def place(self, layer: int, name: str) -> int:
         """Of a weight, named as in parts.Part: the number of a matrix, else an offset."""
@@ -107,8 +108,7 @@ class Layout:
             return int(getattr(self, name))
         return int(self.layers[layer][getattr(state, name.upper())])
 
-    def _attention(self, at: NDArray[np.int64], number: int) -> tuple[int, ...]:
-        """Lay out a layer's attention; returns the columns of its vectors."""
+    def _attention(self, at: NDArray[np.int64], number: int) -> None:
         spec, d, size = self.spec, self.spec.hidden_size, self.spec.head_size
         width = (spec.num_heads + 2 * spec.num_kv_heads) * size
         at[state.WINDOW] = spec.window(number) or 0
@@ -120,11 +120,12 @@ class Layout:
             state.K_NORM: size if spec.qk_norm else 0,
             state.OUT_BIAS: d if spec.out_bias else 0,
         }
-        at[state.QKV] = self._matrices(1, width, d)
+        at[state.QKV] = number
+        self.matrices[number] = self._place(width, d)
         at[state.OUT] = self._matrices(1, d, spec.num_heads * size)
-        return self._vectors(at, optional)
+        self._end_block((number, int(at[state.OUT])), number, self._vectors(at, optional))
 
-    def _mlp(self, at: NDArray[np.int64], number: int) -> tuple[int, ...]:
+    def _mlp(self, at: NDArray[np.int64], number: int) -> None:
         spec, d = self.spec, self.spec.hidden_size
         experts = spec.num_experts if number in spec.moe else 1
         ffn = spec.ffn_size if number in spec.moe else spec.dense_ffn_size or spec.ffn_size
@@ -138,7 +139,7 @@ class Layout:
         }
         at[state.UP] = self._matrices(experts * (2 if spec.gated else 1), ffn, d)
         at[state.DOWN] = self._matrices(experts, d, ffn)
-        return self._vectors(at, optional)
+        self._end_block((*range(at[state.UP], len(self.matrices)),), number, self._vectors(at, optional))
 
     def _vectors(self, at: NDArray[np.int64], floats: Mapping[int, int]) -> tuple[int, ...]:
         """Places for vectors, by column; returns the columns of those that have numbers."""
@@ -147,20 +148,23 @@ class Layout:
             at[column] = self._floats(floats[column])
         return columns
 
-    def _end_block(self, layer: int = -1, columns: tuple[int, ...] = ()) -> None:
+    def _end_block(
+        self, matrices: tuple[int, ...] = (), layer: int = -1, columns: tuple[int, ...] = ()
+    ) -> None:
         """What was laid out since the last block ended is one."""
-        before = self.blocks[-1] if self.blocks else Block(0, 0, 0, 0)
-        block = Block(before.end, self.nbytes, before.last, len(self.matrices), layer, columns)
-        self.blocks.append(block)
+        begin = self.blocks[-1].end if self.blocks else 0
+        self.blocks.append(Block(begin, self.nbytes, matrices, layer, columns))
 
     def _matrices(self, count: int, outputs: int, inputs: int) -> int:
         """Places for equal matrices; returns the number of the first."""
         first = len(self.matrices)
+        self.matrices += [self._place(outputs, inputs) for _ in range(count)]
+        return first
+
+    def _place(self, outputs: int, inputs: int) -> tuple[int, int, int, int]:
         block = self.form.block_bytes(inputs)
         blocks = self.form.nbytes(outputs, inputs) // block
-        for _ in range(count):
-            self.matrices.append((self._take(blocks * block), blocks, self.form.padded(inputs), block))
-        return first
+        return self._take(blocks * block), blocks, self.form.padded(inputs), block
 
     def _floats(self, count: int) -> int:
         return self._take(4 * count) // 4

@@ -33,19 +33,20 @@ FIRST_POSITIONS = 1024
 
 
 class Buffers:
-    """The arrays a step works in, as large as the largest step so far. threads: that compute one."""
+    """The arrays a step works in, as large as the largest step so far. threads: that compute one. together:
+    layers of the largest group."""
 
-    threads = 1
+    threads = together = 1
 
     def __init__(self, spec: ModelSpec, form: MatrixFormat, state: State) -> None:
         self._spec = spec
         self._form = form
         self._state = state
-        self._sizes = (0, 0, 0, 0, 0)
+        self._sizes = (0, 0, 0, 0, 0, 0)
         self._positions = 0
         self._logits = zeros((0, spec.vocab_size))
-        self._sizes_of = np.zeros(4, np.int64)
-        state.set(all_rows=self._sizes_of[:2], every_scored=self._sizes_of[2:])
+        self._every_scored = np.zeros(2, np.int64)
+        state.set(every_scored=self._every_scored)
 
     def logits(self, scored: int) -> NDArray[np.float32]:
         """Room for the logits of so many rows, [N, V]: the same with each call."""
@@ -56,7 +57,7 @@ class Buffers:
     def fill(self, rows: Rows, logits: NDArray[np.float32]) -> None:
         """Copy a step's rows to where the threads read them. logits: where they will write."""
         num_rows, scored, seqs = len(rows.tokens), len(rows.scored), len(rows.known)
-        need = (num_rows, scored, seqs, rows.tables.shape[1], self.threads)
+        need = (num_rows, scored, seqs, rows.tables.shape[1], self.threads, self.together)
         if any(n > h for n, h in zip(need, self._sizes, strict=True)):
             self._grow(need)
         position = int(rows.positions.max()) + 1
@@ -72,7 +73,8 @@ class Buffers:
         arrays["tables"][:seqs, rows.tables.shape[1] :] = -1
         arrays["scored_rows"][:scored] = rows.scored
         self._state.set(logits=logits)
-        self._sizes_of[1], self._sizes_of[3] = num_rows, scored
+        np.multiply(range(self._sizes[5] + 1), num_rows, out=arrays["row_starts"])
+        self._every_scored[1] = scored
         record = self._state.record
         record["rows"], record["scored"] = num_rows, scored
 
@@ -84,19 +86,19 @@ class Buffers:
 
     def _grow(self, need: tuple[int, ...]) -> None:
         grown = tuple(h if n <= h else max(n, 2 * h) for n, h in zip(need, self._sizes, strict=True))
-        rows, scored, seqs, pages, threads = grown
+        rows, scored, seqs, pages, threads, together = grown
         rows = max(rows, scored)
-        self._sizes = (rows, scored, seqs, pages, threads)
-        assigned = rows * max(1, self._spec.experts_per_token)
+        self._sizes = (rows, scored, seqs, pages, threads, together)
         self._state.set(
             **_batch_arrays(rows, scored, seqs, pages),
-            **_row_arrays(self._spec, self._form, rows, assigned),
+            **_row_arrays(self._spec, self._form, rows, together),
             **_thread_arrays(self._spec, threads, pages),
             plan=np.zeros((2 * rows + 1, PLAN_COLUMNS), np.int64),
             windowed_plan=np.zeros((2 * rows + 1, PLAN_COLUMNS), np.int64),
             members=np.zeros((seqs, MEMBER_COLUMNS), np.int64),
             row_order=np.zeros(rows, np.int64),
-            row_sums=zeros((rows, self._spec.num_heads, 2)),
+            row_sums=zeros((rows * together, self._spec.num_heads, 2)),
+            row_starts=np.zeros(together + 1, np.int64),
         )
 
 
@@ -113,8 +115,10 @@ def _batch_arrays(rows: int, scored: int, seqs: int, pages: int) -> dict[str, An
     }
 
 
-def _row_arrays(spec: ModelSpec, form: MatrixFormat, rows: int, assigned: int) -> dict[str, Any]:
+def _row_arrays(spec: ModelSpec, form: MatrixFormat, rows: int, together: int) -> dict[str, Any]:
     """Buffers of rows between phases; encoded rows only as the format needs them."""
+    assigned, of_group = rows * max(1, spec.experts_per_token), rows * together
+    encoded = max(assigned, of_group)
     d, inside = spec.hidden_size, spec.num_heads * spec.head_size
     widest = max(d, inside, spec.ffn_size, spec.dense_ffn_size)
     # Rows lie a cache line further than whole pages apart, or those of one register would share a set of it.
@@ -124,21 +128,22 @@ def _row_arrays(spec: ModelSpec, form: MatrixFormat, rows: int, assigned: int) -
     experts = assigned if spec.moe else 1
     wide = zeros((assigned, width))
     projected = inside + 2 * spec.num_kv_heads * spec.head_size
+    shared = projected <= width and of_group <= assigned  # read before wide is written
     bytes_ = form.code in (formats.CODE8_DOT, formats.CODE4_DOT)
     sums = form.affine and form.code in (formats.CODE8, formats.CODE4)
 
     return {
         "x": zeros((rows, d)),
-        "qkv": wide if projected <= width else zeros((rows, projected)),  # read before wide is written
-        "mixed": zeros((rows, width)),
+        "qkv": wide if shared else zeros((of_group, projected)),
+        "mixed": zeros((of_group, width)),
         "wide": wide,
         "gathered": zeros((experts, width)),
         "width": width,
-        "halves": zeros((assigned, form.parts, width) if form.code == formats.BF16_DOT else 1, np.uint16),
-        "codes": zeros((assigned, width) if bytes_ else (1, 1), np.int8),
-        "scales": zeros((assigned, groups)) if bytes_ else zeros(1),
-        "sums": zeros((assigned, groups) if bytes_ else (1, 1), np.int32),
-        "float_sums": zeros((assigned, groups)) if sums else zeros(1),
+        "halves": zeros((encoded, form.parts, width) if form.code == formats.BF16_DOT else 1, np.uint16),
+        "codes": zeros((encoded, width) if bytes_ else (1, 1), np.int8),
+        "scales": zeros((encoded, groups)) if bytes_ else zeros(1),
+        "sums": zeros((encoded, groups) if bytes_ else (1, 1), np.int32),
+        "float_sums": zeros((encoded, groups)) if sums else zeros(1),
         "groups": groups,
         "expert_of": np.zeros(assigned, np.int64),
         "gate_of": zeros(assigned),

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightwork.errors import CheckpointError
+from lightwork.models.layer_plan import LayerPlan
 from lightwork.models.spec import ModelSpec, Rope
 from lightwork.models.weights import Layer, Weights
 
@@ -65,10 +66,18 @@ def forward(
     attend: Attend,
     adapt: Adapt | None = None,
     routed: Routed = unseen,
+    plan: LayerPlan | None = None,
 ) -> Tensor:
-    """The normalised hidden states [R, d] of R rows. adapt: changes products, but for those of experts."""
+    """The normalised hidden states [R, d] of R rows. adapt: changes products, but for those of experts.
+
+    plan: of the layers; None runs one after another.
+    """
     x_Rd = embed(weights, tokens_R, positions_R)
-    x_Rd = run_layers(weights.layers, spec, x_Rd, positions_R, attend, adapt=adapt or as_it_is, routed=routed)
+    change = adapt or as_it_is
+    if plan is None:
+        x_Rd = run_layers(weights.layers, spec, x_Rd, positions_R, attend, adapt=change, routed=routed)
+    else:
+        x_Rd = run_groups(weights.layers, spec, x_Rd, positions_R, attend, plan, change, routed)
     return normalise(weights, spec, x_Rd)
 
 
@@ -117,8 +126,46 @@ def block(
 ) -> Tensor:
     """Layer i, from its input to the next one's. cos_sin: of the rows, see `rotary`."""
     change = partial(adapt, i)
-    x_Rd = x_Rd + attention(i, x_Rd, layer, spec, cos_sin, attend, change, reduce)
-    return x_Rd + reduce(mlp_down(mlp_up(x_Rd, layer, spec, change, partial(routed, i)), layer, change))
+    added_Rd = attention(i, x_Rd, layer, spec, cos_sin, attend, change, reduce)
+    return follow(x_Rd, added_Rd, layer, spec, change, reduce, partial(routed, i))
+
+
+def run_groups(
+    layers: Sequence[Layer],
+    spec: ModelSpec,
+    x_Rd: Tensor,
+    positions_R: Tensor,
+    attend: Attend,
+    plan: LayerPlan,
+    adapt: Adapt = as_it_is,
+    routed: Routed = unseen,
+) -> Tensor:
+    """Hidden states [R, d] behind all layers, by a plan; with groups of one these are the bits of
+    `run_layers`."""
+    cos_sin = rotation(spec, positions_R, x_Rd.dtype)
+    for group in plan.groups:
+        changes = [partial(adapt, i) for i in group]
+        added = [
+            attention(i, x_Rd, layers[i], spec, cos_sin, attend, change)
+            for i, change in zip(group, changes, strict=True)
+        ]
+        for i, added_Rd, change in zip(group, added, changes, strict=True):
+            x_Rd = follow(x_Rd, added_Rd, layers[i], spec, change, see=partial(routed, i))
+    return x_Rd
+
+
+def follow(
+    x_Rd: Tensor,
+    added_Rd: Tensor,
+    layer: Layer,
+    spec: ModelSpec,
+    change: Change = _unchanged,
+    reduce: Reduce = _whole,
+    see: Callable[[Tensor, Tensor], object] = lambda probable_RE, chosen_RK: None,
+) -> Tensor:
+    """What comes behind a layer's attention, [R, d]: what that adds, and the MLP on it."""
+    x_Rd = x_Rd + added_Rd
+    return x_Rd + reduce(mlp_down(mlp_up(x_Rd, layer, spec, change, see), layer, change))
 
 
 def attention(

@@ -2,6 +2,7 @@
 
 all_reduces/       sums over ranks, as strategies of one rank: ring, star, direct
 pipeline.py        one stage of a pipeline, as a strategy
+layer_parallel.py  a group of layers on several devices, as a strategy
 processes.py       the backend that runs such strategies on processes of this machine
 child.py           a process that computes for this one, its start and its end; actor.py: in a Ray actor
 line.py            the pipe between two of them

@@ -169,6 +169,7 @@ class Bench:
         self._latest: Sequence[Span] = []
 
     def close(self) -> None:
+        self._engine.close()
         self.model.close()
 
     def measure(self, setting: Setting) -> float:
@@ -219,7 +220,10 @@ class Bench:
             spec.vocab_size,
         )
         arrivals = self.tuning.load.arrivals(kernel.rng("load"))
-        run_load(engine, arrivals, SyntheticRequests(arrivals, spec.vocab_size, kernel.rng("prompts")))
+        try:
+            run_load(engine, arrivals, SyntheticRequests(arrivals, spec.vocab_size, kernel.rng("prompts")))
+        finally:
+            engine.close()
 
 
 def tune(

@@ -236,6 +236,7 @@ class Record:
         runner = SimulatedRunner(CalibratedCost(self.calibration))
         engine = make_engine(plan, kernel, kv, runner, int(self.about["max_len"]), spec.vocab_size)
         self._run(engine, kernel)
+        engine.close()
         assert kernel.trace is not None
         return _figures(kernel.trace.spans)
 
@@ -247,6 +248,7 @@ class Record:
             model.warm_up()
             self._run(engine, kernel)
         finally:
+            engine.close()
             model.close()
         assert kernel.trace is not None
         return _figures(kernel.trace.spans)

@@ -95,6 +95,10 @@ class Drafting:
         except Exception as error:
             self._give_up(error)
 
+    def close(self) -> None:
+        """End what the proposer started."""
+        self.proposer.close()
+
     def _gain(self, seq: Seq) -> Sequence[float]:
         """What rows would add, for as many as the sequence may use. Raises InvariantError."""
         most = min(self.proposer.k, MAX_NODES, seq.output_left - 1)

@@ -111,6 +111,11 @@ class Engine:
         self._ring()
         return seqs
 
+    def close(self) -> None:
+        """End what guesses tokens, if anything does; called when no more is asked."""
+        if self._drafting is not None:
+            self._drafting.close()
+
     def cancel(self, seqs: Iterable[Seq]) -> None:
         """End sequences whose caller has gone; their blocks are free at once, or when their step ends."""
         for seq in seqs:

@@ -89,6 +89,12 @@ class Fleet:
             if seq.finished is None:
                 self.engines[self._at[seq.id]].cancel([seq])
 
+    def close(self) -> None:
+        """End what engines of this process started; other processes end with what `open_engine` returned."""
+        for engine in self.engines:
+            if isinstance(engine, Engine):
+                engine.close()
+
     @property
     def num_unfinished(self) -> int:
         return sum(engine.num_unfinished for engine in self.engines)

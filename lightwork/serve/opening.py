@@ -87,8 +87,8 @@ def open_engine(
     """Load the model and build the engine that serves it for real, or the engines behind the plan's router,
     each a process of this machine or a Ray actor.
 
-    progress(phase, done_bytes, total_bytes) is called while loading. Close the model when done. Raises
-    CheckpointError, SpecError.
+    progress(phase, done_bytes, total_bytes) is called while loading. Close the engine and the model when
+    done. Raises CheckpointError, SpecError.
     """
     if plan.on.startswith("sim:"):
         raise SpecError(

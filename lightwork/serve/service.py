@@ -226,12 +226,13 @@ class Service:
         return True
 
     def close(self) -> None:
-        """Stop the kernel's thread. Unfinished requests are cancelled."""
+        """Stop the kernel's thread, then what guesses tokens. Unfinished requests are cancelled."""
         self._draining = True
         if self._thread.is_alive():
             self.kernel.post(self._cancel_all)
             self.kernel.stop()
             self._thread.join()
+        self.engine.close()
 
     def _cancel_all(self) -> None:
         engine = self.engine

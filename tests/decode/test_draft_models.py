@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import pytest
@@ -65,6 +66,7 @@ def serve(use: Iterable[object], load: list[Request], **settings: Any) -> tuple[
     kernel = Kernel(WallClock(), trace=Trace("real: cpu"))
     engine, model, _ = open_one(plan, kernel, predict=lambda step: 1.0)
     seqs = run_load(engine, [0.0] * len(load), load)
+    engine.close()
     model.close()
     engine.kv.check()
     assert engine.kv.free == engine.kv.total
@@ -230,6 +232,13 @@ def test_what_steps_have_no_rows_for_does_not_pile_up() -> None:
     known = len(seq.tokens)
     (draft,) = drafter.propose([seq], [64])
     assert list(draft.tokens) == [said(seq, known + i) for i in range(4)]
+
+
+def test_nothing_runs_on_when_an_engine_has_been_closed() -> None:
+    before = {*enumerate_threads()}
+    serve([Pearl(inner=replace(SMALL, threads=2))], requests(0.0, num=1))
+    left = [thread.name for thread in {*enumerate_threads()} - before]
+    assert not [name for name in left if name.startswith(("drafts", "compute"))]
 
 
 def test_what_left_is_forgotten_and_may_come_back() -> None:

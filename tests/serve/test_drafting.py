@@ -206,6 +206,8 @@ class Liar:
 
     def forget(self, seq_id: int) -> None: ...
 
+    def close(self) -> None: ...
+
 
 LIES = [
     *(

@@ -35,8 +35,8 @@ class Target:
     """Whose tokens are guessed. model: its URI. on: the place that it computes on.
 
     max_seqs, max_len: of the engine, sequences at once and tokens of one. beside: runs what is to go on
-    while the target computes, one call after another. put_probes: gives the target the embeddings [P, d] of
-    the probes in drafts; None where it computes none.
+    while the target computes, one call after another; who uses it shuts it down when closed. put_probes:
+    gives the target the embeddings [P, d] of the probes in drafts; None where it computes none.
     """
 
     model: str
@@ -163,4 +163,8 @@ class Drafter(Protocol):
 
     def forget(self, seq_id: int) -> None:
         """A sequence has ended or was preempted: nothing that was kept of it is needed. It may come back."""
+        ...
+
+    def close(self) -> None:
+        """End threads, and models that were loaded: nothing is asked any more."""
         ...

@@ -60,6 +60,9 @@ class Copy:
     def forget(self, seq_id: int) -> None:
         """Nothing is kept."""
 
+    def close(self) -> None:
+        """Nothing runs."""
+
     def _continuation(self, tokens: list[int], prompt_len: int, limit: int) -> list[int]:
         if limit <= 0:
             return []

@@ -31,6 +31,7 @@ from lightwork.kernels.cpu.formats import PAGE
 from lightwork.kernels.rows import Rows
 from lightwork.memory.kv import KVCache
 from lightwork.models import compiles, load, load_compiled, read_shape, resolve
+from lightwork.models.layer_plan import LayerPlan
 from lightwork.models.precisions.stored import Stored
 from lightwork.models.tokenizer import Tokenizer
 
@@ -78,6 +79,9 @@ class DraftRunner:
 
     def __init__(self, how: DraftModel, model: Any, kv_dtype: str, block_size: int, target: Target) -> None:
         self._how = how
+        self._asked: object = how
+        self._plan: LayerPlan | None = None
+        self._calibrate = False
         self._model = model
         self._max_len: int = model.spec.max_len
         self._computed: dict[int, list[int]] = {}
@@ -94,7 +98,15 @@ class DraftRunner:
         self._pool = model.new_kv(self._kv.total, block_size)
 
     def __repr__(self) -> str:
-        return repr(self._how)
+        return repr(self._asked)
+
+    def arrange(self, plan: LayerPlan, *, calibrate: bool, asked: object) -> None:
+        """Draft by a plan of the layers (see `easy_spec`), but for passes over new texts.
+
+        calibrate: the first pass of each draft is exact, too, over all that was computed by the plan before.
+        asked: who it says that it is.
+        """
+        self._plan, self._calibrate, self._asked = plan, calibrate, asked
 
     @property
     def k(self) -> int:
@@ -104,17 +116,25 @@ class DraftRunner:
         return chain_gain(rate, self.k)
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
+        plan = self._plan
+        if self._calibrate or any(text.id not in self._computed for text in texts):
+            plan = None
         most = [self._begin(text, n) for text, n in zip(texts, rows, strict=True)]
         chains: list[list[int]] = [[] for _ in texts]
         going = [i for i, n in enumerate(most) if n]
         while going:
-            tokens = self._write([texts[i] for i in going], [chains[i] for i in going])
+            tokens = self._write([texts[i] for i in going], [chains[i] for i in going], plan)
+            plan = self._plan
             for i, token in zip(going, tokens, strict=True):
                 if token < 0:
                     most[i] = 0
                 else:
                     chains[i].append(token)
             going = [i for i in going if len(chains[i]) < most[i]]
+        if self._calibrate:
+            for text, chain in zip(texts, chains, strict=True):
+                if chain:  # what the text goes on with is computed again, exactly
+                    del self._computed[text.id][len(text.tokens) :]
         return [Draft.chain(chain) for chain in chains]
 
     def accept(self, texts: Sequence[Text], verdicts: Sequence[Verdict]) -> None:
@@ -123,6 +143,9 @@ class DraftRunner:
     def forget(self, seq_id: int) -> None:
         if self._computed.pop(seq_id, None) is not None:
             self._kv.release(seq_id)
+
+    def close(self) -> None:
+        self._model.close()
 
     def check(self) -> None:
         """Raise InvariantError unless every block is of a sequence, cached, or free."""
@@ -151,9 +174,11 @@ class DraftRunner:
             self._pool.copy(range(src, src + num), range(dst, dst + num))
         return most
 
-    def _write(self, texts: Sequence[Text], chains: Sequence[Sequence[int]]) -> list[int]:
+    def _write(
+        self, texts: Sequence[Text], chains: Sequence[Sequence[int]], plan: LayerPlan | None
+    ) -> list[int]:
         """The next token of each text and what was drafted of it; -1 where its scores say nothing."""
-        logits_SV = self._model.logits(self._rows(texts, chains), self._pool)
+        logits_SV = self._model.logits(self._rows(texts, chains), self._pool, plan)
         for text in texts:
             self._kv.commit(text.id, text.tokens, text.prompt_len)
         hows = [text.sampling for text in texts]

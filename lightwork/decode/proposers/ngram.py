@@ -58,6 +58,9 @@ class Ngram:
     def forget(self, seq_id: int) -> None:
         """Nothing is kept."""
 
+    def close(self) -> None:
+        """Nothing runs."""
+
     def _continuation(self, tokens: list[int], limit: int) -> list[int]:
         if limit <= 0:
             return []

@@ -88,9 +88,12 @@ class Writer:
             text.tokens += tokens
         return written
 
-    def close(self, seq_id: int) -> None:
+    def forget(self, seq_id: int) -> None:
         del self._texts[seq_id]
         self._drafter.forget(seq_id)
+
+    def close(self) -> None:
+        self._drafter.close()
 
 
 @dataclass(slots=True)
@@ -144,7 +147,11 @@ class Ahead:
 
     def forget(self, seq_id: int) -> None:
         if self._turns.pop(seq_id, None) is not None:
-            self._beside.submit(self._writer.close, seq_id)
+            self._beside.submit(self._writer.forget, seq_id)
+
+    def close(self) -> None:
+        self._beside.submit(self._writer.close)
+        self._beside.shutdown()
 
     def _held(self, text: Text) -> tuple[int, list[int]]:
         """How much of the writer's copy holds, and what of it is still to be judged."""

@@ -300,19 +300,19 @@ def _merge_row(t: Any, thread: int, i: int, part: int, part_sums: int) -> None:
 
 @compiled
 def _result(t: Any, row: int, head: int) -> tuple[Any, Any]:
-    """A row's place in mixed for a query head, and for (m, l) while it is unfinished."""
+    """A row's place in mixed for a query head, and for (m, l) while it is unfinished. row: of the group."""
     out = floats(t.mixed + 4 * (row * t.width + head * t.head_size), t.head_size)
     return out, floats(t.row_sums + 8 * (row * t.heads + head), 2)
 
 
 @compiled
-def _load_queries(t: Any, thread: int, tile: Any, head: int, heads: int) -> None:
+def _load_queries(t: Any, thread: int, among: int, tile: Any, head: int, heads: int) -> None:
     """The tile's query rows side by side, a head's after another's, and its result set to nothing, or to that
-    of the keys before."""
+    of the keys before. among: which of its group the layer is, as in all that follows."""
     share = t.heads // t.kv_heads
     width = (t.heads + 2 * t.kv_heads) * t.head_size
     for r in range(tile[NUM_ROWS]):
-        number = _row(t, tile, r)
+        number = among * t.rows + _row(t, tile, r)
         for one in range(heads * share):
             h, s = one // share, one % share
             i, column = (h * tile[NUM_ROWS] + r) * share + s, head * share + one
@@ -336,14 +336,14 @@ def _load_queries(t: Any, thread: int, tile: Any, head: int, heads: int) -> None
 
 
 @compiled
-def _store_result(t: Any, thread: int, tile: Any, head: int, heads: int) -> None:
+def _store_result(t: Any, thread: int, among: int, tile: Any, head: int, heads: int) -> None:
     """o / l to the rows of mixed, zeros for a row that saw no key; o while keys are left."""
     share = t.heads // t.kv_heads
     for r in range(tile[NUM_ROWS]):
         for one in range(heads * share):
             h, s = one // share, one % share
             i = (h * tile[NUM_ROWS] + r) * share + s
-            to, sums_to = _result(t, _row(t, tile, r), head * share + one)
+            to, sums_to = _result(t, among * t.rows + _row(t, tile, r), head * share + one)
             sums = floats(_place(t, t.out_sums, thread, i, 2), 2)
             total = sums[1]
             inverse = np.float32(1) / total if total > 0 else np.float32(0)
@@ -366,7 +366,8 @@ def _first_cut_after(unit: int, units: int, runs: int) -> int:
 
 @compiled
 def _kept(t: Any, cut: int, chunk: int, i: int) -> Any:
-    """The address of a partial [padded_head + 2] that waits for its head to be merged."""
+    """The address of a partial [padded_head + 2] that waits for its head to be merged. cut: counted over
+    all layers of the group."""
     return t.partials + 4 * ((cut * t.chunks + chunk) * t.tile_rows + i) * (t.padded_head + 2)
 
 
@@ -375,6 +376,7 @@ def attend_run(
     t: Any,
     thread: int,
     layer: int,
+    among: int,
     ancestors: int,
     window: int,
     plan: int,
@@ -390,7 +392,7 @@ def attend_run(
         rows = heads * tile[NUM_ROWS] * (t.heads // t.kv_heads)
         last = min(end, start + tile[NUM_CHUNKS])
         whole = unit == start and last == start + tile[NUM_CHUNKS]
-        _load_queries(t, thread, tile, head, heads)
+        _load_queries(t, thread, among, tile, head, heads)
         for u in range(unit, last):
             chunk = u - start
             first_page, table = _pages(t, tile, tile[FIRST_CHUNK] + chunk)
@@ -404,24 +406,26 @@ def attend_run(
                 if whole:
                     _merge_row(t, thread, i, part, part_sums)
                 else:
-                    kept = _kept(t, _first_cut_after(start, units, runs), chunk, i)
+                    kept = _kept(t, among * runs + _first_cut_after(start, units, runs), chunk, i)
                     copy(floats(part, t.padded_head), floats(kept, t.padded_head))
                     copy(floats(part_sums, 2), floats(kept + 4 * t.padded_head, 2))
         if whole:
-            _store_result(t, thread, tile, head, heads)
+            _store_result(t, thread, among, tile, head, heads)
         unit = last
 
 
 @compiled
-def merge_cut(t: Any, thread: int, plan: int, count: int, units: int, runs: int, cut: int) -> None:
+def merge_cut(
+    t: Any, thread: int, among: int, plan: int, count: int, units: int, runs: int, cut: int
+) -> None:
     """Finish the heads that the start of run `cut` goes through, if it is the first cut to do so."""
     unit = units * cut // runs
     tile, head, heads, start = find(t, plan, count, unit)
     if unit == start or _first_cut_after(start, units, runs) != cut:
         return
-    _load_queries(t, thread, tile, head, heads)
+    _load_queries(t, thread, among, tile, head, heads)
     for chunk in range(tile[NUM_CHUNKS]):
         for i in range(heads * tile[NUM_ROWS] * (t.heads // t.kv_heads)):
-            kept = _kept(t, cut, chunk, i)
+            kept = _kept(t, among * runs + cut, chunk, i)
             _merge_row(t, thread, i, kept, kept + 4 * t.padded_head)
-    _store_result(t, thread, tile, head, heads)
+    _store_result(t, thread, among, tile, head, heads)

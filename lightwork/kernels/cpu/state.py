@@ -4,7 +4,7 @@ Compiled functions take the record and open views on its buffers; a record is on
 tuples of arrays would be hundreds of arguments. Everything is a number of 64 bits.
 
 R rows  N scored rows  S sequences  d hidden  H query heads  G key-value heads  D head size  F MLP width
-V vocabulary  E experts  A rows times experts per row
+V vocabulary  E experts  A rows times experts per row  P layers of the largest group
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ MODEL = (
     "window",  # of the layers that have one
     "least_alike",  # chunks that sequences must share to be a group
     "probes num_probes",  # float32 [num_probes, d]: of negative tokens, -1 the first
+    "num_groups group_starts",  # of layers: int64 [groups + 1], the first of each, and their number
 )
 BATCH = (
     "rows scored",  # R N
@@ -39,18 +40,20 @@ BATCH = (
 )
 POOL = ("blocks keys values key_scales value_scales",)
 SCRATCH = (
-    "x qkv mixed wide gathered width",  # float32 [R, d], [R, (H + 2 G) D], [R, width], [A, width] twice
-    # Rows encoded for a product: [A, parts, width], [A, width], [A, groups].
+    # float32 [R, d], [P R, (H + 2 G) D], [P R, width], [A, width] twice
+    "x qkv mixed wide gathered width",
+    # Rows encoded for a product: [A or P R, parts, width], [.., width], [.., groups].
     "halves codes scales sums float_sums groups",
     "tiles widened",  # float32 [threads, 2, ROW_TILE, TILE_WIDTH], [threads, WIDENED_PANEL, BLOCK]
     "q chunk_scores part part_sums out out_sums tile_rows",  # float32 [threads, tile_rows, ...]
     "half_q half_scores q_scales weight_scales",  # the first two in 16 bits, and with bytes their scales
     "partials chunks",  # float32 [runs, chunks, tile_rows, padded_head + 2]
     "plan windowed_plan",  # int64 [1 + tiles, PLAN_COLUMNS]
-    "members row_order row_sums",  # int64 [S, MEMBER_COLUMNS]; int64 [R]; float32 [R, H, 2]
+    "members row_order row_sums",  # int64 [S, MEMBER_COLUMNS]; int64 [R]; float32 [P R, H, 2]
     "expert_scores expert_of gate_of order starts expert_out",
     "reduced reduced_width",  # float32 [R, reduced_width]: inputs reduced to an adapter's ranks
-    "all_rows every_scored",  # int64 [2]: (0, R) and (0, N), the starts of one expert's rows
+    # int64: (0, R, 2 R .. P R), the starts of each layer's rows; (0, N), of the only expert's.
+    "row_starts every_scored",
     "logits",  # float32 [N, V]
 )
 TEAM = ("threads control counters phases",)

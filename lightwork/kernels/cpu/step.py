@@ -4,6 +4,9 @@ transformers.
 Threads run it together. A step is a sequence of phases; within one, threads take rows or blocks of 64 outputs
 from each other's ranges, and at its end they wait for each other. Nothing is allocated.
 
+Layers come in groups, mostly of one. The attentions of a group all take the input of its first layer, so each
+of their phases is one phase of all of them: rows of qkv and mixed are the first layer's, then the next one's.
+
 d hidden  H query heads  G key-value heads  D head size
 """
 
@@ -85,32 +88,45 @@ def attend_alone(thread: int, record: int) -> None:
         if thread == 0:
             call_helpers(t)
             plan_attention(t)
-        _attend(t, thread, barrier(t, 0), 0, t.ancestors, 0, t.plan)
+        _attend(t, thread, barrier(t, 0), 0, 1, t.ancestors, 0, t.plan)
         if thread == 0:
             return
 
 
 @compiled
 def _forward(t: Any, thread: int) -> None:
-    """Blocks [first_block, last_block) of the forward; the rows are in x between calls."""
+    """Blocks [first_block, last_block) of the forward; the rows are in x between calls.
+
+    Groups of several layers are in one call.
+    """
     # Read before any barrier: after the last one, the leader may name the blocks of the next call.
-    phase, first, end, head = 0, t.first_block, t.last_block, 1 + 2 * t.num_layers
-    if first == 0:
+    phase, begin, end, head = 0, t.first_block, t.last_block, 1 + 2 * t.num_layers
+    if begin == 0:
         if thread == 0:
             plan_attention(t)
         _embed(t, thread, phase)
         phase = barrier(t, phase)
-    for block in range(max(1, first), min(head, end)):
-        number = (block - 1) // 2
-        layer = ints(t.layers + 8 * LAYER_COLUMNS * number, LAYER_COLUMNS)
-        if block % 2 == 1:
-            phase = _attention(t, thread, phase, layer, number)
-        elif layer[ROUTER] >= 0:
-            phase = _experts(t, thread, phase, layer)
-        else:
-            phase = _mlp(t, thread, phase, layer, number)
+    for group in range(t.num_groups):
+        first, after = int_at(t.group_starts, group), int_at(t.group_starts, group + 1)
+        if begin <= 1 + 2 * first < end:
+            phase = _attend_group(t, thread, phase, first, after - first)
+        for number in range(first, after):
+            layer = _layer(t, number)
+            if begin <= 1 + 2 * number < end:
+                phase = _leave_attention(t, thread, phase, layer, number, number - first)
+            if not begin <= 2 + 2 * number < end:
+                continue
+            if layer[ROUTER] >= 0:
+                phase = _experts(t, thread, phase, layer)
+            else:
+                phase = _mlp(t, thread, phase, layer, number)
     if end > head:
         _score(t, thread, phase)
+
+
+@compiled
+def _layer(t: Any, number: int) -> Any:
+    return ints(t.layers + 8 * LAYER_COLUMNS * number, LAYER_COLUMNS)
 
 
 @compiled
@@ -135,7 +151,7 @@ def _multiply(
     phase = reduce_phase(t, thread, phase, product, buffer, size)
     adapted = product if t.runs else -1
     product_phase(
-        t, thread, phase, then, matrix, 1, t.all_rows, buffer, bias, outputs, out, out_width, adapted
+        t, thread, phase, then, matrix, 1, t.row_starts, buffer, bias, outputs, out, out_width, adapted
     )
     return barrier(t, phase)
 
@@ -173,7 +189,7 @@ def _embed(t: Any, thread: int, phase: int) -> None:
 
 @compiled
 def _enter(t: Any, thread: int, phase: int, norm: int, bias: int, router: int) -> None:
-    """Normalise every row of x into mixed; then encode it, or choose its experts."""
+    """Normalise every row of x into mixed for an MLP; then encode it, or choose its experts."""
     while True:
         r, last = take(t, phase, thread, t.rows, 1)
         if r == last:
@@ -203,40 +219,53 @@ def _of_row(t: Any, table: int, r: int) -> Any:
 
 
 @compiled
-def _attention(t: Any, thread: int, phase: int, layer: Any, number: int) -> int:
-    """The attention of a layer, added to x."""
-    phase = _project(t, thread, phase, layer, number)
-    if layer[WINDOW]:
-        window, plan = layer[WINDOW], t.windowed_plan
-        phase = _attend(t, thread, phase, number, t.windowed_ancestors, window, plan)
-    else:
-        phase = _attend(t, thread, phase, number, t.ancestors, 0, t.plan)
-    return _leave_attention(t, thread, phase, layer, number)
+def _attend_group(t: Any, thread: int, phase: int, first: int, count: int) -> int:
+    """The attentions of `count` layers on one input, but for what leads out of them."""
+    phase = _project(t, thread, phase, first, count)
+    window = _layer(t, first)[WINDOW]
+    if window:
+        return _attend(t, thread, phase, first, count, t.windowed_ancestors, window, t.windowed_plan)
+    return _attend(t, thread, phase, first, count, t.ancestors, 0, t.plan)
 
 
 @compiled
-def _project(t: Any, thread: int, phase: int, layer: Any, number: int) -> int:
-    """Queries, keys and values of every row, rotated; keys and values stored."""
+def _project(t: Any, thread: int, phase: int, first: int, count: int) -> int:
+    """Queries, keys and values of every row for each of `count` layers, rotated; keys and values stored."""
     width = (t.heads + 2 * t.kv_heads) * t.head_size
-    _enter(t, thread, phase, layer[NORM1], layer[NORM1_BIAS], -1)
-    phase = barrier(t, phase)
-    product = PRODUCTS_PER_LAYER * number + QKV_PRODUCT
-    phase = _multiply(
-        t, thread, phase, PLAIN, layer[QKV], t.mixed, t.hidden, layer[QKV_BIAS], width, t.qkv, width, product
-    )
     while True:
-        r, last = take(t, phase, thread, t.rows, 1)
-        if r == last:
+        at, last = take(t, phase, thread, count * t.rows, 1)
+        if at == last:
             break
-        _rotate_and_store(t, layer, number, r)
+        layer, x = _layer(t, first + at // t.rows), t.x + 4 * (at % t.rows) * t.hidden
+        row = row_of(t, t.mixed, at, t.hidden)
+        _normalise(t, layer[NORM1], layer[NORM1_BIAS], floats(x, t.hidden), row)
+        encode(t, t.mixed, at, t.hidden)
+    phase = barrier(t, phase)
+    product, matrix = PRODUCTS_PER_LAYER * first + QKV_PRODUCT, _layer(t, first)[QKV]
+    phase = reduce_phase(t, thread, phase, product, t.mixed, t.hidden)
+    adapted = product if t.runs else -1
+    product_phase(
+        t, thread, phase, PLAIN, matrix, count, t.row_starts, t.mixed, -1, width, t.qkv, width, adapted
+    )
+    phase = barrier(t, phase)
+    while True:
+        at, last = take(t, phase, thread, count * t.rows, 1)
+        if at == last:
+            break
+        _rotate_and_store(t, first + at // t.rows, at % t.rows, t.qkv + 4 * at * width)
     return barrier(t, phase)
 
 
 @compiled
-def _rotate_and_store(t: Any, layer: Any, number: int, r: int) -> None:
-    """Normalise and rotate a row's queries and keys, scale queries for exp2, store key and value."""
-    size = t.head_size
-    row = t.qkv + 4 * r * (t.heads + 2 * t.kv_heads) * size
+def _rotate_and_store(t: Any, number: int, r: int, row: int) -> None:
+    """Add the bias to row r's projections, which are at `row`, normalise and rotate its queries and keys,
+    scale queries for exp2, store key and value."""
+    layer, size = _layer(t, number), t.head_size
+    if layer[QKV_BIAS] >= 0:
+        width = (t.heads + 2 * t.kv_heads) * size
+        all_of_it, bias = floats(row, width), floats(t.vectors + 4 * layer[QKV_BIAS], width)
+        for k in range(width):
+            all_of_it[k] += bias[k]
     scale = LOG2_E / np.sqrt(np.float32(size))
     at = 4 * int_at(t.row_positions, r) * (size // 2)
     for h in range(t.heads + t.kv_heads):
@@ -257,13 +286,16 @@ def _rotate_and_store(t: Any, layer: Any, number: int, r: int) -> None:
 
 
 @compiled
-def _attend(t: Any, thread: int, phase: int, number: int, ancestors: int, window: int, plan: int) -> int:
-    """Attention of every row, from qkv into mixed: first over the keys that groups share."""
+def _attend(
+    t: Any, thread: int, phase: int, first: int, layers: int, ancestors: int, window: int, plan: int
+) -> int:
+    """Attention of every row in each of some layers, from qkv into mixed: first over the keys that groups of
+    sequences share."""
     tiles = plan + 8 * PLAN_COLUMNS
     for part in range(2):
         count, units = int_at(plan, 2 * part), int_at(plan, 2 * part + 1)
         if count:
-            phase = _attend_tiles(t, thread, phase, number, ancestors, window, tiles, count, units)
+            phase = _attend_tiles(t, thread, phase, first, layers, ancestors, window, tiles, count, units)
         tiles += 8 * PLAN_COLUMNS * count
     return phase
 
@@ -273,48 +305,40 @@ def _attend_tiles(
     t: Any,
     thread: int,
     phase: int,
-    number: int,
+    first: int,
+    layers: int,
     ancestors: int,
     window: int,
     tiles: int,
     count: int,
     units: int,
 ) -> int:
-    runs = min(units, t.threads * RUNS_PER_THREAD)
+    runs = min(units, max(1, t.threads * RUNS_PER_THREAD // layers))
     while True:
-        run, last = take(t, phase, thread, runs, 1)
-        if run == last:
+        one, last = take(t, phase, thread, layers * runs, 1)
+        if one == last:
             break
-        attend_run(t, thread, number, ancestors, window, tiles, count, units, runs, run)
+        layer, run = one // runs, one % runs
+        attend_run(t, thread, first + layer, layer, ancestors, window, tiles, count, units, runs, run)
     phase = barrier(t, phase)
     while True:
-        cut, last = take(t, phase, thread, runs, 1)
-        if cut == last:
+        one, last = take(t, phase, thread, layers * runs, 1)
+        if one == last:
             break
-        if cut > 0:
-            merge_cut(t, thread, tiles, count, units, runs, cut)
+        if one % runs > 0:
+            merge_cut(t, thread, one // runs, tiles, count, units, runs, one % runs)
     return barrier(t, phase)
 
 
 @compiled
-def _leave_attention(t: Any, thread: int, phase: int, layer: Any, number: int) -> int:
-    """The output projection, added to x."""
-    encode_phase(t, thread, phase, t.mixed, t.rows, t.heads * t.head_size)
+def _leave_attention(t: Any, thread: int, phase: int, layer: Any, number: int, among: int) -> int:
+    """The output projection, added to x. among: which of its group the layer is."""
+    heads, inside = t.mixed + 4 * among * t.rows * t.width, t.heads * t.head_size
+    encode_phase(t, thread, phase, heads, t.rows, inside)
     phase = barrier(t, phase)
-    product, inside = PRODUCTS_PER_LAYER * number + OUT_PRODUCT, t.heads * t.head_size
+    product, bias = PRODUCTS_PER_LAYER * number + OUT_PRODUCT, layer[OUT_BIAS]
     return _multiply(
-        t,
-        thread,
-        phase,
-        ADDED,
-        layer[OUT],
-        t.mixed,
-        inside,
-        layer[OUT_BIAS],
-        t.hidden,
-        t.x,
-        t.hidden,
-        product,
+        t, thread, phase, ADDED, layer[OUT], heads, inside, bias, t.hidden, t.x, t.hidden, product
     )
 
 
