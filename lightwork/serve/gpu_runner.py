@@ -223,7 +223,13 @@ class PickedScores:
         self._tokens = tokens
         self._logits = logits
 
-    def pick(self, chunk: int, node: int, emitted: Sequence[int]) -> Pick:
+    def pick(self, chunk: int, node: int, emitted: Sequence[int], top: int | None = None) -> Pick:
+        if top is not None:
+            raise InvariantError(
+                "probabilities of other tokens stay on the device",
+                expected="a verifier that asks for none",
+                fix="Match()",
+            )
         seq = self._step.chunks[chunk].seq
         end = self._first[chunk + 1] if chunk + 1 < len(self._first) else len(self._tokens)
         row = end - len(self._step.draft(chunk)) + node

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightwork.decode.proposers import Drafter, Proposer, Target
 from lightwork.decode.proposers.draft_model import DraftModel
+from lightwork.decode.proposers.nat import Nat
 from lightwork.decode.verifiers import Verifier
+from lightwork.decode.verifiers.relaxed_lossy import RelaxedLossy
 from lightwork.errors import CapacityError, SpecError
 from lightwork.memory.kv import KVCache
 from lightwork.memory.layouts import Layout
@@ -183,6 +185,18 @@ def _check_together(chosen: Mapping[str, Any], on: str) -> None:
             f"{chosen['proposer']!r} computes, and {on} is simulated",
             expected="a real place: which guesses hold is known only once they are made",
             fix="lightwork claims pearl simulates drafts that hold at a given rate",
+        )
+    if contains(chosen.get("proposer"), Nat):
+        raise SpecError(
+            f"{chosen['proposer']!r} drafts for encoder-decoders, and a plan serves decoders",
+            expected="Copy, Ngram or DraftModel",
+            fix="lightwork claims aggressive_decoding runs it on an encoder-decoder",
+        )
+    if isinstance(chosen.get("verifier"), RelaxedLossy) and on != "cpu":
+        raise SpecError(
+            f"{chosen['verifier']!r} asks for probabilities, which are at hand on a CPU only",
+            expected="Match, which is exact, or --on cpu",
+            fix="leave it out",
         )
     if mixes(chosen) and "precision" in chosen:
         raise SpecError(
