@@ -6,27 +6,42 @@ from the corrector's weights and learns to fill masks with what the corrector pu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from random import Random
 
+import torch
 from tokenizers import Tokenizer as Words
 
 from lightwork.agents.worlds.corrections import WORDS, Corrections
 from lightwork.claims._duo import one_thread
 from lightwork.claims._random_llama import written_once
+from lightwork.decode.proposers import Draft, Proposer, Target
+from lightwork.decode.sampling import Sampling
+from lightwork.decode.verifiers import PickAt, Verdict, Verifier
+from lightwork.decode.verifiers.match import Match
+from lightwork.memory.kv import KVCache
 from lightwork.models import load_seq2seq
 from lightwork.models.block_filler import MASK
 from lightwork.models.encoder_decoder import EncoderDecoder
-from lightwork.models.seq2seq import Seq2Seq
 from lightwork.models.spec import ModelSpec
+from lightwork.runtime.kernel import Kernel
+from lightwork.serve.engine import Engine
+from lightwork.serve.local_runner import LocalRunner
+from lightwork.serve.schedulers.sarathi import Sarathi
+from lightwork.serve.sequence import Limits, Request
+from lightwork.serve.simulate import run_load
 from lightwork.train.block_drafter import Blocks, greedy_outputs, train_block_drafter
 from lightwork.train.pretrain import Settings
-from lightwork.train.seq2seq import Pairs, initial_seq2seq, save_seq2seq, train_seq2seq
+from lightwork.train.seq2seq import Pairs, initial_seq2seq, predict, save_seq2seq, train_seq2seq
 from lightwork.train.vocabulary import BOS, END, build_tokenizer
 
+Sources = tuple[tuple[int, ...], ...]
 BLOCK = 8
 RATE = 0.06
 """Share of words with a mistake."""
@@ -109,7 +124,9 @@ def _train_corrector(part: Path) -> None:
 
 def _train_drafter(part: Path) -> None:
     verifier = corrector().weights
-    weights = _copied(verifier)
+    weights = deepcopy(verifier)
+    for tensor in weights.tensors():
+        tensor.requires_grad_(True)
     outputs = (greedy_outputs(verifier, spec(), pairs, blocks()) for pairs in batches("distil"))
     with one_thread():
         for _ in train_block_drafter(weights, spec(), outputs, DRAFTER, blocks()):
@@ -117,10 +134,81 @@ def _train_drafter(part: Path) -> None:
     save_seq2seq(part, weights, spec(), words())
 
 
-def _copied(weights: Seq2Seq) -> Seq2Seq:
-    from copy import deepcopy
+@one_thread()
+@torch.no_grad()
+def accuracy(sources: Sources, targets: Sequence[Sequence[int]]) -> float:
+    """The share of target tokens that the corrector says behind those before them."""
+    pairs = Pairs.of([*zip(sources, targets, strict=True)], blocks().end)
+    logits_NV, tokens_N = predict(corrector().weights, spec(), pairs, blocks().start)
+    return float((logits_NV.argmax(-1) == tokens_N).float().mean())
 
-    copy = deepcopy(weights)
-    for tensor in copy.tensors():
-        tensor.requires_grad_(True)
-    return copy
+
+@dataclass(frozen=True, slots=True)
+class Corrected:
+    """Of each sentence: the output, and passes of the corrector. accepted: drafted tokens that were kept,
+    of so many drafts."""
+
+    outputs: list[list[int]]
+    calls: list[int]
+    accepted: int
+    drafts: int
+
+
+@cache
+@one_thread()
+def corrected(
+    proposer: Proposer | None, sources: Sources, verifier: Verifier | None = None, at_once: int = 1
+) -> Corrected:
+    """So many sentences at once, where a pass takes the same time whatever its rows, as on a device that
+    launches bind."""
+    counting = Counting(verifier or Match())
+    engine = _engine(proposer, counting)
+    outputs, calls = [], []
+    for i in range(0, len(sources), at_once):
+        before, some = engine.steps, sources[i : i + at_once]
+        seqs = run_load(engine, [0.0] * len(some), [_request(source) for source in some])
+        outputs += [seq.tokens[seq.prompt_len :] for seq in seqs]
+        calls.append(engine.steps - before)
+    return Corrected(outputs, calls, counting.accepted, counting.drafts)
+
+
+@dataclass(slots=True)
+class Counting:
+    """A verifier, and what it was asked and kept."""
+
+    inner: Verifier
+    drafts: int = 0
+    accepted: int = 0
+
+    def verify(self, draft: Draft, pick: PickAt) -> Verdict:
+        verdict = self.inner.verify(draft, pick)
+        self.drafts += 1
+        self.accepted += len(verdict.path)
+        return verdict
+
+
+def _engine(proposer: Proposer | None, verifier: Verifier) -> Engine:
+    kernel, kv = Kernel(), KVCache(400, 16, prefix_cache=False)
+    target = Target(
+        model=str(corrector_folder()), on="cpu", max_seqs=64, max_len=160, beside=ThreadPoolExecutor(1)
+    )
+    return Engine(
+        kernel,
+        LocalRunner(kernel, corrector(), kv),
+        kv,
+        Sarathi(chunk=4096),
+        limits=Limits(max_len=spec().max_len),
+        proposer=None if proposer is None else proposer.begin(target),
+        verifier=verifier,
+        predict=lambda step: 1.0,
+    )
+
+
+def _request(source: tuple[int, ...]) -> Request:
+    return Request(
+        prompt=corrector().prompt(source),
+        encoded=len(source),
+        max_tokens=spec().max_len - len(source) - 1,
+        sampling=Sampling(temperature=0.0),
+        stop_ids=frozenset([blocks().end]),
+    )
