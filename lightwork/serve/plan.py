@@ -180,6 +180,23 @@ def _check_together(chosen: Mapping[str, Any], on: str) -> None:
             expected="a composition whose models take turns, such as Experts",
             fix="lightwork claims blockllm simulates blocks on a cluster",
         )
+    _check_drafts(chosen, on)
+    if mixes(chosen) and "precision" in chosen:
+        raise SpecError(
+            f"{chosen['precision']!r} is of the compiled CPU step, and torch computes shared blocks",
+            expected="no precision: checkpoints are computed in float32 on a CPU",
+            fix="leave it out",
+        )
+    if "precision" in chosen and on.startswith("sim:"):
+        raise SpecError(
+            f"{chosen['precision']!r} is of the compiled CPU step, and {on} is simulated",
+            expected="no precision: a simulated place computes in the widest type that it is fast in",
+            fix="leave it out",
+        )
+
+
+def _check_drafts(chosen: Mapping[str, Any], on: str) -> None:
+    """Raises SpecError for a proposer or verifier that cannot work there."""
     if contains(chosen.get("proposer"), DraftModel) and on.startswith("sim:"):
         raise SpecError(
             f"{chosen['proposer']!r} computes, and {on} is simulated",
@@ -196,18 +213,6 @@ def _check_together(chosen: Mapping[str, Any], on: str) -> None:
         raise SpecError(
             f"{chosen['verifier']!r} asks for probabilities, which are at hand on a CPU only",
             expected="Match, which is exact, or --on cpu",
-            fix="leave it out",
-        )
-    if mixes(chosen) and "precision" in chosen:
-        raise SpecError(
-            f"{chosen['precision']!r} is of the compiled CPU step, and torch computes shared blocks",
-            expected="no precision: checkpoints are computed in float32 on a CPU",
-            fix="leave it out",
-        )
-    if "precision" in chosen and on.startswith("sim:"):
-        raise SpecError(
-            f"{chosen['precision']!r} is of the compiled CPU step, and {on} is simulated",
-            expected="no precision: a simulated place computes in the widest type that it is fast in",
             fix="leave it out",
         )
 

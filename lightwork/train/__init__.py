@@ -8,6 +8,7 @@ vocabulary.py  a tokenizer over given words, with bytes for everything else
 export.py      a folder in Hugging Face layout
 duo.py         models whose MLPs are big, small or left out by token, randomly routed; duo_router.py: gates
                for them, from what oracles find
+seq2seq.py     encoder-decoders, on pairs of texts; block_drafter.py: such that fill masks
 
 To add a way of training: one file here, over `models.transformer.forward`.
 """
