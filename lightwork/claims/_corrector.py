@@ -22,6 +22,8 @@ from lightwork.agents.worlds.corrections import WORDS, Corrections
 from lightwork.claims._duo import one_thread
 from lightwork.claims._random_llama import written_once
 from lightwork.decode.proposers import Draft, Proposer, Target
+from lightwork.decode.proposers.copy import Copy
+from lightwork.decode.proposers.nat import Nat
 from lightwork.decode.sampling import Sampling
 from lightwork.decode.verifiers import PickAt, Verdict, Verifier
 from lightwork.decode.verifiers.match import Match
@@ -42,6 +44,7 @@ from lightwork.train.seq2seq import Pairs, initial_seq2seq, predict, save_seq2se
 from lightwork.train.vocabulary import BOS, END, build_tokenizer
 
 Sources = tuple[tuple[int, ...], ...]
+SENTENCES = 500
 BLOCK = 8
 RATE = 0.06
 """Share of words with a mistake."""
@@ -145,8 +148,9 @@ def accuracy(sources: Sources, targets: Sequence[Sequence[int]]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Corrected:
-    """Of each sentence: the output, and passes of the corrector. accepted: drafted tokens that were kept,
-    of so many drafts."""
+    """outputs: of each sentence. calls: passes of the corrector, for each sentence or those served at once.
+    accepted: drafted tokens that were kept, of so many drafts.
+    """
 
     outputs: list[list[int]]
     calls: list[int]
@@ -212,3 +216,48 @@ def _request(source: tuple[int, ...]) -> Request:
         sampling=Sampling(temperature=0.0),
         stop_ids=frozenset([blocks().end]),
     )
+
+
+@cache
+def judged(seed: int, rate: float | None = None) -> tuple[Sources, list[list[int]]]:
+    """Sentences that nobody was trained on, and how they are right. rate: of mistakes."""
+    made = corrections(f"judged {seed} {rate}", RATE if rate is None else rate)
+    sources, targets = zip(*islice(made, SENTENCES), strict=True)
+    return tuple(map(tuple, sources)), [*targets]
+
+
+def by_itself(sources: Sources) -> Corrected:
+    """Greedy decoding, many sentences at once; of one, as many passes as the output has tokens."""
+    return corrected(None, sources, at_once=50)
+
+
+def copying(sources: Sources) -> Corrected:
+    """IAD. Raises AssertionError if any output is another than the greedy one."""
+    found = corrected(Copy(stop=-1), sources)
+    assert found.outputs == by_itself(sources).outputs
+    return found
+
+
+def num_tokens(outputs: Sequence[Sequence[int]]) -> int:
+    return sum(map(len, outputs))
+
+
+def in_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens of the longest common subsequence."""
+    best = [0] * (len(b) + 1)
+    for x in a:
+        before = 0
+        for i, y in enumerate(b, 1):
+            before, best[i] = best[i], before + 1 if x == y else max(best[i], best[i - 1])
+    return best[-1]
+
+
+def nat() -> Nat:
+    return Nat(model=str(drafter_folder()), k=BLOCK)
+
+
+def in_blocks(sources: Sources) -> Corrected:
+    """GAD. Raises AssertionError if any output is another than the greedy one."""
+    found = corrected(nat(), sources)
+    assert found.outputs == by_itself(sources).outputs
+    return found

@@ -15,21 +15,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import islice
 from statistics import median
 
 import numpy as np
 
 from lightwork import models
 from lightwork.claims import Lab, Measured, _corrector, claim
-from lightwork.claims._corrector import Corrected, Sources
+from lightwork.claims._corrector import (
+    Sources,
+    by_itself,
+    copying,
+    in_blocks,
+    in_common,
+    judged,
+    nat,
+    num_tokens,
+)
 from lightwork.claims._random_llama import random_llama
 from lightwork.cluster import parse_place
 from lightwork.cluster.pricing import CostModel
 from lightwork.decode.acceptance import chain_gain
 from lightwork.decode.proposers import Draft, Drafter, Text
 from lightwork.decode.proposers.copy import Copy
-from lightwork.decode.proposers.nat import Nat
 from lightwork.decode.verifiers import Verdict
 from lightwork.decode.verifiers.relaxed_lossy import RelaxedLossy
 from lightwork.memory.kv import KVCache
@@ -330,30 +337,6 @@ def useless_drafts_cost_nothing(lab: Lab) -> Measured:
     return Measured(median(ratios), note)
 
 
-@cache
-def judged(seed: int, rate: float | None = None) -> tuple[Sources, list[list[int]]]:
-    """Sentences that nobody was trained on, and how they are right. rate: of mistakes."""
-    made = _corrector.corrections(f"judged {seed} {rate}", _corrector.RATE if rate is None else rate)
-    sources, targets = zip(*islice(made, SENTENCES), strict=True)
-    return tuple(map(tuple, sources)), [*targets]
-
-
-def by_itself(sources: Sources) -> Corrected:
-    """Greedy decoding, many sentences at once; of one, as many passes as the output has tokens."""
-    return _corrector.corrected(None, sources, at_once=50)
-
-
-def copying(sources: Sources) -> Corrected:
-    """IAD. Raises AssertionError if any output is another than the greedy one."""
-    found = _corrector.corrected(Copy(stop=-1), sources)
-    assert found.outputs == by_itself(sources).outputs
-    return found
-
-
-def num_tokens(outputs: Sequence[Sequence[int]]) -> int:
-    return sum(map(len, outputs))
-
-
 @claim(
     "aggressive_decoding",
     title="tokens that the corrector gets right, 500 sentences new to it",
@@ -373,7 +356,7 @@ def corrector_is_trained(lab: Lab) -> Measured:
 
 @claim(
     "aggressive_decoding",
-    title="calls of greedy decoding over IAD's, an encoder-decoder and 500 corrections",
+    title="calls of greedy decoding over IAD's, an encoder-decoder, 500 corrections of 6 words in 100",
     paper="- (our bar 5)",
     expect=5.0,
     within=0.0,
@@ -381,21 +364,27 @@ def corrector_is_trained(lab: Lab) -> Measured:
     mode="real",
 )
 def fewer_calls(lab: Lab) -> Measured:
-    sources, _ = judged(lab.seed)
+    return calls_over_greedy(judged(lab.seed)[0])
+
+
+@claim(
+    "aggressive_decoding",
+    title="the same where twice as many words are wrong",
+    paper="- (our bar 5 where nine tenths are copied)",
+    expect=5.0,
+    within=0.0,
+    bound="at least",
+    mode="real",
+)
+def fewer_calls_of_many_mistakes(lab: Lab) -> Measured:
+    return calls_over_greedy(judged(lab.seed, 2 * _corrector.RATE)[0])
+
+
+def calls_over_greedy(sources: Sources) -> Measured:
     found = copying(sources)
     copied = [in_common(s, o) for s, o in zip(sources, found.outputs, strict=True)]
     note = f"{sum(copied) / num_tokens(found.outputs):.0%} of the output copied; all outputs equal"
     return Measured(num_tokens(found.outputs) / sum(found.calls), note)
-
-
-def in_common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens of the longest common subsequence."""
-    best = [0] * (len(b) + 1)
-    for x in a:
-        before = 0
-        for i, y in enumerate(b, 1):
-            before, best[i] = best[i], before + 1 if x == y else max(best[i], best[i - 1])
-    return best[-1]
 
 
 @claim(
@@ -436,17 +425,6 @@ def worst_sentence(lab: Lab) -> Measured:
         found = copying(some)
         ratios.append(max(n / len(o) for n, o in zip(found.calls, found.outputs, strict=True)))
     return Measured(max(ratios), f"{ratios[0]:.2f} of corrections, {ratios[1]:.2f} of hostile sources")
-
-
-def nat() -> Nat:
-    return Nat(model=str(_corrector.drafter_folder()), k=_corrector.BLOCK)
-
-
-def in_blocks(sources: Sources) -> Corrected:
-    """GAD. Raises AssertionError if any output is another than the greedy one."""
-    found = _corrector.corrected(nat(), sources)
-    assert found.outputs == by_itself(sources).outputs
-    return found
 
 
 @claim(
