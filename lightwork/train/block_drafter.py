@@ -42,14 +42,21 @@ def greedy_outputs(weights: Seq2Seq, spec: ModelSpec, pairs: Pairs, blocks: Bloc
     decoding; Santilli et al., 2023): then each token is the greedy one behind those before it. An output that
     does not end within the targets' width is cut off there.
     """
-    while True:
-        greedy_BT = scores(weights, causal(weights, spec, pairs, blocks.start)).argmax(-1)
+    tokens_BT, lengths_B = pairs.tokens_BT.clone(), pairs.lengths_B.clone()
+    left = torch.arange(len(tokens_BT))
+    while len(left):
+        guesses = Pairs(
+            sources_BS=pairs.sources_BS[left],
+            source_lengths_B=pairs.source_lengths_B[left],
+            tokens_BT=tokens_BT[left],
+            lengths_B=lengths_B[left],
+        )
+        greedy_BT = scores(weights, causal(weights, spec, guesses, blocks.start)).argmax(-1)
         ended_BT = (greedy_BT == blocks.end).cumsum(1) > 0
-        greedy_BT = greedy_BT.masked_fill(ended_BT, blocks.end)
-        if torch.equal(greedy_BT, pairs.tokens_BT):
-            return pairs
-        lengths_B = (~ended_BT).sum(1) + ended_BT.any(1)
-        pairs = replace(pairs, tokens_BT=greedy_BT, lengths_B=lengths_B)
+        tokens_BT[left] = greedy_BT.masked_fill(ended_BT, blocks.end)
+        lengths_B[left] = (~ended_BT).sum(1) + ended_BT.any(1)
+        left = left[(tokens_BT[left] != guesses.tokens_BT).any(1)]
+    return replace(pairs, tokens_BT=tokens_BT, lengths_B=lengths_B)
 
 
 def train_block_drafter(

@@ -14,11 +14,11 @@ from lightwork.claims._corrector import BATCH, SENTENCES, batches, corrections, 
 
 def test_judged_sentences_are_others_than_those_learnt_from() -> None:
     sources, targets = judged(0)
-    learnt = {tuple(s) for batch in islice(batches("train"), 4) for s in batch.tokens_BT.tolist()}
-    assert len(sources) == len(targets) == SENTENCES
-    longest = max(map(len, learnt))
     end = _corrector.blocks().end
-    assert not learnt & {tuple(t + [end] * (longest - len(t))) for t in targets}
+    rows = [row for batch in islice(batches("train"), 4) for row in batch.tokens_BT.tolist()]
+    learnt = {tuple(token for token in row if token != end) for row in rows}
+    assert len(sources) == len(targets) == SENTENCES
+    assert not learnt & {tuple(target[:-1]) for target in targets}
     assert all(source[-1] == target[-1] == end for source, target in zip(sources, targets, strict=True))
     assert judged(1)[0] != sources
 
