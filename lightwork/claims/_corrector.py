@@ -1,6 +1,6 @@
 """An encoder-decoder that corrects sentences, and a block drafter for it: trained once, and kept.
 
-Two layers on either side, 770,000 parameters, four minutes of one core together. The drafter starts
+Two layers on either side, 770,000 parameters, six minutes of one core together. The drafter starts
 from the corrector's weights and learns to fill masks with what the corrector puts out.
 """
 
