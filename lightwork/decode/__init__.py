@@ -1,4 +1,4 @@
-"""Whatever proposes tokens, and the verifier that keeps the output exact.
+"""Whatever proposes tokens, and the verifier that keeps the output exact, or else says so in its name.
 
 proposers/  one file per way to guess the next tokens (`Proposer.begin` gives an engine its `Drafter`)
 verifiers/  one file per way to judge the guesses (`Verifier.verify`)

@@ -23,7 +23,8 @@ class Rows:
     known tokens.
     known: int64[S], keys below it are causal, the rest draft nodes. tables: int32[S, blocks], padded with -1.
     scored: int64[N], rows whose logits are wanted, ascending. models: what each sequence's rows are computed
-    with, as `Request.model`; () if that is "" for all.
+    with, as `Request.model`; () if that is "" for all. encoded: how many first tokens of each sequence an
+    encoder reads, as `Request.encoded`; () if it reads none.
     """
 
     tokens: NDArray[np.int64]
@@ -36,6 +37,7 @@ class Rows:
     tables: NDArray[np.int32]
     scored: NDArray[np.int64]
     models: Sequence[str] = ()
+    encoded: Sequence[int] = ()
 
     @classmethod
     def of_text(cls, tokens: NDArray[np.int64], block_size: int) -> Rows:

@@ -22,6 +22,8 @@ tiles.py        rows computed so many at a time, so that their bits do not depen
 gpu_step.py     the same for dense Llama-like models on Triton's kernels, with CUDA graphs
 parts.py        which tensors of a checkpoint each weight is made of
 weights.py      fused weights
+seq2seq.py      encoder and decoder in mBART's layout; encoder_decoder.py: the two as the engine runs them;
+                block_filler.py: masks filled all at once
 slices.py       a part of a model: some layers, and of each a tensor-parallel rank's share; stage.py runs it
 checkpoint.py   tensors by name: of Hugging Face folders (sharded safetensors), memory-mapped
 gguf/           tensors, shape and tokenizer of GGUF files
@@ -46,12 +48,22 @@ from lightwork.errors import CheckpointError, MissingExtraError, SpecError
 
 if TYPE_CHECKING:
     from lightwork.models.compiled import Arrive, CompiledModel
+    from lightwork.models.encoder_decoder import EncoderDecoder
     from lightwork.models.model import Model
     from lightwork.models.precisions import Precision
     from lightwork.models.spec import ModelSpec
     from lightwork.runtime.progress import Progress
 
-__all__ = ["Model", "compiles", "import_models", "load", "load_compiled", "read_shape", "resolve"]
+__all__ = [
+    "Model",
+    "compiles",
+    "import_models",
+    "load",
+    "load_compiled",
+    "load_seq2seq",
+    "read_shape",
+    "resolve",
+]
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -112,6 +124,18 @@ def load(uri: str, *, dtype: str = "float32", device: str = "cpu", progress: Pro
     from lightwork.models.model import open_model
 
     return open_model(folder, dtype=dtype, device=device, progress=progress)
+
+
+def load_seq2seq(uri: str, *, dtype: str = "float32") -> EncoderDecoder:
+    """Load an encoder-decoder with its tokenizer, for torch on a CPU.
+
+    Raises CheckpointError, SpecError; MissingExtraError without torch.
+    """
+    folder = resolve(uri)
+    import_models()
+    from lightwork.models.encoder_decoder import open_seq2seq
+
+    return open_seq2seq(folder, dtype)
 
 
 def load_compiled(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from lightwork.errors import CheckpointError
 from lightwork.models.spec import ModelSpec
 
 Named = tuple[str, tuple[int, ...]]
@@ -30,7 +31,14 @@ class Part(NamedTuple):
 
 
 def each_part(spec: ModelSpec) -> Iterator[Part]:
-    """Every weight of a model, in the order of the forward pass."""
+    """Every weight of a decoder, in the order of the forward pass. Raises CheckpointError for a model with an
+    encoder: `seq2seq` names its weights."""
+    if spec.encoder_layers:
+        raise CheckpointError(
+            f"{spec.name or spec.family} has an encoder, which this place cannot compute",
+            expected="a decoder alone",
+            fix="models.load_seq2seq, which computes it with torch",
+        )
     d, v = spec.hidden_size, spec.vocab_size
     gpt2 = spec.family == "gpt2"
     embed = ("transformer.wte.weight" if gpt2 else "model.embed_tokens.weight", (v, d))

@@ -24,6 +24,7 @@ ARCHITECTURES = {
     "GPT2LMHeadModel": "gpt2",
     "MixtralForCausalLM": "mixtral",
     "Qwen3MoeForCausalLM": "qwen3_moe",
+    "MBartForConditionalGeneration": "mbart",
 }
 
 
@@ -61,6 +62,8 @@ class ModelSpec:
 
     ffn_size: width of a dense MLP, or of one expert. sliding_window: keys a row sees, itself included, in
     the layers of windowed; None sees all. num_experts: 0 is dense; moe: which layers have experts.
+    encoder_layers: of the encoder in front of a decoder, as wide as that; 0: there is none. With one, max_len
+    is of source and output together. embed_scale: what embeddings are multiplied with.
     """
 
     family: str
@@ -91,12 +94,18 @@ class ModelSpec:
     moe: frozenset[int] = frozenset()
     dense_ffn_size: int = 0
     normalise_gates: bool = True
+    encoder_layers: int = 0
+    embed_scale: float = 1.0
 
     @property
     def num_params(self) -> int:
         """Parameters, embeddings included; norms and biases left out (under 0.1 %)."""
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
-        return self.num_layers * self.attention_params + self.mlp_params() + embeddings
+        decoder = self.num_layers * self.attention_params + self.mlp_params()
+        if not self.encoder_layers:
+            return decoder + embeddings
+        encoder = decoder * self.encoder_layers // self.num_layers
+        return encoder + decoder + self.num_layers * self.attention_params + embeddings
 
     @property
     def attention_params(self) -> int:
@@ -132,7 +141,8 @@ class ModelSpec:
             )
         Packing.of(config.get("quantization_config"))
         try:
-            return _gpt2(config, name) if family == "gpt2" else _llama_like(config, family, name)
+            other = {"gpt2": _gpt2, "mbart": _mbart}.get(family)
+            return other(config, name) if other else _llama_like(config, family, name)
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(
                 f"config.json of this {family} model lacks or garbles {error}",
@@ -204,6 +214,38 @@ def _gpt2(c: Mapping[str, Any], name: str) -> ModelSpec:
         out_bias=True,
         mlp_bias=True,
         tied=bool(c.get("tie_word_embeddings", True)),
+    )
+
+
+def _mbart(c: Mapping[str, Any], name: str) -> ModelSpec:
+    hidden, heads, width = int(c["d_model"]), int(c["decoder_attention_heads"]), int(c["decoder_ffn_dim"])
+    if (int(c["encoder_attention_heads"]), int(c["encoder_ffn_dim"])) != (heads, width):
+        raise CheckpointError(
+            "the encoder of this mBART has other widths than its decoder",
+            expected="as many heads, and MLPs as wide",
+            fix="another checkpoint",
+        )
+    return ModelSpec(
+        name=name,
+        family="mbart",
+        vocab_size=int(c["vocab_size"]),
+        hidden_size=hidden,
+        num_layers=int(c["decoder_layers"]),
+        encoder_layers=int(c["encoder_layers"]),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_size=hidden // heads,
+        ffn_size=width,
+        max_len=int(c["max_position_embeddings"]),
+        norm="layer",
+        position="learned",
+        activation=str(c.get("activation_function", "gelu")),
+        gated=False,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        tied=True,
+        embed_scale=hidden**0.5 if c.get("scale_embedding") else 1.0,
     )
 
 

@@ -227,7 +227,13 @@ class PickedScores:
         self._tokens = tokens
         self._logits = logits
 
-    def pick(self, chunk: int, node: int, emitted: Sequence[int]) -> Pick:
+    def pick(self, chunk: int, node: int, emitted: Sequence[int], top: int | None = None) -> Pick:
+        if top is not None:
+            raise InvariantError(
+                "probabilities of other tokens stay on the device",
+                expected="a verifier that asks for none",
+                fix="Match()",
+            )
         seq, row = self._step.chunks[chunk].seq, self._row(chunk, node)
         position = self._step.lengths()[chunk] + len(emitted)
         if row in self._logits:

@@ -7,6 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from lightwork.decode.choose import compiled
+from lightwork.errors import SpecError
 from lightwork.kernels.rows import Rows
 from lightwork.memory.host import Run, runs
 from lightwork.memory.kv import KVCache
@@ -19,6 +20,7 @@ from lightwork.serve.scores import LogitScores
 if TYPE_CHECKING:
     from lightwork.models import Model
     from lightwork.models.compiled import CompiledModel
+    from lightwork.models.encoder_decoder import EncoderDecoder
 
 
 BRIEF_S = 0.01
@@ -36,7 +38,8 @@ class LocalRunner:
 
     model: weights, and their forward. kv: block tables of the engine it serves; the arrays behind them are
     made here, in memory that others can map if there is some (`shared`, see `models.arena`). ahead: the next
-    step is formed meanwhile, and begins on a thread of steps as soon as one has ended.
+    step is formed meanwhile, and begins on a thread of steps as soon as one has ended. Raises SpecError for a
+    model whose texts cannot share keys and values, if those of the engine do.
     """
 
     alive = True
@@ -44,12 +47,18 @@ class LocalRunner:
     def __init__(
         self,
         kernel: Kernel,
-        model: Model | CompiledModel,
+        model: Model | CompiledModel | EncoderDecoder,
         kv: KVCache,
         shared: int | None = None,
         *,
         ahead: bool = False,
     ) -> None:
+        if model.spec.encoder_layers and kv.prefix_cache:
+            raise SpecError(
+                "sources that begin alike have no keys and values in common: an encoder reads all of each",
+                expected="an engine that shares none",
+                fix="KVCache(prefix_cache=False)",
+            )
         self.depth = 2 if ahead else 1
         self.feeds = ahead
         self.kernel = kernel

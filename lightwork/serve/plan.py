@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from lightwork.decode.proposers import Drafter, Proposer, Target
 from lightwork.decode.proposers.draft_model import DraftModel
+from lightwork.decode.proposers.nat import Nat
 from lightwork.decode.proposers.pearl import Pearl
 from lightwork.decode.proposers.ppd import PPD
 from lightwork.decode.verifiers import Verifier
+from lightwork.decode.verifiers.relaxed_lossy import RelaxedLossy
 from lightwork.errors import CapacityError, SpecError
 from lightwork.memory.kv import KVCache
 from lightwork.memory.layouts import Layout
@@ -224,13 +226,7 @@ def _check_together(chosen: Mapping[str, Any], on: str) -> None:
             expected="a composition whose models take turns, such as Experts",
             fix="lightwork claims blockllm simulates blocks on a cluster",
         )
-    proposer = chosen.get("proposer")
-    if on.startswith("sim:") and (contains(proposer, DraftModel) or contains(proposer, PPD)):
-        raise SpecError(
-            f"{proposer!r} computes, and {on} is simulated",
-            expected="a real place: which guesses hold is known only once they are made",
-            fix="lightwork claims pearl simulates drafts that hold at a given rate",
-        )
+    _check_drafts(chosen, on)
     if mixes(chosen) and "precision" in chosen:
         raise SpecError(
             f"{chosen['precision']!r} is of the compiled CPU step, and torch computes shared blocks",
@@ -241,6 +237,29 @@ def _check_together(chosen: Mapping[str, Any], on: str) -> None:
         raise SpecError(
             f"{chosen['precision']!r} is of the compiled CPU step, and {on} is simulated",
             expected="no precision: a simulated place computes in the widest type that it is fast in",
+            fix="leave it out",
+        )
+
+
+def _check_drafts(chosen: Mapping[str, Any], on: str) -> None:
+    """Raises SpecError for a proposer or verifier that cannot work there."""
+    proposer = chosen.get("proposer")
+    if on.startswith("sim:") and (contains(proposer, DraftModel) or contains(proposer, PPD)):
+        raise SpecError(
+            f"{proposer!r} computes, and {on} is simulated",
+            expected="a real place: which guesses hold is known only once they are made",
+            fix="lightwork claims pearl simulates drafts that hold at a given rate",
+        )
+    if contains(proposer, Nat):
+        raise SpecError(
+            f"{proposer!r} drafts for encoder-decoders, and a plan serves decoders",
+            expected="Copy, Ngram or DraftModel",
+            fix="lightwork claims aggressive_decoding runs it on an encoder-decoder",
+        )
+    if isinstance(chosen.get("verifier"), RelaxedLossy) and on != "cpu":
+        raise SpecError(
+            f"{chosen['verifier']!r} asks for probabilities, which are at hand on a CPU only",
+            expected="Match, which is exact, or --on cpu",
             fix="leave it out",
         )
 

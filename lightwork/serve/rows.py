@@ -42,6 +42,7 @@ def build_rows(step: Step, kv: KVCache) -> tuple[Rows, list[int]]:
     seqs_R = np.arange(len(begins), dtype=np.int32).repeat(counts)
     index_R = np.arange(len(tokens)) + (np.array(starts) - np.array(begins))[seqs_R]
     models = [chunk.seq.request.model for chunk in step.chunks]
+    encoded = [chunk.seq.request.encoded for chunk in step.chunks]
     tables = _tables(step, kv)
     block_R = index_R // kv.block_size
     positions_R, ancestors_R = index_R, np.zeros(len(tokens), np.uint64)
@@ -59,6 +60,7 @@ def build_rows(step: Step, kv: KVCache) -> tuple[Rows, list[int]]:
         tables=tables,
         scored=np.array(scored, np.int64),
         models=models if any(models) else (),
+        encoded=encoded if any(encoded) else (),
     )
     return rows, first
 

@@ -17,10 +17,11 @@ from lightwork.serve.schedulers import Step
 class Scores(Protocol):
     """What a forward pass says about the tokens after its rows."""
 
-    def pick(self, chunk: int, node: int, emitted: Sequence[int]) -> Pick:
+    def pick(self, chunk: int, node: int, emitted: Sequence[int], top: int | None = None) -> Pick:
         """The choice after a chunk's last known token (node ROOT) or after a draft node.
 
-        emitted: tokens chosen in this step before it, in order.
+        emitted: tokens chosen in this step before it, in order. top: tell so many of the most probable
+        tokens, rather than as many as the request asks for.
         """
         ...
 

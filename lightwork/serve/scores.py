@@ -53,7 +53,10 @@ class LogitScores:
         tokens = choose(asked_MV, hows, positions)
         self._chosen = dict(zip(zip(rows, positions, strict=True), tokens, strict=True))
 
-    def pick(self, chunk: int, node: int, emitted: Sequence[int]) -> Pick:
+    def pick(self, chunk: int, node: int, emitted: Sequence[int], top: int | None = None) -> Pick:
+        if top is not None:
+            token = self.pick(chunk, node, emitted).token
+            return describe(self._logits_NV[self._root[chunk] + 1 + node], token, top)
         if node == ROOT and chunk in self._picked:
             return self._picked[chunk]
         seq = self._step.chunks[chunk].seq

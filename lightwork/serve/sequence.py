@@ -36,7 +36,8 @@ class Request:
     shown).
     prompt_logprobs: report log-probabilities of the prompt's tokens, with this many alternatives; None
     reports none. tenant: on whose behalf, for schedulers that are fair. model: which of those that the engine
-    serves; "" is the one it was opened with.
+    serves; "" is the one it was opened with. encoded: the leading tokens of the prompt that an encoder reads,
+    all of them in one step; what follows is the decoder's, a token or more.
     """
 
     prompt: tuple[int, ...]
@@ -47,6 +48,7 @@ class Request:
     prompt_logprobs: int | None = None
     tenant: str = ""
     model: str = ""
+    encoded: int = 0
     id: str = ""
 
 
@@ -178,6 +180,18 @@ def check_request(request: Request, limits: Limits, kv_tokens: int, num_waiting:
     for name, value in (("max_tokens", request.max_tokens), ("n", request.n)):
         if value < 1:
             raise RangeError(f"{name} is {value}", expected="at least 1", fix=f"raise {name}")
+    if not 0 <= request.encoded < len(request.prompt):
+        raise RangeError(
+            f"an encoder is to read {request.encoded} tokens of a prompt of {len(request.prompt)}",
+            expected="fewer than there are: the decoder begins with the rest",
+            fix="end the prompt with the token that outputs begin with",
+        )
+    if request.encoded and request.prompt_logprobs is not None:
+        raise RangeError(
+            "log-probabilities are asked for of a prompt that an encoder reads",
+            expected="those of the output: an encoder predicts nothing",
+            fix="leave prompt_logprobs out",
+        )
     asked = len(request.prompt) + request.max_tokens
     if asked > min(limits.max_len, kv_tokens):
         raise CapacityError(

@@ -121,11 +121,12 @@ class ScriptedScores:
         self._step = step
         self._script = script
 
-    def pick(self, chunk: int, node: int, emitted: Sequence[int]) -> Pick:
+    def pick(self, chunk: int, node: int, emitted: Sequence[int], top: int | None = None) -> Pick:
         if self._script is dummy_token:
             return ZERO
         seq = self._step.chunks[chunk].seq
-        return Pick(self._script(seq, len(seq.tokens) + len(emitted)))
+        token = self._script(seq, len(seq.tokens) + len(emitted))
+        return Pick(token) if top is None else Pick(token, 0.0, ((token, 0.0),))
 
     def probes(self, chunk: int, nodes: Sequence[int]) -> Floats:
         """A script says nothing of what might be said."""

@@ -11,6 +11,7 @@ moe.py         models of experts: a loss that keeps them equally busy
 prompt_tokens.py  embeddings that ask a frozen model what it will say some tokens on, from own_texts.py
 duo.py         models whose MLPs are big, small or left out by token, randomly routed; duo_router.py: gates
                for them, from what oracles find
+seq2seq.py     encoder-decoders, on pairs of texts; block_drafter.py: such that fill masks
 
 To add a way of training: one file here, over `models.transformer.forward`.
 """

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import cos, pi
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,16 @@ class Batch:
     tokens_BT: Tensor
     positions_BT: Tensor
     scored_BT: Tensor
+
+
+class Counted(Protocol):
+    """Any batch: its tokens are counted."""
+
+    @property
+    def tokens_BT(self) -> Tensor: ...
+
+
+B = TypeVar("B", bound=Counted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +94,8 @@ def pretrain(
 
 def optimise(
     tensors: Iterable[Tensor],
-    loss_of: Callable[[Batch], Tensor],
-    batches: Iterable[Batch],
+    loss_of: Callable[[B], Tensor],
+    batches: Iterable[B],
     settings: Settings,
 ) -> Iterator[Progress]:
     """`pretrain` for any loss of a batch: a step for each, on the tensors in place."""

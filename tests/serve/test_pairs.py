@@ -49,6 +49,7 @@ ACTING = {
     "FastSwitch": "FastSwitch(every=3, stay=0.3)",
     "CoServe": "CoServe(slo_s=0.02)",
     "Flover": "Flover(lane=32)",
+    "RelaxedLossy": "RelaxedLossy(beta=1)",
     "NanoFlow": "NanoFlow(inner=Sarathi(chunk=48), output=20)",
     "Sarathi": "Sarathi(chunk=48)",
     "SplitFuse": "SplitFuse(tokens=48)",

@@ -24,16 +24,16 @@ from lightwork.decode.acceptance import chain_gain
 from lightwork.decode.choose import choose
 from lightwork.decode.proposers import MAX_NODES, Draft, Target, Text
 from lightwork.decode.proposers._agreement import agreement
+from lightwork.decode.proposers._vocabulary import check_vocabularies
 from lightwork.decode.sampling import pick
 from lightwork.decode.verifiers import Verdict
-from lightwork.errors import CapacityError, InvariantError, RangeError, SpecError
+from lightwork.errors import CapacityError, InvariantError, RangeError
 from lightwork.kernels.cpu.formats import PAGE
 from lightwork.kernels.rows import Rows
 from lightwork.memory.kv import KVCache
-from lightwork.models import compiles, load, load_compiled, read_shape, resolve
+from lightwork.models import compiles, load, load_compiled
 from lightwork.models.layer_plan import LayerPlan
 from lightwork.models.precisions.stored import Stored
-from lightwork.models.tokenizer import Tokenizer
 
 BLOCK_SIZE = 16
 """Tokens of a KV block where torch computes; the compiled step has its pages."""
@@ -61,7 +61,7 @@ class DraftModel:
 
     def begin(self, target: Target) -> DraftRunner:
         """With the model loaded. Raises CheckpointError, CapacityError, SpecError."""
-        _check_vocabularies(target.model, self.model)
+        check_vocabularies(target.model, self.model)
         if compiles(target.on):
             model = load_compiled(self.model, precision=Stored())
             model.set_threads(self.threads)
@@ -226,20 +226,3 @@ class DraftRunner:
         for row, blocks in zip(tables, lists, strict=True):
             row[: len(blocks)] = blocks
         return tables
-
-
-def _check_vocabularies(target: str, draft: str) -> None:
-    """Raises SpecError unless a token means the same in both models."""
-    ours, theirs = Tokenizer(resolve(draft)).vocabulary, Tokenizer(resolve(target)).vocabulary
-    sizes = [read_shape(uri).vocab_size for uri in (draft, target)]
-    if ours == theirs and sizes[0] == sizes[1]:
-        return
-    told = f"{draft} has {sizes[0]} tokens and {target} {sizes[1]}"
-    if differing := [text for text in theirs | ours if ours.get(text) != theirs.get(text)]:
-        one, other = (names.get(differing[0], "none") for names in (ours, theirs))
-        told += f"; {differing[0]!r} is token {one} of the one and {other} of the other"
-    raise SpecError(
-        f"the vocabularies of draft and target differ: {told}",
-        expected="the same tokenizer, so that a drafted token means what the target would say",
-        fix=f"a smaller model of the family of {target}",
-    )

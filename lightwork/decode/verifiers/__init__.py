@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from lightwork.decode.proposers import Draft
     from lightwork.decode.sampling import Floats, Pick
 
-PickAt = Callable[[int, Sequence[int]], "Pick"]
-"""(node, tokens emitted in this step so far) -> the target's choice after that node."""
+
+class PickAt(Protocol):
+    """The target's choice after a node, behind the tokens emitted in this step so far. top: how many of the
+    most probable tokens it is to tell, with their log-probabilities."""
+
+    def __call__(self, node: int, emitted: Sequence[int], top: int | None = None) -> Pick: ...
 
 
 class Verdict(NamedTuple):

@@ -232,7 +232,7 @@ class StepPlan:
         Nobody is admitted in a step that preempts, so that blocks are not taken from one for another. Who has
         its KV elsewhere, at another engine or in host memory, is given blocks for it, and runs when it is
         there. whole: plan all that is left of it in this step, whatever the budget, as engines without
-        chunks do.
+        chunks do, and as encoders need it.
         """
         running = len(self.view.running) + len(self._admitted)
         if running >= self.view.limits.max_seqs or self._preempted:
@@ -251,6 +251,7 @@ class StepPlan:
         if seq.source is not None or blocks.fetchable(seq.tokens, hit.num_tokens, share, model):
             return True
         left = seq.known - hit.num_tokens
+        whole = whole or seq.request.encoded > 0
         self._add(seq, hit.num_tokens, left if whole else min(left, self.room))
         return True
 
