@@ -122,12 +122,14 @@ def compared(ours: Worker, theirs: Worker, task: str, way: str, pairs: int) -> t
 
     def run(worker: Worker, number: int) -> tuple[float, list[list[int]]]:
         asked = answers(task, number)
-        first_s, firsts = worker.generate(asked.prompts, [1] * len(asked.prompts))
-        before = worker.steps
+        ones = [1] * len(asked.prompts)
+        before_s, _ = worker.generate(asked.prompts, ones)
+        steps = worker.steps
         all_s, tokens = worker.generate(asked.prompts, asked.lengths)
         if worker is theirs:
-            taken.append(worker.steps - before)
-        return (sum(asked.lengths) - len(firsts)) / (all_s - first_s), tokens
+            taken.append(worker.steps - steps)
+        after_s, _ = worker.generate(asked.prompts, ones)
+        return (sum(asked.lengths) - len(ones)) / (all_s - min(before_s, after_s)), tokens
 
     for worker in (ours, theirs):
         run(worker, pairs)  # nothing is compiled or allocated later

@@ -10,8 +10,7 @@ from lightwork.claims.speculate import BAR, CHATS, COPIES, PROPOSERS, RECORD, TA
 from lightwork.cli._output import show_json, show_table
 from lightwork.cli._peers import show_peers
 
-COUNTS = ("tokens/step", "rows/step")
-COLUMNS = ("proposer", *COUNTS, *(f"{count} served" for count in COUNTS), "tokens/s", "over plain", "range")
+COLUMNS = ("proposer", "tokens/step", "rows", "served", "rows", "tokens/s", "over plain", "range")
 AGAIN = "python benchmarks/speculate_peers.py --peers ENVIRONMENTS --save"
 
 
@@ -22,7 +21,7 @@ def show_speculation(uses: Sequence[str], rounds: int, as_json: bool) -> None:
         show_json({"rounds": rounds, "ours": found, "peers": [row.record() for row in record]})
         return
     print(f"{TARGET} on cpu, 1 thread, greedy, one request at a time   measured   n={rounds}   outputs equal")
-    print("each draft with all rows that its proposer can use; served: with those that pay here\n")
+    print("tokens and drafted rows per step: with all rows that a proposer can use; served: those that pay\n")
     for task, words in TASKS.items():
         print(f"{task}: {words} ({CHATS} chats a round)")
         show_table(COLUMNS, [_cells(row) for row in found if row.task == task])
