@@ -7,6 +7,7 @@ LightworkError              says what was wrong, what was expected, what to do
 ├── CapacityError           the request can never fit: context, memory (HTTP 400)
 ├── CheckpointError         a model folder that cannot be loaded
 ├── BusyError               the queue is full; try again later (HTTP 429)
+├── NotReadyError           the server takes no requests; another one may (HTTP 503)
 ├── MissingExtraError       an optional dependency is not installed
 ├── DeadlockError           nothing can run, and something still waits
 └── InvariantError          lightwork broke a law of its own: a bug, please report it
@@ -55,6 +56,14 @@ class CheckpointError(LightworkError):
 
 class BusyError(LightworkError):
     """The queue is full; the same request may succeed later."""
+
+    def __init__(self, wrong: str, *, retry_after_s: int = 1, expected: str = "", fix: str = "") -> None:
+        super().__init__(wrong, expected=expected, fix=fix)
+        self.retry_after_s = retry_after_s
+
+
+class NotReadyError(LightworkError):
+    """The server takes no requests, now or any more; another one may."""
 
     def __init__(self, wrong: str, *, retry_after_s: int = 1, expected: str = "", fix: str = "") -> None:
         super().__init__(wrong, expected=expected, fix=fix)

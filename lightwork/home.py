@@ -15,7 +15,8 @@ def home() -> Path:
 
 
 def keep(place: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside its place, then rename it: a file of this name is always whole.
+    """Let `write` fill a file beside its place, then rename it: a file of this name is always whole, also
+    after a power cut.
 
     What a killed process left half written is removed. What is no file (a device, a pipe) is written to as it
     is. Raises OSError, and whatever write does.
@@ -31,7 +32,9 @@ def keep(place: Path, write: Callable[[Path], object]) -> None:
     part = place.with_suffix(f".{os.getpid()}.part")
     try:
         write(part)
+        _to_disk(part)
         part.replace(place)
+        _to_disk(place.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -49,6 +52,15 @@ def save(place: Path, write: Callable[[Path], object]) -> None:
             expected="a folder that may be written to, with room",
             fix="make room there, or name another place",
         ) from error
+
+
+def _to_disk(place: Path) -> None:
+    """Whatever the system still holds of a file, or of the names in a folder."""
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_running(pid: int) -> bool:

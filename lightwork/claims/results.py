@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightwork import home
 from lightwork.claims import State, Verdict
 from lightwork.claims.systems import SYSTEMS, System
 from lightwork.errors import SpecError
@@ -56,7 +57,7 @@ def save(verdicts: dict[str, list[Verdict]], provenance: dict[str, str], path: P
     recorded |= {name: tuple(v.record() for v in found) for name, found in verdicts.items()}
     systems = {name: recorded[name] for name in sorted(recorded) if recorded[name]}
     text = json.dumps({"provenance": provenance, "systems": systems}, indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    home.save(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))
 
 
 def provenance() -> dict[str, str]:

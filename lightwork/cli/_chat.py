@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from lightwork.cli._output import is_terminal, paint
 from lightwork.cli._server import Server
 from lightwork.errors import BusyError, LightworkError, MissingExtraError, UsageError
+from lightwork.home import save
 from lightwork.runtime.clock import WallClock
 
 if TYPE_CHECKING:
@@ -127,14 +128,15 @@ class Chat:
             print(paint(self.last.line(), "2", sys.stderr), file=sys.stderr)
 
     def save(self, path: Path) -> None:
-        """Write the conversation as JSON."""
+        """Write the conversation as JSON. Raises LightworkError if the file cannot be written."""
         record: dict[str, Any] = {
             "model": self.server.model,
             "use": self.server.use,
             "settings": self.settings,
         }
         record |= {"messages": self.messages, "stats": asdict(self.total)}
-        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        save(path, lambda part: part.write_text(text, encoding="utf-8"))
 
     def _client(self) -> httpx.Client:
         try:

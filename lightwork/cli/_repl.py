@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightwork.cli._chat import Chat
 from lightwork.cli._output import paint, show_error
-from lightwork.errors import LightworkError, MissingExtraError, SpecError, UsageError
+from lightwork.errors import LightworkError, MissingExtraError, SpecError
 
 COMMANDS = {
     "/reset": "forget the conversation",
@@ -72,12 +72,7 @@ def obey(chat: Chat, text: str) -> bool:
             print(chat.total.line())
         case "/save":
             path = Path(rest.strip() or "chat.json")
-            try:
-                chat.save(path)
-            except OSError as error:
-                raise UsageError(
-                    f"{path} cannot be written: {error.strerror}", fix="/save another/file.json"
-                ) from None
+            chat.save(path)
             print(f"saved {path}")
         case "/use":
             from lightwork.techniques import parse_all

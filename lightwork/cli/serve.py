@@ -2,7 +2,8 @@
 
 MODEL is `tiny:llama` (built in), `hf:FOLDER` (a Hugging Face checkpoint), `gguf:FILE` (of llama.cpp) or a
 plan file (`plan.toml` with the keys model, on, use). The address and a line to copy are printed when it is
-ready; /metrics is read by Prometheus. Ctrl-C lets running requests finish, a second Ctrl-C stops them.
+ready; /metrics is read by Prometheus. Ctrl-C or SIGTERM lets accepted requests finish, a second one stops
+them; meanwhile new ones are answered 503, and /health too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ from lightwork.cli._verbs import verb
 @_options.tp
 @_options.pp
 @_options.depth
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(0),
+    default=25.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long accepted requests may go on after the first Ctrl-C or SIGTERM.",
+)
 @_options.trace
 def command(
     model: str,
@@ -45,6 +54,7 @@ def command(
     tp: int | None,
     pp: int | None,
     depth: int | None,
+    drain_timeout: float,
     trace: str | None,
 ) -> None:
     from lightwork.serve.http.main import serve
@@ -56,5 +66,6 @@ def command(
         host=host,
         port=port,
         name=name,
+        drain_s=drain_timeout,
         trace=trace,
     )

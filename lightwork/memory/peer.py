@@ -6,7 +6,6 @@ the socket on which that asks for layers by number and gets their bytes. It ends
 
 from __future__ import annotations
 
-import signal
 import socket
 import sys
 from contextlib import suppress
@@ -17,10 +16,11 @@ import torch
 from lightwork.memory.peers import PeerOrder, layer_tensors
 from lightwork.models.checkpoint import open_checkpoint
 from lightwork.models.spec import read_spec
+from lightwork.parallel.child import outlive_signals
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
+    outlive_signals()
     pipe, link = Connection(int(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
     order: PeerOrder = pipe.recv()
     torch.set_num_threads(1)

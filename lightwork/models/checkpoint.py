@@ -5,12 +5,14 @@ Both are memory-mapped, and both name tensors as Hugging Face does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 
 from lightwork.errors import CheckpointError
+from lightwork.home import save
 from lightwork.models.codes import Codes
 from lightwork.models.gptq import PARTS, Packing, unpack
 from lightwork.models.spec import read_json
@@ -23,6 +25,19 @@ if TYPE_CHECKING:
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 UNUSED = ("lm_head.weight", "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """Tensors that checkpoints hold beside the weights: the copy of a tied head, tables that we compute."""
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """As safetensors. Raises LightworkError if there is no room, or no way to write; what was there stays."""
+    from safetensors.torch import save_file
+
+    def write(part: Path) -> None:
+        try:
+            save_file({**tensors}, part, metadata={"format": "pt"})
+        except SafetensorError as error:  # it comes from the file: the tensors are ours
+            raise OSError(str(error)) from error
+
+    save(file, write)
 
 
 class Source(Protocol):

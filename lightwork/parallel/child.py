@@ -7,6 +7,7 @@ an order, and says ("progress", ...), ("failed", why) or ("ready", what it has b
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -86,6 +87,15 @@ class Child:
         self.process.kill()
         self.process.wait()
         self.pipe.close()
+
+
+def outlive_signals() -> None:
+    """In such a process: Ctrl-C and SIGTERM may reach all of them, and the first one decides.
+
+    It drains, which needs the others; they end when its pipe does.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def start_process(name: str, module: str, order: Any, fds: Sequence[int] = ()) -> Child:

@@ -7,7 +7,6 @@ that process. In an actor it is given the pipe.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 from lightwork.decode.sampling import Pick
 from lightwork.errors import LightworkError
 from lightwork.memory.host import runs
+from lightwork.parallel.child import outlive_signals
 from lightwork.parallel.line import Line
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
@@ -248,7 +248,7 @@ def run(pipe: Connection) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
+    outlive_signals()
     run(Connection(int(sys.argv[1])))
 
 

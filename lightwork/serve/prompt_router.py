@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lightwork import home
 from lightwork.errors import CheckpointError
 
 FILE = "router.safetensors"
@@ -62,11 +63,12 @@ class PromptRouter:
         return chances
 
     def save(self, folder: Path) -> None:
-        """Beside the experts' folders."""
-        from safetensors.numpy import save_file
+        """Beside the experts' folders. Raises LightworkError if there is no room."""
+        from safetensors.numpy import save as in_bytes
 
         told = {"names": json.dumps(self.names), "least": repr(self.least)}
-        save_file({"weights": self.weights, "bias": self.bias}, folder / FILE, metadata=told)
+        stored = in_bytes({"weights": self.weights, "bias": self.bias}, metadata=told)
+        home.save(folder / FILE, lambda part: part.write_bytes(stored))
 
 
 def read_router(folder: Path) -> PromptRouter | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightwork.decode.sampling import Pick
-from lightwork.errors import LightworkError
+from lightwork.errors import LightworkError, NotReadyError
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.engine import Engine
@@ -21,6 +21,10 @@ from lightwork.serve.fleet import Fleet
 from lightwork.serve.sequence import FinishReason, Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.text import TextOutput
+from lightwork.serve.training_runner import TrainingRunner
+
+RETRY_AFTER_S = 5
+"""What clients are told who come when no requests are taken: by then another server may be there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +160,7 @@ class Service:
         self.failure: BaseException | None = None
         self._outbox: list[tuple[Stream, Delta]] = []
         self._draining = False
+        self._when_stopped: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._serve, name="lightwork-engine", daemon=True)
         self._thread.start()
 
@@ -164,20 +169,30 @@ class Service:
         """True while new requests are taken."""
         return self._thread.is_alive() and not self._draining and self.engine.alive
 
-    @property
-    def why_not_ready(self) -> str:
-        """What there is to say when no requests are taken."""
-        if self.failure is not None:
-            return f"the engine stopped: {self.failure!r}"
-        return "the server is shutting down" if self.engine.alive else "no engine's process is left"
+    def check_ready(self) -> None:
+        """Raises NotReadyError, which says why, when no new requests are taken."""
+        if self.ready:
+            return
+        if self.failure is None and self.engine.alive:
+            raise NotReadyError(
+                "the server is shutting down and takes no new requests",
+                retry_after_s=RETRY_AFTER_S,
+                expected="a server that stays",
+                fix="send it again soon: to another server, or to this one when it is back",
+            )
+        failed = (
+            "no engine's process is left" if self.failure is None else f"the engine stopped: {self.failure!r}"
+        )
+        raise NotReadyError(
+            failed, retry_after_s=RETRY_AFTER_S, expected="a running engine", fix="restart the server"
+        )
 
     async def submit(self, request: Request, stop: Sequence[str] = ()) -> Stream:
         """Start a request; returns its stream once the engine has accepted it.
 
-        Raises what `Engine.submit` raises, and LightworkError when the service has stopped or is draining.
+        Raises what `Engine.submit` raises, and NotReadyError when the service has stopped or is draining.
         """
-        if not self.ready:
-            raise LightworkError(self.why_not_ready, expected="a running engine", fix="restart the server")
+        self.check_ready()
         stream = Stream(self, asyncio.get_running_loop(), request, stop)
         self.kernel.post(stream.start)
         try:
@@ -203,33 +218,50 @@ class Service:
         return await answer
 
     async def drain(self) -> None:
-        """Take no new requests; return when the accepted ones have finished."""
+        """Take no new requests and end training; return when the accepted requests have finished and what was
+        trained is kept, or when the engine has stopped."""
         self._draining = True
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
 
-        async def wait() -> None:
-            await self.engine.drained()
-            loop.call_soon_threadsafe(done.set)
+        def tell() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(done.set)
 
+        async def wait() -> None:
+            if self._trains is not None:
+                await self._trains.end()
+            await self.engine.drained()
+            tell()
+
+        self._when_stopped.append(tell)
+        self.kernel.post(lambda: self.kernel.spawn(wait(), name="drain"))
         if self._thread.is_alive():
-            self.kernel.post(lambda: self.kernel.spawn(wait(), name="drain"))
             await done.wait()
 
     def end_training(self) -> bool:
-        """Train no more, so that what was accepted is served sooner; whether anything was being trained. From
-        any thread."""
-        training = self.engine.training if isinstance(self.engine, Engine) else None
-        if training is None or training.finished:
+        """Train no more, so that what was accepted is served sooner, and keep what was trained; whether
+        anything was being trained. From any thread."""
+        trains = self._trains
+        if trains is None or trains.training.finished:
             return False
-        self.kernel.post(training.stop)
+        self.kernel.post(trains.end)
         return True
+
+    @property
+    def _trains(self) -> TrainingRunner | None:
+        runner = self.engine.runner if isinstance(self.engine, Engine) else None
+        return runner if isinstance(runner, TrainingRunner) else None
+
+    def cancel(self) -> None:
+        """Take no new requests, and end the accepted ones with an error, soon. From any thread."""
+        self._draining = True
+        self.kernel.post(self._cancel_all)
 
     def close(self) -> None:
         """Stop the kernel's thread, then what guesses tokens. Unfinished requests are cancelled."""
-        self._draining = True
+        self.cancel()
         if self._thread.is_alive():
-            self.kernel.post(self._cancel_all)
             self.kernel.stop()
             self._thread.join()
         self.engine.close()
@@ -247,6 +279,9 @@ class Service:
         except BaseException as error:
             self.failure = error
             self._flush()
+        finally:
+            for tell in self._when_stopped:
+                tell()
 
     def _flush(self) -> None:
         items, self._outbox = self._outbox, []

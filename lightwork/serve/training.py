@@ -60,6 +60,11 @@ class Trainer(Protocol):
         """What has been trained, if it should be served from now on; once."""
         ...
 
+    def keep(self) -> Update | None:
+        """Write what has been trained; returns its last update, or None if there is nothing that has not been
+        written yet."""
+        ...
+
     def close(self) -> None:
         """Let go of all memory but what has been trained."""
         ...

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightwork.memory.host import Run
 from lightwork.models.adapters import Adapter
+from lightwork.runtime.futures import Task
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.notes import Notes
 from lightwork.serve.runner import Runner, Scores
@@ -55,6 +56,7 @@ class TrainingRunner:
         self.feeds = False
         self.publish: Callable[[Adapter], Coroutine[Any, Any, object]] | None = None
         self._epoch: _Epoch | None = None
+        self._end: Task | None = None
         self._notes = Notes(kernel, "training")
 
     @property
@@ -90,12 +92,36 @@ class TrainingRunner:
                     break
             self.cost.observe(done, took_s)
         except Exception as error:
-            log.error("training has stopped: %s", error)
-            self._notes.event("training failed", type(error).__name__, why=str(error))
-            self.training.stop()
+            self._failed(error)
         if self.training.finished:
             self.trainer.close()
         return done
+
+    def _failed(self, error: Exception) -> None:
+        log.error("training has stopped: %s", error)
+        self._notes.event("training failed", type(error).__name__, why=str(error))
+        self.training.stop()
+
+    def end(self) -> Task:
+        """Train no more, and write what has been trained since it was written last; done when it is."""
+        self.training.stop()
+        self._end = self._end or self.kernel.spawn(self._keep(), name="end of training")
+        return self._end
+
+    async def _keep(self) -> None:
+        def keep() -> Update | None:
+            try:
+                return self.trainer.keep()
+            finally:
+                self.trainer.close()
+
+        try:
+            update = await self.kernel.offload(keep, thread="training")
+        except Exception as error:
+            self._failed(error)
+            return
+        if update is not None:
+            self._notes.event("keep adapter", str(update.number), loss=update.loss, tokens=update.tokens)
 
     async def _compute(self, piece: Slice, epoch: _Epoch) -> float:
         """Returns the seconds that it took, without what follows from it."""

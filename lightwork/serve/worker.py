@@ -7,7 +7,6 @@ stage before and to the stage after. It ends with the controller.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from lightwork.models.model import KVPool
 from lightwork.models.stage import Stage, open_stage
-from lightwork.parallel.child import LostError
+from lightwork.parallel.child import LostError, outlive_signals
 from lightwork.parallel.pipeline import stage
 from lightwork.parallel.processes import connect
 from lightwork.runtime.effects import Compute, Recv, Send
@@ -130,7 +129,7 @@ def _live_with(control: Connection) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
+    outlive_signals()
     control, before, after = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     pipe, source, to = (
         Connection(control),

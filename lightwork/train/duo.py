@@ -15,12 +15,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Generator, Tensor
 
 from lightwork.errors import CheckpointError, RangeError
-from lightwork.models.checkpoint import Checkpoint
+from lightwork.models.checkpoint import Checkpoint, write_tensors
 from lightwork.models.duo import BIG, SMALL, Choose, Duo, forward, given, narrowed
 from lightwork.models.parts import each_part
 from lightwork.models.spec import ModelSpec, read_spec
@@ -81,9 +80,8 @@ def save_duo(folder: Path, duo: Duo, tokenizer: Tokenizer, dtype: torch.dtype = 
     small = folder / SMALL_FOLDER
     small.mkdir(exist_ok=True)
     write_json(small / "config.json", hf_config(duo.small_spec, dtype))
-    save_file(
-        {k: v.detach().to(dtype).contiguous().clone() for k, v in own.items()}, small / "model.safetensors"
-    )
+    state = {k: v.detach().to(dtype).contiguous().clone() for k, v in own.items()}
+    write_tensors(small / "model.safetensors", state)
 
 
 def read_duo(folder: Path) -> Duo:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from lightwork.errors import CheckpointError
+from lightwork.home import save
+from lightwork.models.checkpoint import write_tensors
 from lightwork.models.spec import ModelSpec
 from lightwork.models.weights import Weights, to_checkpoint
 from lightwork.train.vocabulary import BOS, END, save_tokenizer
@@ -21,7 +22,8 @@ def save_model(
 ) -> None:
     """Write config.json, generation_config.json, model.safetensors and the tokenizer's files.
 
-    dtype: of the stored weights. Raises CheckpointError for families that cannot be written.
+    dtype: of the stored weights. Raises CheckpointError for families that cannot be written, LightworkError
+    if there is no room.
     """
     config = hf_config(spec, dtype)
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,7 +32,7 @@ def save_model(
     write_json(folder / "config.json", config | ends)
     write_json(folder / "generation_config.json", {"do_sample": False, **ends})
     state = {k: v.detach().to(dtype).contiguous().clone() for k, v in to_checkpoint(weights, spec).items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "model.safetensors", state)
     save_tokenizer(tokenizer, folder, spec.max_len)
 
 
@@ -74,4 +76,5 @@ def _of_experts(spec: ModelSpec) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    """Raises LightworkError if there is no room, or no way to write; what was there stays then."""
+    save(path, lambda part: part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))

@@ -34,7 +34,7 @@ class FineTuning:
     """A Trainer of one adapter, with AdamW, in the order of the examples.
 
     The loss of a batch is the mean over its predicted tokens. name: of the adapter. save: called with it
-    after each epoch.
+    after each epoch, and by `keep`.
     """
 
     def __init__(
@@ -56,7 +56,9 @@ class FineTuning:
             [*lora], lr=schedule.learning_rate, weight_decay=schedule.weight_decay
         )
         self.num_updates = -(-len(self._order) // schedule.batch)
-        self._number = self._tokens = self._update = 0
+        self._number = self._tokens = 0
+        self._last: Update | None = None
+        self._kept: Update | None = None
         self._loss = 0.0
         self._windows: Windows | None = None
         self._closed = False
@@ -124,13 +126,28 @@ class FineTuning:
             )
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self._update += 1
-        update = Update(self._update, self._loss, self._tokens)
+        self._last = update = Update(self._update + 1, self._loss, self._tokens)
         self._loss = 0.0
         if last or self._number // len(self._examples) > before // len(self._examples):
-            self._due = self._lora.adapter(self._name)
-            self._save(self._due)
+            self._due = self._write(update)
         return [update]
+
+    @property
+    def _update(self) -> int:
+        """How many there have been."""
+        return self._last.number if self._last is not None else 0
+
+    def _write(self, update: Update) -> Adapter:
+        adapter = self._lora.adapter(self._name)
+        self._save(adapter)
+        self._kept = update
+        return adapter
+
+    def keep(self) -> Update | None:
+        if self._last is None or self._last is self._kept:
+            return None
+        self._write(self._last)
+        return self._last
 
     def _rate(self) -> float:
         schedule, left = self._schedule, 1 - self._update / self.num_updates

@@ -14,6 +14,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from lightwork.errors import UsageError
+from lightwork.home import save
 
 BOS, END = "<|bos|>", "<|end|>"
 ROLES = ("system", "user", "assistant", "tool")
@@ -60,5 +61,6 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_len: int) -> None:
         "model_max_length": max_len,
         "chat_template": TEMPLATE,
     }
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(config, indent=2) + "\n"
+    save(folder / "tokenizer.json", lambda part: part.write_text(tokenizer.to_str(pretty=True), "utf-8"))
+    save(folder / "tokenizer_config.json", lambda part: part.write_text(text, encoding="utf-8"))

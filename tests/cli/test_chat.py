@@ -160,8 +160,8 @@ def test_commands(chat, tmp_path: Path, capsys):
     assert not obey(chat, "/quit")
     with pytest.raises(SpecError, match="/stats"):
         obey(chat, "/stat")
-    with pytest.raises(UsageError, match="cannot be written"):
-        obey(chat, f"/save {tmp_path}/absent/chat.json")
+    with pytest.raises(LightworkError, match=r"new\.json cannot be written: File exists"):
+        obey(chat, f"/save {tmp_path}/chat.json/new.json")
     with pytest.raises(UsageError, match="not started by the chat"):
         obey(chat, "/use Ngram")
 

@@ -17,7 +17,7 @@ from lightwork.cluster.probe import Prediction, Report, Sample, detect_levels, m
 from lightwork.cluster.probe.describe import describe
 from lightwork.cluster.probe.samples import Bench, measure
 from lightwork.cluster.probe.validate import HeldOut, compare
-from lightwork.errors import LightworkError, UsageError
+from lightwork.errors import LightworkError
 from lightwork.runtime import Work
 
 SWEEP = [int((4 << 10) * 1.5**i) for i in range(26)]
@@ -192,8 +192,8 @@ def test_a_cache_slower_than_memory_is_refused_however_steady():
 def test_a_steady_machine_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(package, "survey", lambda **_: report(spread=0.1))
     assert probe(tmp_path / "m.json") == Cluster.from_dict(json.loads((tmp_path / "m.json").read_text()))
-    with pytest.raises(UsageError, match="cannot be written"):
-        probe(tmp_path / "absent" / "m.json")
+    with pytest.raises(LightworkError, match="cannot be written: File exists"):
+        probe(tmp_path / "m.json" / "new.json")
 
 
 def test_predictions_are_prices():

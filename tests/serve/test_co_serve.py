@@ -91,6 +91,9 @@ class Counting:
         due, self.due = self.due, 0
         return Adapter(name="mine", deltas={}) if due else None
 
+    def keep(self) -> Update | None:
+        return None
+
     def close(self) -> None:
         self.closed = True
 

@@ -10,16 +10,23 @@ import logging
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+pytest.importorskip("httpx")
 pytest.importorskip("numba")
 pytest.importorskip("torch")
 
+from lightwork.claims.results import save
+from lightwork.cli._chat import Chat
+from lightwork.cli._server import Server
 from lightwork.errors import CheckpointError, LightworkError
 from lightwork.home import home
+from lightwork.models.gguf.export import write_gguf
 from lightwork.models.peft import read_adapter
+from lightwork.models.spec import read_spec
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import read_chrome_trace, write_chrome_trace
@@ -29,7 +36,10 @@ from lightwork.serve.plan import Plan
 from lightwork.serve.schedulers.co_serve import CoServe
 from lightwork.serve.sequence import Request
 from lightwork.serve.simulate import run_load
+from lightwork.train.export import save_model
+from lightwork.train.initial import initial_weights
 from lightwork.train.tunings.lora_tuning import LoraTuning
+from lightwork.train.vocabulary import build_tokenizer
 
 Make = Callable[..., Path]
 LOAD = [Request(prompt=tuple(range(10 + i, 40 + 3 * i)), max_tokens=24) for i in range(8)]
@@ -129,3 +139,32 @@ def test_a_device_that_is_full_is_named_and_stays_a_device() -> None:
     with pytest.raises(LightworkError, match="/dev/full cannot be written: No space left on device"):
         write_chrome_trace("/dev/full", [Trace("test")])
     assert Path("/dev/full").is_char_device()
+
+
+def test_what_is_saved_again_without_room_stays_as_it_was(checkpoint: Make, tmp_path: Path) -> None:
+    """A model's folder, a GGUF file, a conversation, verdicts of claims."""
+    export, gguf = tmp_path / "trained", tmp_path / "model.gguf"
+    spec, tokenizer = read_spec(checkpoint("llama")), build_tokenizer([], [])
+    spec = replace(spec, vocab_size=tokenizer.get_vocab_size())
+    chat = Chat(Server("tiny:llama"))
+    chat.messages.append({"role": "user", "content": "a long story " * 1000})
+    saves: list[tuple[Path, Callable[[Path], object]]] = [
+        (export, lambda path: save_model(path, initial_weights(spec, seed=0), spec, tokenizer)),
+        (gguf, lambda path: write_gguf(checkpoint("llama"), path, "f32")),
+        (tmp_path / "chat.json", chat.save),
+        (tmp_path / "results.json", lambda path: save({}, {"cpu": "x" * 2000}, path)),
+    ]
+    for path, write in saves:
+        write(path)
+        before = {file: file.read_bytes() for file in [path, *path.rglob("*")] if file.is_file()}
+        new = path.with_name(f"new-{path.name}")
+        for place in (path, new):
+            with (
+                room(400),
+                pytest.raises(LightworkError, match=r"cannot be written: .*File too large") as told,
+            ):
+                write(place)
+            assert told.value.fix == "make room there, or name another place"
+        assert {file: file.read_bytes() for file in before} == before
+        assert not new.is_file()
+    assert not [*tmp_path.rglob("*.part")]

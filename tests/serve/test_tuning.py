@@ -159,7 +159,7 @@ def test_a_server_tells_of_each_epoch_and_trains_no_more_when_it_is_to_end(
     assert figures["lightwork_training_loss"] > 0
     told = capsys.readouterr().err
     assert re.search(r"  trained mine   loss [\d.]+   [\d,]+ tokens   \d+% of the time\n", told)
-    assert told.endswith("training ends here; whole epochs are kept\n")
+    assert told.endswith("training ends here; what was trained so far is kept\n")
     assert read_adapter(tmp_path / "mine", loaded.model.spec).rank == 2
 
 

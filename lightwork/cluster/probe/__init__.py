@@ -25,7 +25,8 @@ from lightwork.cluster.probe.describe import describe
 from lightwork.cluster.probe.levels import Level, detect_levels
 from lightwork.cluster.probe.samples import Sample, measure
 from lightwork.cluster.probe.validate import Prediction, compare, held_out, validate
-from lightwork.errors import LightworkError, UsageError
+from lightwork.errors import LightworkError
+from lightwork.home import save
 from lightwork.runtime import WallClock, cpu_s
 
 MAX_SPREAD = 0.3
@@ -101,10 +102,8 @@ def probe(
     if out is not None:
         if not force:
             report.check()
-        try:
-            out.write_text(json.dumps(report.machine.to_dict(), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"{out} cannot be written: {error.strerror}", fix="another file") from error
+        text = json.dumps(report.machine.to_dict(), indent=1) + "\n"
+        save(out, lambda part: part.write_text(text, encoding="utf-8"))
     return report.machine
 
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightwork.errors import CheckpointError
+from lightwork.home import save
 from lightwork.models.checkpoint import Checkpoint
 from lightwork.models.gguf.blocks import FORMATS, Format
 from lightwork.models.gguf.checkpoint import PLAIN
@@ -69,10 +70,14 @@ def write_container(file: Path, metadata: Mapping[str, Value], entries: Mapping[
         header += b"".join(n.to_bytes(8, "little") for n in reversed(entry.shape))
         header += number.to_bytes(4, "little") + offset.to_bytes(8, "little")
         offset += _aligned(Place(format=format, shape=entry.shape, start=0).nbytes)
-    with file.open("wb") as out:
-        _padded(out, header)
-        for entry in entries.values():
-            _padded(out, entry.data())
+
+    def write(part: Path) -> None:
+        with part.open("wb") as out:
+            _padded(out, header)
+            for entry in entries.values():
+                _padded(out, entry.data())
+
+    save(file, write)
 
 
 def _check(spec: ModelSpec, arch: str) -> None:

@@ -78,7 +78,7 @@ class Api:
 
     def _begin(self, body: Body) -> dict[str, str]:
         """Checks that come before any work; returns the reply's headers."""
-        self._check_ready()
+        self.service.check_ready()
         self._check_name(body.model)
         return self._ignored(body)
 
@@ -91,12 +91,6 @@ class Api:
                 log.warning("requests hold the unknown field %r, which is ignored", name[:80])
         shown = ", ".join(n for n in unknown if n.isascii() and n.isprintable())[:1000]
         return {"x-lightwork-ignored": shown} if unknown else {}
-
-    def _check_ready(self) -> None:
-        if not self.service.ready:
-            raise errors.NotReadyError(
-                self.service.why_not_ready, expected="a running engine", fix="restart the server"
-            )
 
     def _check_name(self, name: str) -> None:
         if name not in self.served.names:
@@ -127,7 +121,7 @@ class Api:
             for stream in streams:
                 stream.cancel()
             if isinstance(error, LightworkError):
-                self._check_ready()
+                self.service.check_ready()
             raise
         return streams
 
@@ -229,10 +223,12 @@ class Api:
         return self._ignored(body)
 
     async def health(self) -> dict[str, str]:
+        """As peers' users know it: whether to send requests here, and whether to leave the process alone."""
+        self.service.check_ready()
         return {"status": "alive"}
 
     async def ready(self) -> dict[str, str]:
-        self._check_ready()
+        self.service.check_ready()
         return {"status": "ready"}
 
     async def prometheus(self) -> Response:

@@ -11,7 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from lightwork.errors import BusyError, CapacityError, InvariantError, LightworkError, UsageError
+from lightwork.errors import (
+    BusyError,
+    CapacityError,
+    InvariantError,
+    LightworkError,
+    NotReadyError,
+    UsageError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +40,6 @@ class HttpError(LightworkError):
         self.status = status
         self.param = param
         self.code = code
-
-
-class NotReadyError(LightworkError):
-    """The server does not take requests now."""
 
 
 def refused(field: str, why: str, *, expected: str = "", fix: str = "") -> HttpError:
@@ -71,7 +74,11 @@ def _status(error: Exception) -> int:
 
 def error_response(error: Exception) -> JSONResponse:
     status, body = error_body(error)
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, BusyError) else {}
+    headers = {}
+    if isinstance(error, BusyError | NotReadyError):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, NotReadyError):  # the next attempt's connection may reach another server
+        headers["Connection"] = "close"
     log_failure(error)
     return JSONResponse(body, status, headers)
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -21,6 +21,7 @@ from lightwork.runtime.progress import Progress, ProgressBar
 from lightwork.runtime.trace import Observer, Span, Trace
 from lightwork.serve.compositions import Composition
 from lightwork.serve.http.app import create_app
+from lightwork.serve.http.draining import DRAIN_S, DrainingServer
 from lightwork.serve.http.metrics import Metrics
 from lightwork.serve.http.translate import Served, to_itself
 from lightwork.serve.opening import AnyModel, import_backend, open_engine
@@ -134,30 +135,9 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-class _Server(uvicorn.Server):
-    """Tells when it is up, and says on Ctrl-C what it is waiting for."""
-
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self.up = threading.Event()
-        self._service = service
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.should_exit:
-            left = self._service.engine.num_unfinished
-            print(f"draining {left} requests; Ctrl-C again stops them", file=sys.stderr)
-            if self._service.end_training():
-                print("training ends here; whole epochs are kept", file=sys.stderr)
-        super().handle_exit(sig, frame)
-
-
-def _server(app: FastAPI, service: Service) -> _Server:
+def _server(app: FastAPI, service: Service, drain_s: float = DRAIN_S) -> DrainingServer:
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=30, lifespan="off")
-    return _Server(config, service)
+    return DrainingServer(config, service, drain_s)
 
 
 def serve(
@@ -167,9 +147,13 @@ def serve(
     port: int = 8000,
     name: str | None = None,
     api_key: str | None = None,
+    drain_s: float = DRAIN_S,
     trace: str | None = None,
 ) -> None:
-    """Serve until Ctrl-C, then finish what was accepted. trace: write the run there as a Chrome trace."""
+    """Serve until Ctrl-C or SIGTERM, then finish what was accepted, for at most drain_s seconds.
+
+    trace: write the run there as a Chrome trace.
+    """
     plan.techniques()
     listener = listen(host, port)
     try:
@@ -182,7 +166,7 @@ def serve(
     _announce(loaded, listener, host)
     try:
         with suppress(KeyboardInterrupt):
-            _server(loaded.app, loaded.service).run(sockets=[listener])
+            _server(loaded.app, loaded.service, drain_s).run(sockets=[listener])
     finally:
         loaded.close()
         listener.close()
@@ -207,9 +191,12 @@ def _announce(loaded: Loaded, listener: socket.socket, host: str) -> None:
 
 
 class _Epochs:
-    """Tells of each epoch that has been trained, on stderr: an observer."""
+    """Tells of each epoch that has been trained, and how training ended, on stderr: an observer."""
 
     def on(self, span: Span) -> None:
+        if span.kind == "keep adapter" and span.args:
+            told = "  kept after update {0}   loss {loss:.4g}   {tokens:,} tokens in all"
+            print(told.format(span.name, **span.args), file=sys.stderr, flush=True)
         if span.kind == "serve adapter" and span.args:
             told = "  trained {0}   loss {loss:.4g}   {tokens:,} tokens   {share:.0%} of the time"
             print(told.format(span.name, **span.args), file=sys.stderr, flush=True)

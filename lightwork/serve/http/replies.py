@@ -14,8 +14,9 @@ from itertools import accumulate
 from typing import Any
 
 from lightwork.decode.sampling import Pick
+from lightwork.errors import NotReadyError
 from lightwork.models.tokenizer import Tokenizer
-from lightwork.serve.http.errors import NotReadyError, error_body, log_failure
+from lightwork.serve.http.errors import error_body, log_failure
 from lightwork.serve.sequence import Request
 from lightwork.serve.service import Delta, Stream, Usage
 
