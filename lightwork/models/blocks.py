@@ -116,7 +116,10 @@ class EmbeddingRows:
         self._page = room(PAGE)
 
     def gather(self, state: State) -> None:
-        """Read those of the rows that a state is filled with; tokens and positions become their numbers."""
+        """Read those of the rows that a state is filled with; tokens and positions become their numbers.
+
+        Windows compare positions, and no family has both them and learned positions.
+        """
         layout, rows = self._layout, int(state.record["rows"][0])
         tokens, d = state.arrays["tokens"][:rows], layout.spec.hidden_size
         state.set(embed=self._read(layout.embed, layout.embed_bytes * d, tokens))
