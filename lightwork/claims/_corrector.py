@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer as Words
 
 from lightwork.agents.worlds.corrections import WORDS, Corrections
-from lightwork.claims._duo import one_thread
+from lightwork.claims._chats import one_thread
 from lightwork.claims._random_llama import written_once
 from lightwork.decode.proposers import Draft, Proposer, Target
 from lightwork.decode.proposers.copy import Copy

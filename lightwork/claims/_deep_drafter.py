@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightwork.agents.worlds.lessons import WORDS, Lessons
 from lightwork.agents.worlds.plan_world import SYLLABLES, PlanWorld
-from lightwork.claims._duo import one_thread
+from lightwork.claims._chats import one_thread
 from lightwork.claims._random_llama import written_once
 from lightwork.models import load
 from lightwork.models.spec import ModelSpec, Rope

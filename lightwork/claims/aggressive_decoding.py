@@ -125,6 +125,8 @@ class Guesses:
 
     def forget(self, seq_id: int) -> None: ...
 
+    def close(self) -> None: ...
+
     def _block(self, text: Text, n: int) -> list[int]:
         at = len(text.tokens) - text.prompt_len
         right = self.pairs[text.id].target[at : at + n]

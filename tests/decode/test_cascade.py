@@ -47,6 +47,9 @@ class Counting:
     def forget(self, seq_id: int) -> None:
         self.forgotten.append(seq_id)
 
+    def close(self) -> None:
+        self.closed = True
+
 
 def test_only_texts_that_the_first_has_nothing_for_are_asked_of_the_second():
     how, then = Cascade(first=Ngram(k=4, n_min=2)), Counting()

@@ -66,3 +66,7 @@ class Both:
     def forget(self, seq_id: int) -> None:
         self.first.forget(seq_id)
         self.then.forget(seq_id)
+
+    def close(self) -> None:
+        self.first.close()
+        self.then.close()

@@ -91,6 +91,9 @@ class BlockDrafter:
     def forget(self, seq_id: int) -> None:
         self._sources.pop(seq_id, None)
 
+    def close(self) -> None:
+        """Nothing runs."""
+
     def _source(self, text: Text) -> list[KeysValues]:
         """What the drafter sees of a text's source, encoded when it is first asked for."""
         if text.id not in self._sources:

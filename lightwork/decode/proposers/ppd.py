@@ -138,6 +138,9 @@ class PromptDrafter:
     def forget(self, seq_id: int) -> None:
         self._kept.pop(seq_id, None)
 
+    def close(self) -> None:
+        """Nothing runs."""
+
 
 def most_likely(text: Text, scores_cV: Floats, position: int, ranks: int) -> list[list[int]]:
     """See `Guess`: by the scores, for sampled text with the noise that the target's choice will have."""
