@@ -116,20 +116,26 @@ class EmbeddingRows:
         self._page = room(PAGE)
 
     def gather(self, state: State) -> None:
-        """Read those of the rows that a state is filled with; tokens and positions become their numbers.
+        """Read those of the rows that a state is filled with; tokens, but for probes, and positions become
+        their numbers.
 
         Windows compare positions, and no family has both them and learned positions.
         """
         layout, rows = self._layout, int(state.record["rows"][0])
         tokens, d = state.arrays["tokens"][:rows], layout.spec.hidden_size
-        state.set(embed=self._read(layout.embed, layout.embed_bytes * d, tokens))
+        known = tokens >= 0
+        embed, tokens[known] = self._read(layout.embed, layout.embed_bytes * d, tokens[known])
+        state.set(embed=embed)
         if layout.positions >= 0:
-            positions = state.arrays["row_positions"][:rows]
-            state.set(positions=self._read(4 * layout.positions, 4 * d, positions))
+            places = state.arrays["row_positions"][:rows]
+            positions, places[:] = self._read(4 * layout.positions, 4 * d, places)
+            state.set(positions=positions)
 
-    def _read(self, table: int, row_bytes: int, numbers: NDArray[Any]) -> NDArray[np.uint8]:
-        """Rows of a table in the file; `numbers` become those of what is returned."""
-        wanted, numbers[:] = np.unique(numbers, return_inverse=True)
+    def _read(
+        self, table: int, row_bytes: int, numbers: NDArray[Any]
+    ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        """Rows of a table in the file, and which of them each number asks for."""
+        wanted, asked = np.unique(numbers, return_inverse=True)
         found = np.empty((len(wanted), row_bytes), np.uint8)
         for row, number in zip(found, wanted.tolist(), strict=True):
             begin, end = pages(table + number * row_bytes, table + (number + 1) * row_bytes)
@@ -138,4 +144,4 @@ class EmbeddingRows:
             self._file.read(begin, end, self._page)
             skipped = table + number * row_bytes - begin
             row[:] = self._page[skipped : skipped + row_bytes]
-        return found
+        return found, asked

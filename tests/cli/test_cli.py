@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import click
@@ -135,7 +136,7 @@ def test_the_matrix_shows_every_pair_within_80_columns_and_says_why_not(capsys):
     assert main(["techniques", "LoraTuning", "--matrix"]) == 0
     out = capsys.readouterr().out
     assert "leaves no time for training; expected CoServe around it" in out
-    assert "Ngram          tested   tested" in out
+    assert re.search("Ngram +tested +tested", out)
     assert main(["techniques", "Poisson", "--matrix"]) == 2
     assert "Poisson is a load" in capsys.readouterr().err
 

@@ -55,4 +55,4 @@ def test_the_machine_is_shown_and_saved(machine, tmp_path, capsys):
     assert Cluster.from_dict(json.loads(file.read_text())) == machine
     assert main(["probe", "--json"]) == 0
     assert Cluster.from_dict(json.loads(capsys.readouterr().out)) == machine
-    assert main(["probe", "--force", "--save", str(tmp_path / "absent" / "m.json")]) == 2
+    assert main(["probe", "--force", "--save", str(file / "m.json")]) == 1

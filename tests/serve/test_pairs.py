@@ -92,12 +92,13 @@ class Place:
             return parse(f"Experts(folder='{self.folder}/experts', gb={2.5 * self.expert_bytes() / 1e9})")
         if name == "Blocks":
             return parse(f"Blocks(folder='{self.folder}/experts')")
-        if name in ("DraftModel", "Pearl", "Cascade"):
+        if name in ("DraftModel", "Pearl", "Cascade", "EasySpec"):
             drafts = f"DraftModel(model='{self.folder}/own', k=3)"
             around = {
                 "DraftModel": drafts,
                 "Pearl": f"Pearl(inner={drafts})",
                 "Cascade": f"Cascade(then={drafts})",
+                "EasySpec": f"EasySpec(inner={drafts})",
             }
             return parse(around[name])
         return parse(ACTING.get(name, name))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from engines import UnitCost, expected, next_token, request
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lightwork.errors import LightworkError
@@ -140,6 +140,19 @@ def assert_clean(engine: Engine) -> None:
 
 
 @settings(max_examples=200, deadline=None)
+@example(  # a token came after its sequence was preempted and admitted again
+    sizes=[(23, 3), (6, 5), (20, 4), (8, 4), (24, 2), (1, 1)],
+    blocks=22,
+    host=1,
+    layout=Paged(),
+    tier=HostMemory(),
+    cache=True,
+    broken=(),
+    scheduler=SWITCHING,
+    models=("",),
+    ahead=True,
+    seed=0,
+)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 24), st.integers(1, 16)), min_size=2, max_size=14),
     blocks=st.integers(11, 30),

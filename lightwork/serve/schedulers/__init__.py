@@ -199,8 +199,20 @@ class StepPlan:
         preempt=False: preempt nobody. False if the sequence has to wait: it was preempted, or its blocks are
         with another or a step in flight.
         """
-        if seq.id in self._gone:
+        if seq.id in self._gone or not self._make_room(seq, preempt):
             return False
+        self._add(seq, seq.computed, 1)
+        return True
+
+    def extend(self, seq: Seq) -> None:
+        """Plan the next chunk of a prompt. Its blocks were reserved at admission, but for a token that came
+        since, from a step that was in flight when the sequence was preempted."""
+        count = min(seq.left, self.room)
+        if count > 0 and self._make_room(seq, preempt=True):
+            self._add(seq, seq.computed, count)
+
+    def _make_room(self, seq: Seq, preempt: bool) -> bool:
+        """Take the blocks for what is known of a sequence; False if it has to wait for them."""
         need = self.view.blocks.needs(seq.id, len(seq.tokens) + seq.ahead)
         while need > self._free:
             victim = self._youngest() if preempt else None
@@ -210,15 +222,7 @@ class StepPlan:
             if victim is seq:
                 return False
         self._free -= need
-        self._chunks.append(Chunk(seq, seq.computed, 1))
-        self.room -= 1
         return True
-
-    def extend(self, seq: Seq) -> None:
-        """Plan the next chunk of a prompt whose blocks were reserved at admission."""
-        count = min(seq.left, self.room)
-        if count > 0:
-            self._add(seq, seq.computed, count)
 
     def preempt(self, seq: Seq) -> None:
         """Free the sequence's blocks; it goes back into the queue and is recomputed later."""

@@ -102,18 +102,19 @@ def test_who_was_accepted_is_served_and_who_comes_is_sent_on(checkpoint: Make) -
     with (
         served(folder, *options) as server,
         httpx.Client(base_url=server.url, timeout=120) as http,
-        ThreadPoolExecutor(8) as callers,
+        ThreadPoolExecutor(16) as callers,
         http.stream("POST", PATH, json=STREAMED) as first,
         slow_upload(server.url) as upload,
     ):
         lines = first.iter_lines()
         assert next(lines).startswith("data: ")
-        asked = [{**BODY, "prompt": f"{i}".ljust(900, "x"), "max_tokens": 1000} for i in range(8)]
+        asked = [{**BODY, "prompt": f"{i}".ljust(900, "x"), "max_tokens": 1000} for i in range(16)]
         others = [callers.submit(http.post, PATH, json=body) for body in asked]
         while not re.search(r"num_requests_waiting [1-9]", http.get("/metrics").text):
-            assert not [other.result().text for other in others if other.done()]
+            assert not all(other.done() for other in others)
         killpg(server.process.pid, signal.SIGTERM)
-        assert int(server.hear(r"draining (\d+) requests for at most 600 s")[1]) > 1
+        accepted = int(server.hear(r"draining (\d+) requests for at most 600 s")[1])
+        assert accepted > 1
         refused = [until_refused(http), http.get("/ready"), http.post(PATH, json=BODY)]
         with (
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
@@ -129,8 +130,10 @@ def test_who_was_accepted_is_served_and_who_comes_is_sent_on(checkpoint: Make) -
         said = [line for line in lines if line]
         assert said[-1] == "data: [DONE]"
         assert f'"completion_tokens": {TOKENS},' in said[-2]
-        for other in others:
-            assert other.result().json()["usage"]["completion_tokens"] == 1000
+        replies = [other.result() for other in others]
+        answered = [reply.json() for reply in replies if reply.status_code != 503]
+        assert len(answered) >= accepted - 1  # one of them is streamed
+        assert {reply["usage"]["completion_tokens"] for reply in answered} == {1000}
         assert server.process.poll() is None
         upload.sendall(b"}")
         assert upload.recv(1000).startswith(b"HTTP/1.1 503 ")
