@@ -12,7 +12,7 @@ import numpy as np
 from lightwork.decode.choose import choose
 from lightwork.decode.proposers import ROOT
 from lightwork.decode.sampling import Floats, Pick, Sampling, describe, pick
-from lightwork.serve.schedulers import Chunk, Step
+from lightwork.serve.schedulers import NO_DRAFT, Chunk, Step
 
 
 class LogitScores:
@@ -39,14 +39,17 @@ class LogitScores:
         hows: list[Sampling] = []
         positions: list[int] = []
         for i, (chunk, end) in enumerate(zip(step.chunks, [*first[1:], len(logits_NV)], strict=True)):
-            draft, known = step.draft(i), self._known[i]
-            root = end - len(draft) - 1
+            draft = step.drafts[i] if step.drafts else NO_DRAFT
+            guesses = draft.depths() if draft.tokens else ()
+            known, root = self._known[i], end - 1 - len(guesses)
             self._root.append(root)
             if chunk.start + chunk.count == known:
-                nodes = zip((0, *draft.tokens), (0, *draft.depths()), strict=True)
-                for row, (token, depth) in enumerate(nodes, root):
-                    if token >= 0:
-                        rows.append(row)
+                rows.append(root)
+                hows.append(chunk.seq.sampling)
+                positions.append(known)
+                for node, depth in enumerate(guesses):
+                    if draft.tokens[node] >= 0:
+                        rows.append(root + 1 + node)
                         hows.append(chunk.seq.sampling)
                         positions.append(known + depth)
         asked_MV = logits_NV if len(rows) == len(logits_NV) else logits_NV[rows]
