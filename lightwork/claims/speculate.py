@@ -38,6 +38,8 @@ PROPOSERS = (
     "DraftModel(k=4)",
     "Cascade()",
     "Pearl(inner=DraftModel(k=4))",
+    "EasySpec(inner=DraftModel(k=4))",
+    "PPD(k=32)",
 )
 """What is compared, as `--use` takes it; another proposer is one more text."""
 BAR = 1.5
@@ -132,6 +134,7 @@ def served(use: str, *, all_rows: bool = False) -> Iterator[Ask]:
     try:
         yield partial(_ask, engine, Tokenizer(resolve(TARGET)).eos_ids)
     finally:
+        engine.close()
         model.close()
 
 
