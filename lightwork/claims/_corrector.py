@@ -40,7 +40,7 @@ from lightwork.serve.sequence import Limits, Request
 from lightwork.serve.simulate import run_load
 from lightwork.train.block_drafter import Blocks, greedy_outputs, train_block_drafter
 from lightwork.train.pretrain import Settings
-from lightwork.train.seq2seq import Pairs, initial_seq2seq, predict, save_seq2seq, train_seq2seq
+from lightwork.train.seq2seq import Pairs, initial_seq2seq, mbart_spec, predict, save_seq2seq, train_seq2seq
 from lightwork.train.vocabulary import BOS, END, build_tokenizer
 
 Sources = tuple[tuple[int, ...], ...]
@@ -59,8 +59,7 @@ def words() -> Words:
 
 
 def spec() -> ModelSpec:
-    return ModelSpec(
-        family="mbart",
+    return mbart_spec(
         vocab_size=words().get_vocab_size(),
         hidden_size=128,
         num_layers=2,
@@ -70,14 +69,6 @@ def spec() -> ModelSpec:
         head_size=32,
         ffn_size=256,
         max_len=160,
-        norm="layer",
-        position="learned",
-        activation="gelu",
-        gated=False,
-        qkv_bias=True,
-        out_bias=True,
-        mlp_bias=True,
-        tied=True,
     )
 
 

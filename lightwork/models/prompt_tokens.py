@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lightwork.errors import CheckpointError, InvariantError
+from lightwork.home import save
 from lightwork.models.spec import ModelSpec
 
 FILE = "prompt_tokens.safetensors"
@@ -41,9 +42,9 @@ def as_probes(embeddings_Pd: NDArray[np.float32], spec: ModelSpec) -> NDArray[np
 
 
 def write_prompt_tokens(file: Path, tokens: PromptTokens) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    accuracy = json.dumps(np.round(tokens.accuracy_mR, 6).tolist())
-    save_file({"embeddings": tokens.embeddings_md}, file, metadata={"accuracy": accuracy})
+    """Raises LightworkError if there is no room."""
+    told = {"accuracy": json.dumps(np.round(tokens.accuracy_mR, 6).tolist())}
+    save(file, lambda part: save_file({"embeddings": tokens.embeddings_md}, part, metadata=told))
 
 
 def read_prompt_tokens(file: Path, spec: ModelSpec) -> PromptTokens:

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Generator, Tensor
 
+from lightwork.models.checkpoint import write_tensors
 from lightwork.models.seq2seq import (
     OFFSET,
     Cross,
@@ -72,6 +72,22 @@ class Pairs:
 def _filled(texts: Sequence[Sequence[int]], end: int) -> Tensor:
     longest = max(map(len, texts))
     return torch.tensor([[*text, *[end] * (longest - len(text))] for text in texts])
+
+
+def mbart_spec(**shape: Any) -> ModelSpec:
+    """mBART's kind of model. shape: what of `ModelSpec` the family does not settle."""
+    return ModelSpec(
+        family="mbart",
+        norm="layer",
+        position="learned",
+        activation="gelu",
+        gated=False,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        tied=True,
+        **shape,
+    )
 
 
 def initial_seq2seq(spec: ModelSpec, seed: int) -> Seq2Seq:
@@ -201,14 +217,17 @@ def dense(num: int, visible_BTK: Tensor) -> Attend:
 
 
 def save_seq2seq(folder: Path, weights: Seq2Seq, spec: ModelSpec, tokenizer: Tokenizer) -> None:
-    """Write config.json, generation_config.json, model.safetensors and the tokenizer's files, in float32."""
+    """Write config.json, generation_config.json, model.safetensors and the tokenizer's files, in float32.
+
+    Raises LightworkError if there is no room.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     begin, end = tokenizer.token_to_id(BOS), tokenizer.token_to_id(END)
     ids = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": end, "decoder_start_token_id": begin}
     write_json(folder / "config.json", mbart_config(spec) | ids)
     write_json(folder / "generation_config.json", {"do_sample": False, "num_beams": 1, **ids})
     state = {k: v.detach().contiguous().clone() for k, v in to_checkpoint(weights, spec).items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "model.safetensors", state)
     save_tokenizer(tokenizer, folder, spec.max_len)
 
 

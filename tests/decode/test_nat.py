@@ -21,7 +21,6 @@ from lightwork.decode.verifiers.relaxed_lossy import RelaxedLossy
 from lightwork.errors import CheckpointError, RangeError, SpecError
 from lightwork.memory.kv import KVCache
 from lightwork.models.block_filler import MASK
-from lightwork.models.spec import ModelSpec
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.engine import Engine
 from lightwork.serve.local_runner import LocalRunner
@@ -30,12 +29,11 @@ from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Limits, Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
-from lightwork.train.seq2seq import initial_seq2seq, save_seq2seq
+from lightwork.train.seq2seq import initial_seq2seq, mbart_spec, save_seq2seq
 from lightwork.train.vocabulary import build_tokenizer
 
 WORDS = build_tokenizer([MASK], [])
-SPEC = ModelSpec(
-    family="mbart",
+SPEC = mbart_spec(
     vocab_size=WORDS.get_vocab_size(),
     hidden_size=16,
     num_layers=2,
@@ -45,14 +43,6 @@ SPEC = ModelSpec(
     head_size=8,
     ffn_size=16,
     max_len=64,
-    norm="layer",
-    position="learned",
-    activation="gelu",
-    gated=False,
-    qkv_bias=True,
-    out_bias=True,
-    mlp_bias=True,
-    tied=True,
 )
 RNG = np.random.default_rng(0)
 SOURCES = [tuple(RNG.integers(8, 200, n).tolist()) for n in (1, 9, 30, 17)]

@@ -17,7 +17,6 @@ from lightwork.memory.kv import KVCache
 from lightwork.models.block_filler import MASK, BlockFiller
 from lightwork.models.encoder_decoder import EncoderDecoder
 from lightwork.models.seq2seq import Seq2Seq, scores
-from lightwork.models.spec import ModelSpec
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.engine import Engine
 from lightwork.serve.local_runner import LocalRunner
@@ -29,6 +28,7 @@ from lightwork.train.pretrain import Settings
 from lightwork.train.seq2seq import (
     Pairs,
     initial_seq2seq,
+    mbart_spec,
     predict,
     read_and_write,
     save_seq2seq,
@@ -39,8 +39,7 @@ from lightwork.train.vocabulary import BOS, END, build_tokenizer
 WORDS = build_tokenizer([MASK], [])
 START, STOP, HIDDEN = (WORDS.get_vocab()[token] for token in (BOS, END, MASK))
 BLOCKS = Blocks(k=4, start=START, end=STOP, mask=HIDDEN)
-SPEC = ModelSpec(
-    family="mbart",
+SPEC = mbart_spec(
     vocab_size=WORDS.get_vocab_size(),
     hidden_size=32,
     num_layers=1,
@@ -50,14 +49,6 @@ SPEC = ModelSpec(
     head_size=16,
     ffn_size=32,
     max_len=48,
-    norm="layer",
-    position="learned",
-    activation="gelu",
-    gated=False,
-    qkv_bias=True,
-    out_bias=True,
-    mlp_bias=True,
-    tied=True,
 )
 FEW = Settings(steps=60, learning_rate=5e-3, warmup_steps=5)
 
