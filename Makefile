@@ -4,13 +4,14 @@
 #   make check     the same without tests that start processes or compare with other libraries
 #   make claims    measure every claim again and rewrite lightwork/claims/results.json and the README's table
 #   make bench     every comparison in benchmarks/
+#   make site      the docs as a site, in site/
 
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 FAST := not slow and not gpu
 
-.PHONY: demo test check check-slow claims bench docs format install static
+.PHONY: demo test check check-slow claims bench docs site format install static
 
 demo: $(BIN)/lightwork
 	$(BIN)/lightwork demo
@@ -33,6 +34,9 @@ bench: $(BIN)/lightwork
 
 docs: $(BIN)/lightwork
 	$(BIN)/python docs/generate.py
+
+site: $(BIN)/lightwork
+	$(BIN)/mkdocs build --strict
 
 format: $(BIN)/lightwork
 	$(BIN)/ruff format .

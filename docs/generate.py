@@ -1,18 +1,22 @@
-"""Write what the docs show of the code: the README's table of systems, and docs/reference.md.
+"""Write what the docs show of the code: the README's table of systems, docs/reference.md, and pages of the site.
 
-Run by `make docs` and `make claims`; `tests/test_docs.py` compares.
+Run by `make docs` and `make claims`; `tests/test_docs.py` compares. `make site` builds the site with `on_files` as
+a hook of mkdocs: its first page is the README, and every technique has a page made of its header, its fields and what
+became of its claims. Those pages are written nowhere else.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from lightwork.claims.results import load
 from lightwork.cli._verbs import lightwork
-from lightwork.techniques import listing
+from lightwork.techniques import Technique, listing, parse
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -47,15 +51,62 @@ def reference() -> str:
         assert command is not None
         own = click.Context(command, info_name=name, parent=top, terminal_width=WIDTH)
         parts += [f"## lightwork {name}", _block(command.get_help(own))]
-    parts.append("# Techniques")
-    for t in listing():
-        if ROOT not in Path(t.file).parents:
-            continue
-        file = Path(t.file).relative_to(ROOT)
-        labels = ("paper", "idea", "shapes", "cost", "differs", "claims")
-        lines = [f"* {label}: {getattr(t, label)}" for label in labels if getattr(t, label)]
-        parts += [f"## {t.name}", t.summary, f"* kind: {t.kind}, in `{file}`\n" + "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def technique_page(t: Technique) -> str:
+    """A technique's page: its header, its fields, its claims as they were measured last."""
+    labels = ("paper", "idea", "shapes", "cost", "differs")
+    lines = [f"* **{label}**: {getattr(t, label)}" for label in labels if getattr(t, label)]
+    file = Path(t.file).relative_to(ROOT)
+    parts = [f"# {t.name}", t.summary, "\n".join([f"* **kind**: {t.kind}", *lines, f"* **file**: `{file}`"])]
+    parts += ["```text\n" + repr(parse(t.name)) + "\n```"]
+    named = re.findall(r"\w+", t.claims)
+    measured = [v for standing in load() if standing.system.name in named for v in standing.verdicts]
+    if measured:
+        parts += ["## What became of its claims", claims_table(measured)]
+    return "\n\n".join(parts) + "\n"
+
+
+def claims_table(verdicts: Sequence[dict[str, Any]]) -> str:
+    """What was published, and what was measured here, as Markdown."""
+    rows = ["| claim | paper | here | |", "|---|---|---|---|"]
+    for v in verdicts:
+        here = f"{v['measured']:g} {v['unit']} ({v['mode']})"
+        rows.append(f"| {_cell(v['title'])} | {_cell(v['paper'])} | {here} | {v['state']} |")
+    return "\n".join(rows)
+
+
+def techniques_index(own: list[Technique]) -> str:
+    """All techniques by kind, each with a link to its page."""
+    parts = ["# Techniques", "Each is one file, and runs for real and in simulation."]
+    for kind in sorted({t.kind for t in own}):
+        rows = [f"| [{t.name}]({t.name}.md) | {_cell(t.summary)} |" for t in own if t.kind == kind]
+        parts += [f"## {kind}", "\n".join(["| | |", "|---|---|", *rows])]
+    return "\n\n".join(parts) + "\n"
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """What the site shows and no file holds: (path below docs/, Markdown)."""
+    home = README.read_text(encoding="utf-8").replace("](docs/", "](")
+    yield "index.md", re.sub(r"\[([^]]+)\]\((?:CONTRIBUTING\.md|LICENSE)\)", r"\1", home)
+    own = [t for t in listing() if ROOT in Path(t.file).parents]
+    yield "techniques/index.md", techniques_index(own)
+    for t in own:
+        yield f"techniques/{t.name}.md", technique_page(t)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """A hook of mkdocs: adds `pages`."""
+    from mkdocs.structure.files import File
+
+    for path, text in pages():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _block(text: str) -> str:

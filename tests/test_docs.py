@@ -8,11 +8,14 @@ import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from lightwork.techniques import listing
+
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 RUNNABLE = ("sh", "python")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
@@ -61,12 +64,37 @@ def test_every_link_leads_somewhere(page: Path):
         assert (page.parent / target).exists(), target
 
 
-def test_generated_docs_are_what_the_code_says():
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
     spec = spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None
     assert spec.loader is not None
-    generate = module_from_spec(spec)
-    spec.loader.exec_module(generate)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_docs_are_what_the_code_says(generate: ModuleType):
     text = generate.README.read_text(encoding="utf-8")
     assert text == generate.readme(text), "run `make docs`"
     assert generate.REFERENCE.read_text(encoding="utf-8") == generate.reference(), "run `make docs`"
+
+
+def test_every_technique_has_a_page_with_its_claims(generate: ModuleType):
+    pages = dict(generate.pages())
+    own = [t for t in listing() if ROOT in Path(t.file).parents]
+    assert {f"techniques/{t.name}.md" for t in own} < pages.keys()
+    for t in own:
+        assert t.idea in pages[f"techniques/{t.name}.md"]
+    assert "over prefill-first" in pages["techniques/Sarathi.md"]
+
+
+def test_the_site_is_built_without_a_warning_or_a_foreign_host(tmp_path: Path):
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(site)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in site.rglob("*.html"):
+        loaded = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"?(https?://[^\" >]+)", page.read_text("utf-8"))
+        assert not [url for url in loaded if "canonical" not in url], page
+    assert "Sarathi-Serve" in (site / "techniques" / "Sarathi.html").read_text("utf-8")

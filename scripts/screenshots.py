@@ -1,0 +1,79 @@
+"""Pictures of what users see, for the docs: verbs in a terminal as SVG, the page as PNG.
+
+    .venv/bin/python scripts/screenshots.py            # writes docs/pictures/
+
+Terminal pictures are what the verbs really print, in a pseudo-terminal of 100 columns. The page is that of a server
+with requests under way, in a headless Chromium (found on PATH).
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
+from rich.text import Text
+
+PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
+COLUMNS = 100
+VERBS = {
+    "demo": ["demo"],
+    "technique": ["techniques", "Sarathi"],
+    "claims": ["claims", "sarathi"],
+}
+
+
+def printed(arguments: list[str]) -> str:
+    """What `lightwork ...` writes to a terminal, with its escape sequences."""
+    master, slave = pty.openpty()
+    environment = os.environ | {"COLUMNS": str(COLUMNS), "LINES": "50", "TERM": "xterm-256color"}
+    command = [sys.executable, "-m", "lightwork", *arguments]
+    process = subprocess.Popen(command, stdout=slave, stderr=slave, stdin=slave, env=environment)
+    os.close(slave)
+    out = b""
+    while True:
+        ready, _, _ = select.select([master], [], [], 0.1)
+        if ready:
+            try:
+                out += os.read(master, 1 << 16)
+            except OSError:  # the other end is closed
+                break
+        elif process.poll() is not None:
+            break
+    os.close(master)
+    if process.wait() != 0:
+        raise SystemExit(f"lightwork {' '.join(arguments)} failed:\n{out.decode()}")
+    return out.decode()
+
+
+def screen(text: str) -> str:
+    """The lines that stay: a bar that was drawn over is gone."""
+    lines = [line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n")]
+    kept = [re.sub(r"\x1b\[(?:\?25[lh]|\d*[AK]|2K)", "", line) for line in lines]
+    return "\n".join(kept).strip("\n")
+
+
+def terminal_picture(name: str, arguments: list[str]) -> None:
+    console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
+    console.print(Text(f"$ lightwork {' '.join(arguments)}", style="bold"))
+    console.print(Text.from_ansi(screen(printed(arguments))))
+    svg = console.export_svg(title="lightwork", theme=MONOKAI, unique_id=name)
+    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # they are fetched from another host
+    (PICTURES / f"{name}.svg").write_text(svg, encoding="utf-8")
+
+
+def main() -> None:
+    PICTURES.mkdir(exist_ok=True)
+    for name, arguments in VERBS.items():
+        terminal_picture(name, arguments)
+
+
+if __name__ == "__main__":
+    main()
