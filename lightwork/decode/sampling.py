@@ -13,7 +13,7 @@ V: vocabulary size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -82,6 +82,23 @@ class Sampling:
     @property
     def penalised(self) -> bool:
         return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1.0)
+
+
+def usual(config: Mapping[str, Any], seed: int = 0) -> Sampling:
+    """How a model is sampled if nobody says: as its generation_config.json does. Raises RangeError."""
+
+    def told(name: str, otherwise: float) -> float:
+        value = config.get(name)
+        return otherwise if value is None else float(value)
+
+    return Sampling(
+        temperature=0.0 if config.get("do_sample") is False else told("temperature", 1.0),
+        top_k=max(0, int(told("top_k", 0))),
+        top_p=told("top_p", 1.0),
+        min_p=told("min_p", 0.0),
+        repetition_penalty=told("repetition_penalty", 1.0),
+        seed=seed,
+    )
 
 
 def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:

@@ -18,6 +18,7 @@ remote.py      an engine in another process or Ray actor, started again when it 
 workers.py     a model as processes, tensor-parallel ranks and pipeline stages; worker.py is one of them
 plan.py        a model, a place and techniques, put together; values nobody set are derived, with a reason
 opening.py     the engine of a plan on this machine; simulated.py: on the virtual clock
+offline.py     `LLM`: prompts in, texts out, on the caller's thread
 service.py     an engine on its own thread, for callers that live in asyncio
 http/          the OpenAI-compatible server
 
