@@ -1,8 +1,8 @@
-"""Write what the docs show of the code: the README's table of systems, docs/reference.md, and pages of the site.
+"""Write what the docs show of the code: the README's table, docs/reference.md, and pages of the site.
 
-Run by `make docs` and `make claims`; `tests/test_docs.py` compares. `make site` builds the site with `on_files` as
-a hook of mkdocs: its first page is the README, and every technique has a page made of its header, its fields and what
-became of its claims. Those pages are written nowhere else.
+Run by `make docs` and `make claims`; `tests/test_docs.py` compares. `make site` builds the site with
+`on_files` as a hook of mkdocs: its first page is the README, and every technique has a page made of its
+header, its fields and what became of its claims. Those pages are written nowhere else.
 """
 
 from __future__ import annotations

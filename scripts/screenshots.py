@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/screenshots.py            # writes docs/pictures/
 
-Terminal pictures are what the verbs really print, in a pseudo-terminal of 100 columns. The page is that of a server
-with requests under way, in a headless Chromium (found on PATH).
+Terminal pictures are what the verbs really print, in a pseudo-terminal of 100 columns. The page is that of a
+server with requests under way, in a headless Chromium (found on PATH).
 """
 
 from __future__ import annotations

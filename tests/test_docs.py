@@ -95,6 +95,8 @@ def test_the_site_is_built_without_a_warning_or_a_foreign_host(tmp_path: Path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for page in site.rglob("*.html"):
-        loaded = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"?(https?://[^\" >]+)", page.read_text("utf-8"))
+        loaded = re.findall(
+            r"<(?:script|link|img)[^>]*(?:src|href)=\"?(https?://[^\" >]+)", page.read_text("utf-8")
+        )
         assert not [url for url in loaded if "canonical" not in url], page
     assert "Sarathi-Serve" in (site / "techniques" / "Sarathi.html").read_text("utf-8")

@@ -24,11 +24,8 @@ from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
 from lightwork.serve.text import TextOutput
 
-Prompt = str | Sequence[int]
-"""A text, or its token ids."""
-
-Messages = Sequence[Mapping[str, Any]]
-"""A conversation: role and content of each message."""
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""A text, its token ids, or a conversation: role and content of each message."""
 
 KEPT_SPANS = 100_000
 
@@ -37,9 +34,9 @@ KEPT_SPANS = 100_000
 class Completion:
     """What became of one prompt.
 
-    picks: its tokens, with log-probabilities if they were asked for. reason: "stop" at an end token or a stop
-    string, "length" at max_tokens. cached: prompt tokens found in the prefix cache. drafted, accepted: guesses
-    that were checked, and that were right.
+    picks: its tokens, with log-probabilities if they were asked for. reason: "stop" at an end token or a
+    stop string, "length" at max_tokens. cached: prompt tokens found in the prefix cache. drafted, accepted:
+    guesses that were checked, and that were right.
     """
 
     text: str
@@ -58,8 +55,8 @@ class Completion:
 class LLM:
     """A plan's model, loaded and ready to answer. plan: or the name of a model, served with nothing else.
 
-    settings: what was derived for it, each with its reason. trace: of what its engine did lately. To be closed
-    when done, or used in a `with`. Raises CheckpointError, SpecError.
+    settings: what was derived for it, each with its reason. trace: of what its engine did lately. To be
+    closed when done, or used in a `with`. Raises CheckpointError, SpecError.
     """
 
     def __init__(self, plan: Plan | str = "tiny:llama", *, progress: Progress | None = None) -> None:
@@ -81,12 +78,13 @@ class LLM:
     ) -> list[Completion]:
         """A completion for each prompt, in their order, computed together.
 
-        sampling: of all, or of each; None: as the checkpoint's generation_config.json says, with a seed for each.
-        stop: strings that end a text, and are not part of it. model: which of several, "" the plan's own.
-        Nothing is computed if one of the prompts is refused: RangeError, CapacityError. Raises what a text failed
-        with, after the others have ended.
+        A conversation is written as the model's template says. sampling: of all, or of each; None: as the
+        checkpoint's generation_config.json says, with a seed for each. stop: strings that end a text, and are
+        not part of it. model: which of several, "" the plan's own. Nothing is computed if one of the prompts
+        is refused: RangeError, CapacityError, UsageError. Raises what a text failed with, after the others
+        have ended.
         """
-        ids = [self.tokenizer.encode(p, add_special=True) if isinstance(p, str) else [*p] for p in prompts]
+        ids = [self._ids(prompt) for prompt in prompts]
         hows = self._each(sampling, len(ids))
         ends = self.tokenizer.eos_ids
         requests = [
@@ -101,10 +99,6 @@ class LLM:
             self._serve(requests[begin : begin + window], outputs[begin : begin + window])
         return [output.completion() for output in outputs]
 
-    def chat(self, conversations: Sequence[Messages], **settings: Any) -> list[Completion]:
-        """An answer to each conversation, written as the model's template says. settings: as of `generate`."""
-        return self.generate([self.tokenizer.chat(m, now=local_date()) for m in conversations], **settings)
-
     def close(self) -> None:
         """End its processes, if it has any, and give back its memory."""
         self._engine.close()
@@ -117,6 +111,13 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, add_special=True)
+        numbers = [part for part in prompt if isinstance(part, int)]
+        messages = [part for part in prompt if isinstance(part, Mapping)]
+        return self.tokenizer.chat(messages, now=local_date()) if messages else numbers
 
     def _each(self, sampling: Sampling | Sequence[Sampling] | None, num: int) -> Sequence[Sampling]:
         if sampling is None:

@@ -1,4 +1,4 @@
-"""The model in this process: the same texts as one prompt at a time, and all or nothing when one is refused."""
+"""The model in this process: the texts of one prompt at a time; all or nothing when one is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def test_prompts_together_give_the_texts_of_each_alone(llm: LLM):
     alone = [llm.generate([p], max_tokens=12, sampling=GREEDY)[0] for p in PROMPTS]
     assert [c.text for c in together] == [c.text for c in alone]
     assert all(c.tokens and c.reason in ("stop", "length") for c in together)
-    assert [c.prompt_tokens for c in together] == [len(llm.tokenizer.encode(p, add_special=True)) for p in PROMPTS]
+    assert [c.prompt_tokens for c in together] == [
+        len(llm.tokenizer.encode(p, add_special=True)) for p in PROMPTS
+    ]
 
 
 def test_guesses_change_nothing_but_are_told(llm: LLM):
@@ -46,9 +48,10 @@ def test_token_ids_are_a_prompt_and_logprobs_are_told(llm: LLM):
 
 
 def test_each_prompt_has_a_seed_of_its_own(llm: LLM):
-    one, other = llm.generate([PROMPTS[0]] * 2, max_tokens=30, sampling=[Sampling(seed=1), Sampling(seed=2)])
+    hot = [Sampling(temperature=3.0, seed=seed) for seed in (1, 2)]
+    one, other = llm.generate([PROMPTS[0]] * 2, max_tokens=30, sampling=hot)
     assert one.tokens != other.tokens
-    assert llm.generate([PROMPTS[0]], max_tokens=30, sampling=Sampling(seed=2))[0].tokens == other.tokens
+    assert llm.generate([PROMPTS[0]], max_tokens=30, sampling=hot[1])[0].tokens == other.tokens
 
 
 def test_a_stop_string_ends_a_text_and_is_not_part_of_it(llm: LLM):
@@ -61,8 +64,10 @@ def test_a_stop_string_ends_a_text_and_is_not_part_of_it(llm: LLM):
 
 def test_a_conversation_is_written_as_the_template_says(llm: LLM):
     messages = [{"role": "user", "content": "say hello"}]
-    answer = llm.chat([messages], max_tokens=8, sampling=GREEDY)[0]
-    assert answer == llm.generate([llm.tokenizer.chat(messages)], max_tokens=8, sampling=GREEDY)[0]
+    ids = llm.tokenizer.chat(messages)
+    answer, same = llm.generate([messages, ids], max_tokens=8, sampling=GREEDY)
+    assert answer.tokens == same.tokens
+    assert answer.prompt_tokens == len(ids)
 
 
 def test_a_prompt_that_cannot_be_served_stops_all_before_the_first_step(llm: LLM):
