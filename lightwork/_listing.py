@@ -145,10 +145,28 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def kind_of(technique: object, package: str = "lightwork") -> str:
-    """The kind of a technique object, by the folder its class lives in; empty if it is none."""
+    """The kind of a technique object; empty if it is none.
+
+    By the folder its class lives in, or its entry point. One that was written on the spot, in a notebook or a
+    script, is of the kind whose Protocol's methods it has, the one with most of them.
+    """
     cls = type(technique)
     known = {(t.module, t.name): t.kind for t in listing(package)}
-    return known.get((cls.__module__, cls.__name__), "")
+    kind = known.get((cls.__module__, cls.__name__))
+    if kind is None:
+        kind = _kind_by_methods(cls, package) if is_dataclass(cls) else ""
+    return kind
+
+
+def _kind_by_methods(cls: type, package: str) -> str:
+    found = {}
+    for kind, module in kinds(package).items():
+        in_it = vars(import_module(module))
+        protocol = next(v for n, v in in_it.items() if snake(n) == kind and isinstance(v, type))
+        methods = [n for n, v in vars(protocol).items() if callable(v) and not n.startswith("_")]
+        if methods and all(callable(getattr(cls, name, None)) for name in methods):
+            found[kind] = len(methods)
+    return max(found, key=found.__getitem__, default="")
 
 
 def short(value: object, quote: bool = True) -> str:

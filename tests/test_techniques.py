@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
@@ -301,6 +302,28 @@ def test_another_package_adds_a_technique_by_an_entry_point(tmp_path: Path, monk
     finally:
         techniques.listing.cache_clear()
         sys.modules.pop("mine", None)
+
+
+def test_one_written_on_the_spot_is_of_the_kind_whose_methods_it_has():
+    @dataclass(frozen=True)
+    class Mine:
+        def init(self) -> None: ...
+        def plan(self, state: None, view: object) -> None: ...
+
+    @dataclass(frozen=True)
+    class Guess:
+        def begin(self) -> None: ...
+
+    @dataclass(frozen=True)
+    class Neither:
+        init: int = 0
+
+    assert [techniques.kind_of(some) for some in (Mine(), Guess(), Neither(), object())] == [
+        "scheduler",
+        "proposer",
+        "",
+        "",
+    ]
 
 
 def test_names_are_unique_over_all_kinds():
