@@ -96,6 +96,11 @@ def pages() -> Iterator[tuple[str, str]]:
         yield f"techniques/{t.name}.md", technique_page(t)
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """A hook of mkdocs, which does not know the second word of a block: whether tests run it."""
+    return re.sub(r"^```(sh|python) \w+$", r"```\1", markdown, flags=re.MULTILINE)
+
+
 def on_files(files: Any, config: Any) -> Any:
     """A hook of mkdocs: adds `pages`."""
     from mkdocs.structure.files import File

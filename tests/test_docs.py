@@ -99,4 +99,5 @@ def test_the_site_is_built_without_a_warning_or_a_foreign_host(tmp_path: Path):
             r"<(?:script|link|img)[^>]*(?:src|href)=\"?(https?://[^\" >]+)", page.read_text("utf-8")
         )
         assert not [url for url in loaded if "canonical" not in url], page
+        assert "```" not in page.read_text("utf-8"), page
     assert "Sarathi-Serve" in (site / "techniques" / "Sarathi.html").read_text("utf-8")
