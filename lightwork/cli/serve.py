@@ -2,7 +2,7 @@
 
 MODEL is `tiny:llama` (built in), `hf:FOLDER` (a Hugging Face checkpoint), `gguf:FILE` (of llama.cpp) or a
 plan file (`plan.toml` with the keys model, on, use). The address and a line to copy are printed when it is
-ready; /metrics is read by Prometheus. Ctrl-C or SIGTERM lets accepted requests finish, a second one stops
+ready; /ui is a page that shows what runs, /metrics is read by Prometheus. Ctrl-C or SIGTERM lets accepted requests finish, a second one stops
 them; meanwhile new ones are answered 503, and /health too.
 """
 
@@ -58,6 +58,7 @@ def command(
     trace: str | None,
 ) -> None:
     from lightwork.serve.http.main import serve
+    from lightwork.web.routes import add_page
 
     chosen = choose(model, on, use, "cpu")
     plan = chosen.plan(max_len=max_len, kv_bytes=kv_memory, tp=tp, pp=pp, depth=depth)
@@ -68,4 +69,5 @@ def command(
         name=name,
         drain_s=drain_timeout,
         trace=trace,
+        add_page=add_page,
     )

@@ -1,6 +1,7 @@
 """Show a saved trace: what each rank did, and a picture of when.
 
-FILE is a Chrome trace, as `--trace` writes it. Times are real or simulated, as the trace says.
+FILE is a Chrome trace, as `--trace` writes it. Times are real or simulated, as the trace says. With --page it
+is shown in a browser instead, by a server on this machine alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from lightwork.cli import _options
 from lightwork.cli._output import paint, show_json, show_table
 from lightwork.cli._timeline import Lane, coloured, draw, in_units, lanes, letters, ruler
 from lightwork.cli._verbs import verb
-from lightwork.errors import SpecError
+from lightwork.errors import MissingExtraError, SpecError, UsageError
 
 if TYPE_CHECKING:
     from lightwork.runtime.trace import Trace
@@ -23,24 +24,38 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 1 << 30
 
 
-@verb("lightwork trace out.json", "lightwork trace out.json --lanes 4 --width 60")
+@verb("lightwork trace out.json", "lightwork trace out.json --page")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--lanes", "most", type=click.IntRange(1), default=32, show_default=True, help="Lanes to show.")
 @click.option(
     "--width", type=click.IntRange(10, 1000), help="Characters of the picture; unset, the terminal's."
 )
+@click.option("--page", is_flag=True, help="Serve it as a page for a browser, until Ctrl-C.")
 @_options.as_json
-def command(file: Path, most: int, width: int | None, as_json: bool) -> None:
+def command(file: Path, most: int, width: int | None, page: bool, as_json: bool) -> None:
     from lightwork.runtime.perfetto import read_chrome_trace
 
     if file.stat().st_size > MAX_FILE_BYTES:
         raise SpecError(f"{file.name} has {file.stat().st_size} bytes", expected=f"at most {MAX_FILE_BYTES}")
+    if page and as_json:
+        raise UsageError("--page prints nothing for machines", expected="--page or --json")
     runs = read_chrome_trace(file)
+    if page:
+        _page(file)
+        return
     if as_json:
         show_json([{"label": t.label, "lanes": [_summary(lane) for lane in lanes(t.spans)]} for t in runs])
         return
     for trace in runs:
         _show(trace, most, width)
+
+
+def _page(file: Path) -> None:
+    try:
+        from lightwork.web.routes import show
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "fastapi", "serve") from error
+    show(file)
 
 
 def _show(trace: Trace, most: int, width: int | None) -> None:

@@ -36,7 +36,7 @@ def write_chrome_trace(path: str | Path, traces: Iterable[Trace]) -> None:
             arrows += 1
             events.extend(_arrow(send, receive, pid, arrows))
     data = {"traceEvents": events, "displayTimeUnit": "ms"}
-    text = json.dumps(data, separators=(",", ":"), default=_plain)
+    text = json.dumps(data, separators=(",", ":"), default=plain)
     save(Path(path), lambda part: part.write_text(text, encoding="utf-8"))
 
 
@@ -106,7 +106,7 @@ def _name(what: str, pid: int, tid: int, name: str) -> Event:
     return {"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {"name": name}}
 
 
-def _plain(x: Any) -> Any:
+def plain(x: Any) -> Any:
     """What json cannot write: numbers of numpy as numbers, the rest as text."""
     return x.item() if hasattr(x, "item") else str(x)
 

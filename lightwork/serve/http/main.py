@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -149,10 +149,11 @@ def serve(
     api_key: str | None = None,
     drain_s: float = DRAIN_S,
     trace: str | None = None,
+    add_page: Callable[[Loaded], None] | None = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM, then finish what was accepted, for at most drain_s seconds.
 
-    trace: write the run there as a Chrome trace.
+    trace: write the run there as a Chrome trace. add_page: puts a page for people on the app, at /ui.
     """
     plan.techniques()
     listener = listen(host, port)
@@ -163,7 +164,9 @@ def serve(
     except BaseException:
         listener.close()
         raise
-    _announce(loaded, listener, host)
+    if add_page is not None:
+        add_page(loaded)
+    _announce(loaded, listener, host, paged=add_page is not None)
     try:
         with suppress(KeyboardInterrupt):
             _server(loaded.app, loaded.service, drain_s).run(sockets=[listener])
@@ -174,14 +177,15 @@ def serve(
             write_chrome_trace(trace, [loaded.trace])
 
 
-def _announce(loaded: Loaded, listener: socket.socket, host: str) -> None:
+def _announce(loaded: Loaded, listener: socket.socket, host: str, *, paged: bool) -> None:
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listener.getsockname()[1]}"
     say = sys.stderr
     width = max([10, *(len(setting.name) for setting in loaded.settings)])
     for setting in loaded.settings:
         print(f"  {setting.name:<{width}} {setting.value:<24} {setting.reason}", file=say)
-    print(f"  {url}/v1   docs {url}/docs   {loaded.started()}", file=say)
+    page = f"   page {url}/ui" if paged else ""
+    print(f"  {url}/v1{page}   docs {url}/docs   {loaded.started()}", file=say)
     message = '{"model": "' + loaded.name + '", "messages": [{"role": "user", "content": "Hello"}]}'
     print(
         f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{message}'",

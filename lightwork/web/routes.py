@@ -1,0 +1,163 @@
+"""What the page asks for, on a running server or over a saved trace."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import FileResponse, Response, StreamingResponse
+from pydantic import BaseModel, Field, FiniteFloat
+
+from lightwork import __version__
+from lightwork.claims.results import load as load_claims
+from lightwork.plan.why import explain
+from lightwork.runtime.trace import Span
+from lightwork.serve.http import errors
+from lightwork.serve.http.guard import Guard
+from lightwork.serve.http.main import Loaded, listen
+from lightwork.web.feed import Feed
+
+FOLDER = Path(__file__).parent
+POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The page speaks to its own server and to nobody else; the browser holds it to that."""
+MAX_SPANS = 200_000
+MAX_BODY_BYTES = 32 << 20
+
+Route = tuple[str, str, Callable[..., Any]]
+
+
+def add_page(loaded: Loaded) -> None:
+    """Put the page of a running server at /ui."""
+    feed, service, trace = Feed(), loaded.service, loaded.trace
+    trace.observers.append(feed)
+
+    async def source() -> dict[str, Any]:
+        return {"live": True, "name": loaded.name}
+
+    async def spans() -> Response:
+        feed.check_room()
+        hello = {"label": trace.label, "about": trace.about}
+        events: AsyncIterator[bytes] = feed.events(hello, lambda: service.ready)
+        return StreamingResponse(
+            events, media_type="text/event-stream", headers={"cache-control": "no-store"}
+        )
+
+    _install(loaded.app, [("GET", "/ui/source", source), ("GET", "/ui/feed", spans)])
+
+
+def saved_app(file: Path) -> FastAPI:
+    """The page over a saved trace."""
+    app = FastAPI(title="lightwork", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+
+    async def source() -> dict[str, Any]:
+        return {"live": False, "name": file.name}
+
+    async def saved() -> Response:
+        return FileResponse(file, media_type="application/json", headers={"cache-control": "no-store"})
+
+    _install(app, [("GET", "/ui/source", source), ("GET", "/ui/file", saved)])
+    errors.install(app)
+    app.add_middleware(Guard, max_body_bytes=MAX_BODY_BYTES, api_key=None)
+    return app
+
+
+def show(file: Path) -> None:
+    """Serve the page over a saved trace on this machine, until Ctrl-C."""
+    listener: socket.socket = listen("127.0.0.1", 0)
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}/ui   Ctrl-C ends it", file=sys.stderr, flush=True)
+    config = uvicorn.Config(saved_app(file), log_level="warning", access_log=False, lifespan="off")
+    try:
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        listener.close()
+
+
+def _install(app: FastAPI, more: Sequence[Route]) -> None:
+    routes: list[Route] = [
+        ("GET", "/ui", _page),
+        ("GET", "/ui/uPlot.js", _asset("uPlot.js", "text/javascript")),
+        ("GET", "/ui/uPlot.css", _asset("uPlot.css", "text/css")),
+        ("GET", "/ui/claims", _claims),
+        ("POST", "/ui/why", _why),
+        *more,
+    ]
+    for method, path, handler in routes:
+        app.add_api_route(path, handler, methods=[method], response_model=None, include_in_schema=False)
+
+
+async def _page() -> Response:
+    headers = {"content-security-policy": POLICY, "cache-control": "no-cache", "referrer-policy": "no-referrer"}
+    return FileResponse(FOLDER / "page.html", media_type="text/html", headers=headers)
+
+
+def _asset(name: str, media_type: str) -> Callable[..., Any]:
+    async def asset() -> Response:
+        return FileResponse(FOLDER / name, media_type=media_type, headers={"cache-control": "no-cache"})
+
+    return asset
+
+
+async def _claims() -> list[dict[str, Any]]:
+    standings = await asyncio.to_thread(load_claims)
+    return [
+        {
+            "number": each.system.number,
+            "name": each.system.name,
+            "title": each.system.title,
+            "package": each.system.package,
+            "state": each.state,
+            "verdicts": each.verdicts,
+        }
+        for each in standings
+    ]
+
+
+# -- why
+
+
+class SaidBody(BaseModel):
+    """Of a span's args: what `explain` reads."""
+
+    chunks: list[tuple[int, int, int, int, int]] = []
+    kv_usage: FiniteFloat = 0.0
+    prompt: int = 0
+
+
+class SpanBody(BaseModel):
+    """A span as the feed sent it, or as it was in a file."""
+
+    rank: str
+    kind: str
+    name: str
+    start_s: FiniteFloat
+    end_s: FiniteFloat
+    args: SaidBody | None = None
+
+    def span(self) -> Span:
+        args = self.args.model_dump() if self.args else None
+        return Span(self.rank, self.kind, self.name, self.start_s, self.end_s, args=args)
+
+
+class WhyBody(BaseModel):
+    """A sequence, and the spans of its life: those of its own and every step meanwhile."""
+
+    id: int
+    spans: list[SpanBody] = Field(max_length=MAX_SPANS)
+
+
+async def _why(body: WhyBody) -> dict[str, Any]:
+    """What `lightwork why FILE ID --json` prints, of the spans given: a page may show any run."""
+    parts = await asyncio.to_thread(lambda: explain([each.span() for each in body.spans], body.id))
+    seconds = sum(part.seconds for part in parts)
+    return {"id": body.id, "seconds": seconds, "parts": [part._asdict() for part in parts]}
