@@ -2,8 +2,8 @@
 
 MODEL is `tiny:llama` (built in), `hf:FOLDER` (a Hugging Face checkpoint), `gguf:FILE` (of llama.cpp) or a
 plan file (`plan.toml` with the keys model, on, use). The address and a line to copy are printed when it is
-ready; /ui is a page that shows what runs, /metrics is read by Prometheus. Ctrl-C or SIGTERM lets accepted requests finish, a second one stops
-them; meanwhile new ones are answered 503, and /health too.
+ready; /ui is a page that shows what runs, /metrics is read by Prometheus. Ctrl-C or SIGTERM lets accepted
+requests finish, a second one stops them; meanwhile new ones are answered 503, and /health too.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ class Feed:
     """An observer of a trace, read by any number of pages up to WATCHERS."""
 
     def __init__(self, *, recent: int = RECENT, pending: int = PENDING) -> None:
+        self._recent = recent
         self._latest: deque[Span] = deque(maxlen=recent)
         self._pending = pending
         self._watchers: list[_Watcher] = []
@@ -68,10 +69,13 @@ class Feed:
             )
 
     async def events(self, hello: Mapping[str, Any], lasts: Callable[[], bool]) -> AsyncIterator[bytes]:
-        """`hello` once, `spans` as they come; `dropped` or `end` (when lasts() is false) is the last one."""
-        watcher = self._join()
+        """`hello` once, `spans` as they come; `dropped` or `end` (when lasts() is false) is the last one.
+
+        hello says with `whole` that no spans came before those that are told.
+        """
+        watcher, whole = self._join()
         try:
-            yield event("hello", hello)
+            yield event("hello", {**hello, "whole": whole})
             while True:
                 spans, dropped = self._take(watcher)
                 rest = iter(spans)
@@ -86,11 +90,11 @@ class Feed:
             with self._lock:
                 self._watchers.remove(watcher)
 
-    def _join(self) -> _Watcher:
+    def _join(self) -> tuple[_Watcher, bool]:
         with self._lock:
             watcher = _Watcher(list(self._latest))
             self._watchers.append(watcher)
-        return watcher
+            return watcher, len(self._latest) < self._recent
 
     def _take(self, watcher: _Watcher) -> tuple[Sequence[Span], bool]:
         with self._lock:

@@ -97,7 +97,11 @@ def _install(app: FastAPI, more: Sequence[Route]) -> None:
 
 
 async def _page() -> Response:
-    headers = {"content-security-policy": POLICY, "cache-control": "no-cache", "referrer-policy": "no-referrer"}
+    headers = {
+        "content-security-policy": POLICY,
+        "cache-control": "no-cache",
+        "referrer-policy": "no-referrer",
+    }
     return FileResponse(FOLDER / "page.html", media_type="text/html", headers=headers)
 
 

@@ -1,0 +1,305 @@
+"""The page in a real browser: what it shows of real requests and saved traces, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from lightwork.plan.why import explain
+from lightwork.runtime.perfetto import write_chrome_trace
+from lightwork.runtime.trace import Span, Trace
+from lightwork.serve.http.main import Loaded
+from lightwork.serve.lengths.lognormal import Lognormal
+from lightwork.serve.loads.poisson import Poisson
+from lightwork.serve.plan import Plan
+from lightwork.serve.simulate import simulate
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.multiproc,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: apt-get install chromium"),
+]
+AXE = Path(__file__).with_name("axe.js")
+Ask = Callable[[int], None]
+Page = Any
+MANY = 50_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Of this module only: while playwright is open, no other event loop runs on this thread."""
+    with playwright.sync_playwright() as started:
+        made = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def page(browser: Any, url: str) -> Iterator[Page]:
+    """A page that has said nothing in its console and has asked nobody else, when the test ends."""
+    said: list[str] = []
+    asked: list[str] = []
+    context = browser.new_context(color_scheme="light", viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(60_000)
+    made = context.new_page()
+    made.on(
+        "console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None
+    )
+    made.on("pageerror", lambda error: said.append(str(error)))
+    made.on("request", lambda request: asked.append(request.url))
+    yield made
+    context.close()
+    assert said == []
+    others = [each for each in asked if urlsplit(each).netloc not in ("", urlsplit(url).netloc)]
+    assert others == []
+
+
+def opened(page: Page, url: str, requests: int) -> None:
+    """Open the live page and wait for the end of so many requests."""
+    page.goto(f"{url}/ui")
+    page.wait_for_function(
+        """n => shown.runs.length
+          && [...shown.runs[0].requests.values()].filter(r => r.state !== "open").length >= n""",
+        arg=requests,
+    )
+    page.wait_for_selector("#requests tbody button")
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    load = Poisson(rate=40.0, num_requests=30, lengths=Lognormal(prompt=400, output=40))
+    trace = simulate(Plan(model="shape:llama-3-8b", on="sim:a100", kv_bytes=1 << 30), load).trace
+    file = tmp_path_factory.mktemp("traces") / "simulated.json"
+    write_chrome_trace(file, [trace])
+    return file
+
+
+def colours_of(page: Page, canvas: str) -> int:
+    """How many different pixels a canvas has."""
+    return page.evaluate(
+        """id => { const c = document.getElementById(id);
+          const d = new Uint32Array(c.getContext("2d").getImageData(0, 0, c.width, c.height).data.buffer);
+          return new Set(d).size; }""",
+        canvas,
+    )
+
+
+def test_a_request_of_the_live_server_says_why(page: Page, url: str, ask: Ask, loaded: Loaded):
+    ask(3)
+    opened(page, url, 3)
+    assert "live, connected: real: cpu" in page.inner_text("#status")
+    assert page.evaluate("shown.runs[0].spans.length") > 9
+    assert colours_of(page, "canvas") > 4
+    assert colours_of(page, "kv") > 2
+    page.click("#requests tbody button >> nth=0")
+    table = page.wait_for_selector("#why-body table[data-sum]")
+    total, life = (float(table.get_attribute(name)) for name in ("data-sum", "data-latency"))
+    assert total == pytest.approx(life, rel=1e-6)
+    request = page.evaluate("shown.request.id")
+    parts = explain(list(loaded.trace.spans), int(request))
+    assert sum(part.seconds for part in parts) == pytest.approx(total, rel=1e-6)
+    shown = page.eval_on_selector_all("#why-body tbody tr td:first-child", "all => all.map(e => e.innerText)")
+    assert shown == [part.name for part in parts]
+    assert f"Why request {request} took" in page.inner_text("#why-title")
+
+
+def test_spans_appear_while_the_page_is_open(page: Page, url: str, ask: Ask):
+    ask(1)
+    opened(page, url, 1)
+    before = page.evaluate("shown.runs[0].requests.size")
+    ask(2)
+    page.wait_for_function("n => shown.runs[0].requests.size >= n", arg=before + 2)
+    page.wait_for_function(
+        "n => document.querySelectorAll('#requests tbody tr').length >= n", arg=min(100, before + 2)
+    )
+
+
+def test_a_click_on_a_step_leads_to_its_requests(page: Page, url: str, ask: Ask):
+    ask(1)
+    opened(page, url, 1)
+    page.click("#whole")
+    x, y = page.evaluate(
+        """() => { const { row, run, y } = layout.find(each => each.group === "compute");
+          const length = i => row.ends[i] - row.starts[i];
+          const longest = row.spans.reduce((best, _, i) => length(i) > length(best) ? i : best, 0);
+          const scale = ($("lanes").clientWidth - GUTTER) / (shown.to - shown.from);
+          const middle = (row.starts[longest] + row.ends[longest]) / 2 - run.origin_s;
+          return [GUTTER + (middle - shown.from) * scale, y + 8]; }"""
+    )
+    page.locator("#canvas").click(position={"x": x, "y": y})
+    assert page.inner_text("#why-title").startswith("step ")
+    page.click("#why-body tbody button >> nth=0")
+    page.wait_for_selector("#why-body table[data-sum]")
+
+
+def test_the_keyboard_does_everything(page: Page, url: str, ask: Ask):
+    ask(2)
+    opened(page, url, 2)
+    page.keyboard.press("Home")
+    start, end = page.evaluate("[shown.from, shown.to]")
+    page.keyboard.press("+")
+    nearer = page.evaluate("[shown.from, shown.to]")
+    assert nearer[1] - nearer[0] == pytest.approx((end - start) / 1.5)
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("shown.from") > nearer[0]
+    page.keyboard.press("-")
+    page.keyboard.press("Home")
+    assert page.evaluate("[shown.from, shown.to]") == pytest.approx([start, end])
+    page.keyboard.press(".")
+    assert "Selected: " in page.inner_text("#lanes-words")
+    page.keyboard.press("r")
+    first = page.evaluate("document.activeElement.dataset.key")
+    page.keyboard.press("ArrowDown")
+    second = page.evaluate("document.activeElement.dataset.key")
+    assert first is not None
+    assert second not in (None, first)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#why-body table[data-sum]")
+    assert page.evaluate("shown.request.id") == second.split()[1]
+    page.keyboard.press("Escape")
+    assert page.evaluate("shown.request") is None
+    page.keyboard.press("?")
+    assert page.is_visible("#help")
+    assert "the whole run" in page.inner_text("#help-keys")
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#help")
+    page.keyboard.press("End")
+    assert page.get_attribute("#follow", "aria-pressed") == "true"
+
+
+def test_dark_and_light_follow_the_system_and_a_key(page: Page, url: str):
+    page.goto(f"{url}/ui")
+    back = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(back)
+    page.emulate_media(color_scheme="dark")
+    dark = page.evaluate(back)
+    assert dark != light
+    page.keyboard.press("d")
+    assert page.evaluate(back) == light
+    page.reload()
+    assert page.evaluate(back) == light, "and it is remembered"
+    page.click("#theme")
+    assert page.evaluate(back) == dark
+
+
+def choose(page: Page, button: str, file: Path) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.click(button)
+    chooser.value.set_files(file)
+
+
+def test_a_simulated_run_stands_beside_the_live_one(page: Page, url: str, ask: Ask, simulated: Path):
+    ask(1)
+    opened(page, url, 1)
+    choose(page, "#beside", simulated)
+    page.wait_for_function("shown.runs.length === 2")
+    heads = page.eval_on_selector_all("#figures th", "all => all.map(e => e.innerText)")
+    assert heads == ["figure", "real: cpu", "simulated: sim:a100", "second / first"]
+    assert page.evaluate("shown.to") >= page.evaluate("shown.runs[1].length_s")
+    page.click("#lanes-more summary")
+    ranks = page.eval_on_selector_all("#lanes-table tbody td:first-child", "all => all.map(e => e.innerText)")
+    assert ranks == ["real: cpu", "simulated: sim:a100"]
+
+
+def test_a_saved_trace_opens_and_its_figures_are_those_of_the_summary(page: Page, url: str, simulated: Path):
+    page.goto(f"{url}/ui")
+    choose(page, "#open", simulated)
+    page.wait_for_function("shown.live === null && shown.runs.length === 1")
+    text = simulated.read_text(encoding="utf-8")
+    steps = [e for e in json.loads(text)["traceEvents"] if e.get("cat") == "step"]
+    figures = dict(
+        page.eval_on_selector_all(
+            "#figures tbody tr", "all => all.map(tr => [tr.cells[0].innerText, tr.cells[1].innerText])"
+        )
+    )
+    assert figures["requests"] == figures["finished"] == "30"
+    assert figures["steps"] == f"{len(steps):,}"
+    tokens = sum(chunk[4] for step in steps for chunk in step["args"]["chunks"])
+    assert page.evaluate("shown.runs[0].tokens") == tokens
+    page.click("#requests tbody button >> nth=5")
+    table = page.wait_for_selector("#why-body table[data-sum]")
+    total, life = (float(table.get_attribute(name)) for name in ("data-sum", "data-latency"))
+    assert total == pytest.approx(life, rel=1e-6)
+    page.click("#live")
+    page.wait_for_function("shown.live?.state === 'connected'")
+
+
+def test_a_file_can_be_dropped_and_a_wrong_one_is_refused(page: Page, url: str, simulated: Path):
+    page.goto(f"{url}/ui")
+    page.wait_for_function("shown.runs.length === 1")
+    drop = """([text, shiftKey]) => { const dataTransfer = new DataTransfer();
+      dataTransfer.items.add(new File([text], "dropped.json"));
+      document.dispatchEvent(new DragEvent("drop", { dataTransfer, shiftKey, cancelable: true })); }"""
+    page.evaluate(drop, [simulated.read_text(encoding="utf-8"), True])
+    page.wait_for_function("shown.runs.length === 2")
+    page.evaluate(drop, ['{"traceEvents": 3}', False])
+    page.wait_for_selector("#notice:not([hidden])")
+    assert "dropped.json is not a trace" in page.inner_text("#notice")
+    assert page.evaluate("shown.runs.length") == 2, "what was shown stays"
+
+
+def test_fifty_thousand_spans(page: Page, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    trace = Trace("simulated: eight ranks")
+    kinds = ("compute", "compute", "send", "compute", "recv")
+    for i in range(MANY):
+        rank, at = i % 8, i // 8
+        kind = kinds[at % 5]
+        peer = str((rank + 1) % 8) if kind in ("send", "recv") else ""
+        start_s = at * 1e-4 + rank * 1e-5
+        trace.add(Span(str(rank), kind, f"{kind} {at}", start_s, start_s + 7e-5, 4096 if peer else 0, peer))
+    write_chrome_trace(tmp_path / "many.json", [trace])
+    page.goto(f"{url}/ui")
+    choose(page, "#open", tmp_path / "many.json")
+    page.wait_for_function("n => shown.runs.length && shown.runs[0].spans.length === n", arg=MANY)
+    assert page.evaluate("shown.runs[0].lanes.size") == 8
+    page.evaluate("frameTimes.length = 0")
+    for key in ("+", "ArrowRight") * 12 + ("-", "ArrowLeft") * 12:
+        page.keyboard.press(key)
+        page.evaluate("new Promise(requestAnimationFrame)")
+    frames = sorted(page.evaluate("frameTimes"))
+    assert len(frames) >= 24, "each key is drawn"
+    with capsys.disabled():
+        half, worst = frames[len(frames) // 2], frames[-1]
+        print(f"\n{MANY:,} spans: a frame takes {half:.1f} ms, the worst of {len(frames)} {worst:.1f} ms")
+    drawn = page.evaluate(
+        """() => { showWhole(); let n = 0; const fill = CanvasRenderingContext2D.prototype.fillRect;
+          CanvasRenderingContext2D.prototype.fillRect = function (...at) { n += 1; fill.apply(this, at); };
+          drawLanes(); CanvasRenderingContext2D.prototype.fillRect = fill; return n; }"""
+    )
+    assert drawn <= 1.5 * 1280 * 16, "spans narrower than a pixel are drawn together"
+    assert drawn > 1000
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(page: Page, url: str, ask: Ask, simulated: Path, scheme: str):
+    page.emulate_media(color_scheme=scheme)
+    ask(1)
+    opened(page, url, 1)
+    choose(page, "#beside", simulated)
+    page.wait_for_function("shown.runs.length === 2")
+    page.click("#lanes-more summary")
+    page.click("#requests tbody button >> nth=0")
+    page.wait_for_selector("#why-body table[data-sum]")
+    page.click("#claims summary >> nth=0")
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    told = [f"{v['id']}: {v['help']}: {n['html'][:200]}" for v in found["violations"] for n in v["nodes"]]
+    assert told == []
+
+
+def test_the_scoreboard_can_be_searched(page: Page, url: str):
+    page.goto(f"{url}/ui")
+    page.wait_for_selector("#claims details")
+    assert "Of 78 systems" in page.inner_text("#claims-count")
+    page.fill("#claims-find", "sarathi")
+    page.wait_for_function("document.querySelectorAll('#claims details').length === 1")
+    page.click("#claims summary")
+    assert page.locator("#claims tbody tr").count() >= 1
