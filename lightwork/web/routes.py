@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field, FiniteFloat
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lightwork import __version__
 from lightwork.claims.results import load as load_claims
@@ -68,12 +68,14 @@ def saved_app(file: Path) -> FastAPI:
     _install(app, [("GET", "/ui/source", source), ("GET", "/ui/file", saved)])
     errors.install(app)
     app.add_middleware(Guard, max_body_bytes=MAX_BODY_BYTES, api_key=None)
+    # A name that somebody else points at this machine must not make the trace theirs to read.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     return app
 
 
 def show(file: Path) -> None:
     """Serve the page over a saved trace on this machine, until Ctrl-C."""
-    listener: socket.socket = listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0)
     print(f"http://127.0.0.1:{listener.getsockname()[1]}/ui   Ctrl-C ends it", file=sys.stderr, flush=True)
     config = uvicorn.Config(saved_app(file), log_level="warning", access_log=False, lifespan="off")
     try:

@@ -143,6 +143,7 @@ def test_a_saved_trace_has_a_page_until_ctrl_c(tmp_path: Path):
         assert httpx.get(f"{url}/ui/source").json() == {"live": False, "name": "out.json"}
         assert httpx.get(f"{url}/ui/file").content == file.read_bytes()
         assert httpx.get(f"{url}/ui/feed").status_code == 404
+        assert httpx.get(f"{url}/ui/file", headers={"host": "elsewhere.example"}).status_code == 400
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
 
