@@ -223,6 +223,7 @@ def test_a_simulated_run_stands_beside_the_live_one(page: Page, url: str, ask: A
     assert lines == ["real: cpu", "simulated: sim:a100", "second / first"]
     assert page.evaluate("shown.to") >= page.evaluate("shown.runs[1].length_s")
     page.click("#lanes-more summary")
+    page.wait_for_selector("#lanes-table tbody td")
     ranks = page.eval_on_selector_all("#lanes-table tbody td:first-child", "all => all.map(e => e.innerText)")
     assert ranks == ["real: cpu", "simulated: sim:a100"]
 
