@@ -76,6 +76,7 @@ def saved_app(file: Path) -> FastAPI:
 def show(file: Path) -> None:
     """Serve the page over a saved trace on this machine, until Ctrl-C."""
     listener = listen("127.0.0.1", 0)
+    listener.listen()  # who reads the address may use it
     print(f"http://127.0.0.1:{listener.getsockname()[1]}/ui   Ctrl-C ends it", file=sys.stderr, flush=True)
     config = uvicorn.Config(saved_app(file), log_level="warning", access_log=False, lifespan="off")
     try:

@@ -166,6 +166,7 @@ def serve(
         raise
     if add_page is not None:
         add_page(loaded)
+    listener.listen()  # who reads the address may use it
     _announce(loaded, listener, host, paged=add_page is not None)
     try:
         with suppress(KeyboardInterrupt):
