@@ -258,7 +258,8 @@ def simulate(
     trace = Trace(f"simulated: {plan.on}", keep=None if keep_spans else 0, observers=[meter, ended])
     kernel = Kernel(seed=seed, trace=trace)
     engine, settings = open_simulated(plan, kernel, cluster=cluster)
-    trace.about = about(plan, max_len=engine.limits.max_len)
+    one = engine.engines[0] if isinstance(engine, Fleet) else engine
+    trace.about = about(plan, max_len=engine.limits.max_len, block_size=one.kv.block_size)
     arrivals = load.arrivals(kernel.rng("load"))
     ended.total = len(arrivals)
     requests = SyntheticRequests(arrivals, engine.vocab_size, kernel.rng("prompts"))

@@ -221,6 +221,9 @@ def test_a_simulated_run_stands_beside_the_live_one(page: Page, url: str, ask: A
     page.wait_for_function("shown.runs.length === 2")
     lines = page.eval_on_selector_all("#figures tbody td:first-child", "all => all.map(e => e.innerText)")
     assert lines == ["real: cpu", "simulated: sim:a100", "second / first"]
+    words = page.inner_text("#kv-words")
+    assert "real: cpu, blocks: " in words
+    assert "simulated: sim:a100, blocks: " in words
     assert page.evaluate("shown.to") >= page.evaluate("shown.runs[1].length_s")
     page.click("#lanes-more summary")
     page.wait_for_selector("#lanes-table tbody td")
@@ -328,4 +331,5 @@ def test_the_scoreboard_can_be_searched(page: Page, url: str):
     page.fill("#claims-find", "sarathi")
     page.wait_for_function("document.querySelectorAll('#claims details').length === 1")
     page.click("#claims summary")
-    assert page.locator("#claims tbody tr").count() >= 1
+    page.wait_for_selector("#claims tbody tr")
+    assert "Sarathi" in page.inner_text("#claims summary")
