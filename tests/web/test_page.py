@@ -221,9 +221,8 @@ def test_a_simulated_run_stands_beside_the_live_one(page: Page, url: str, ask: A
     page.wait_for_function("shown.runs.length === 2")
     lines = page.eval_on_selector_all("#figures tbody td:first-child", "all => all.map(e => e.innerText)")
     assert lines == ["real: cpu", "simulated: sim:a100", "second / first"]
-    words = page.inner_text("#kv-words")
-    assert "real: cpu, blocks: " in words
-    assert "simulated: sim:a100, blocks: " in words
+    for label in lines[:2]:
+        page.wait_for_selector(f"#kv-words:has-text('{label}, blocks: ')")
     assert page.evaluate("shown.to") >= page.evaluate("shown.runs[1].length_s")
     page.click("#lanes-more summary")
     page.wait_for_selector("#lanes-table tbody td")
