@@ -260,6 +260,24 @@ def test_a_saved_trace_opens_and_its_figures_are_those_of_the_summary(page: Page
     page.wait_for_function("shown.live?.state === 'connected'")
 
 
+def test_a_live_run_forgets_its_oldest_spans_but_not_its_figures(page: Page, url: str, simulated: Path):
+    page.goto(f"{url}/ui")
+    choose(page, "#open", simulated)
+    page.wait_for_function("shown.live === null && shown.runs.length === 1")
+    told = page.evaluate(
+        """() => { const run = shown.runs[0], kept = run.latest(run.spans.length - 40);
+          const figures = r => [queued(r), toFirst(r), latency(r), r.prompt, r.output];
+          const same = r => JSON.stringify(figures(r)) === JSON.stringify(figures(run.requests.get(r.id)));
+          const all = [...kept.requests.values()];
+          return { gone: run.spans.length - kept.spans.length, origin: kept.origin_s === run.origin_s, all: all.length,
+            partial: all.filter(r => r.partial).length, same: all.filter(same).length,
+            before: all.filter(r => r.arrived_s < kept.since_s).length }; }"""
+    )
+    assert told["gone"] == 40
+    assert told["origin"], "the time axis stays"
+    assert 0 < told["partial"] == told["before"] < told["all"] == told["same"]
+
+
 def test_a_file_can_be_dropped_and_a_wrong_one_is_refused(page: Page, url: str, simulated: Path):
     page.goto(f"{url}/ui")
     page.wait_for_function("shown.runs.length === 1")
