@@ -269,7 +269,8 @@ def test_a_live_run_forgets_its_oldest_spans_but_not_its_figures(page: Page, url
           const figures = r => [queued(r), toFirst(r), latency(r), r.prompt, r.output];
           const same = r => JSON.stringify(figures(r)) === JSON.stringify(figures(run.requests.get(r.id)));
           const all = [...kept.requests.values()];
-          return { gone: run.spans.length - kept.spans.length, origin: kept.origin_s === run.origin_s, all: all.length,
+          return { gone: run.spans.length - kept.spans.length, all: all.length,
+            origin: kept.origin_s === run.origin_s,
             partial: all.filter(r => r.partial).length, same: all.filter(same).length,
             before: all.filter(r => r.arrived_s < kept.since_s).length }; }"""
     )
