@@ -4,13 +4,15 @@
 
 The bars, on loads that were not fitted: a median error of at most 5 % of a step, 15 % of the 99th percentile
 of a request's life. Fitting and held-out loads alternate in time, so a drift of the machine shows as error
-instead of hiding in the order.
+instead of hiding in the order. Beside them, how much neighbouring steps differ that decode the same sequences:
+they compute the same but for one key each, so no count tells them apart.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from statistics import median
 
 import numpy as np
@@ -20,7 +22,7 @@ from lightwork.cluster.calibration import Calibration, Sample, fit
 from lightwork.plan.why import Record
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
-from lightwork.runtime.trace import Trace
+from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.loads.poisson import Poisson
 from lightwork.serve.opening import open_engine
@@ -87,12 +89,30 @@ def main() -> None:
         median_error=round(median(errors), 4),
         p90_error=round(float(np.percentile(errors, 90)), 4),
         fitted_error=round(calibration.error, 4),
+        neighbours_differ=round(median(d for trace in held_out for d in _between_neighbours(trace)), 4),
         life_p99_error=[round(error, 4) for error in lives],
         steps=len(errors),
         median_step_ms=round(1e3 * median(seconds for _, seconds in steps), 3),
         bars=[0.05, 0.15],
         holds=median(errors) <= 0.05 and max(lives) <= 0.15,
     )
+
+
+def _between_neighbours(trace: Trace) -> list[float]:
+    """By how much each step's time differs from the one before, where both decode the same sequences."""
+    steps = sorted((span for span in trace.spans if span.kind == "step"), key=lambda span: span.start_s)
+    took_s = [seconds for _, seconds in samples(trace.spans)]
+    return [
+        abs(later / earlier - 1)
+        for (a, earlier), (b, later) in pairwise(zip(steps, took_s, strict=True))
+        if _decoded(a) and _decoded(a) == _decoded(b)
+    ]
+
+
+def _decoded(step: Span) -> list[int]:
+    """The sequences of a step that only decodes."""
+    chunks = (step.args or {})["chunks"]
+    return [seq for seq, *_ in chunks] if all(count == 1 for _, _, count, *_ in chunks) else []
 
 
 def _life_error(trace: Trace, calibration: Calibration) -> float:

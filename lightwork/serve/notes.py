@@ -35,8 +35,9 @@ class Notes:
     def step(self, step: Step, number: int, start_s: float, emitted: Sequence[int], **gauges: float) -> None:
         """A step ends now.
 
-        chunks: (sequence, start, count, drafted, tokens emitted). copied: tokens whose KV was copied before
-        it, and slices: of training, (layer, start, count, back); only where there are any.
+        chunks: (sequence, start, count, drafted, tokens emitted). Only where there are any: admitted, how many
+        sequences; copied, tokens whose KV was copied before it; shared, keys that attention did not read as
+        they had been read for another sequence; and slices of training, (layer, start, count, back).
         """
         if self._kernel.trace is None:
             return
@@ -45,6 +46,10 @@ class Notes:
             (c.seq.id, c.start, c.count, d, e) for c, d, e in zip(step.chunks, drafted, emitted, strict=True)
         ]
         more: dict[str, Any] = {"slices": [*map(tuple, step.slices)]} if step.slices else {}
-        if step.copies:
-            more["copied"] = sum(copy.num_slots for copy in step.copies)
+        counts = {
+            "admitted": len(step.admitted),
+            "copied": sum(copy.num_slots for copy in step.copies),
+            "shared": sum(step.shared),
+        }
+        more |= {name: number for name, number in counts.items() if number}
         self.lasting("step", f"step {number}", start_s, chunks=chunks, **more, **gauges)
