@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations, pairwise
 from math import inf
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lightwork.cluster import parse_place
 from lightwork.cluster.calibration import Calibration, Piece, fit
@@ -33,7 +37,7 @@ from lightwork.serve.schedulers import Chunk, Step
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
-from lightwork.serve.shared_keys import shared_keys
+from lightwork.serve.shared_keys import _cuts, shared_keys
 from lightwork.serve.simulate import SyntheticRequests, run_load, simulate
 from lightwork.serve.simulated_runner import SimulatedRunner
 
@@ -62,6 +66,16 @@ def test_whole_chunks_are_read_once() -> None:
     assert sorted(shared) == [0, 0, 0, 0, 512, 512, 512]
 
 
+@given(alike=st.lists(st.integers(0, 4), min_size=1, max_size=9))
+def test_groups_save_the_most(alike: list[int]) -> None:
+    def saved(cuts: Sequence[int]) -> int:
+        return sum((b - a - 1) * min(alike[a : b - 1], default=0) for a, b in pairwise(cuts))
+
+    inner = range(1, len(alike) + 1)
+    every = (c for n in range(len(alike) + 1) for c in combinations(inner, n))
+    assert saved(_cuts(alike)) == max(saved([0, *cuts, len(alike) + 1]) for cuts in every)
+
+
 def load_compiled(checkpoint: Callable[..., Path]) -> Any:
     pytest.importorskip("numba")
     from lightwork import models
@@ -76,8 +90,22 @@ def test_the_compiled_step_saves_the_same(checkpoint: Callable[..., Path]) -> No
     model.logits(build_rows(step, kv)[0], pool := model.new_kv(200, 64))
     assert sorted(model.shared_keys) == sorted(shared_keys(step, kv))
     model.logits(build_rows(Step(chunks=step.chunks[:1]), kv)[0], pool)
-    model.close()
     assert model.shared_keys == [0]
+    for seed in range(8):
+        kv, step = some_tree(Random(seed))
+        model.logits(build_rows(step, kv)[0], model.new_kv(kv.total, 64))
+        assert sum(model.shared_keys) == sum(shared_keys(step, kv)) > 0
+    model.close()
+
+
+def some_tree(rng: Random) -> tuple[KVCache, Step]:
+    """The next tokens of a dozen texts, each with some of four parts of a text before it, in their order."""
+    kv, text = KVCache(400, 64), [[n] * 256 for n in range(4)]
+    texts = [
+        [*(token for part in text[: rng.randint(0, 4)] for token in part), *[9 + i] * rng.randint(1, 500)]
+        for i in range(12)
+    ]
+    return kv, decodes(kv, texts)
 
 
 def test_a_step_in_parts_shares_what_sequences_of_a_part_do(checkpoint: Callable[..., Path]) -> None:
