@@ -21,12 +21,10 @@ def shared_keys(step: Step, kv: KVCache) -> list[int]:
     shared = [0] * len(step.chunks)
     size = max(1, CHUNK // kv.block_size)
     # The last block of each run of `size`: two that have the same have the same before it.
-    ends = [
-        kv.table(seq.id)[size - 1 : start // (size * kv.block_size) * size : size]
-        for seq, start, _ in step.chunks
-    ]
+    ends = [kv.table(chunk.seq.id)[size - 1 :: size] for chunk in step.chunks]
+    seen = [chunk.start // (size * kv.block_size) for chunk in step.chunks]
     order = sorted(range(len(ends)), key=ends.__getitem__)
-    alike = [_common(ends[i], ends[j]) for i, j in pairwise(order)]
+    alike = [min(seen[i], seen[j], _common(ends[i], ends[j])) for i, j in pairwise(order)]
     if any(alike):
         for first, last in pairwise(_cuts(alike)):
             keys = min(alike[first : last - 1], default=0) * size * kv.block_size

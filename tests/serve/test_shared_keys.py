@@ -111,7 +111,7 @@ def some_tree(rng: Random) -> tuple[KVCache, Step]:
 def test_a_step_in_parts_shares_what_sequences_of_a_part_do(checkpoint: Callable[..., Path]) -> None:
     """600 rows are computed as 384 and 216: the second sequence has rows in both."""
     kv, model = KVCache(200, 64), load_compiled(checkpoint)
-    step = decodes(kv, [[*LONG, 1], [*LONG, 2]])
+    step = decodes(kv, [[7] * 1000 + [1], [7] * 1000 + [2]])
     for i, (seq, _, _) in enumerate(step.chunks):
         seq.tokens += [i] * 299
         assert kv.reserve(seq.id, len(seq.tokens)) is not None
