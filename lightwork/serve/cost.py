@@ -204,11 +204,11 @@ def rows_of(step: Step) -> list[tuple[int, int]]:
 
 
 def step_features(
-    chunks: Sequence[tuple[int, int]], *, scored: int, shared: int = 0, copied: int = 0, admitted: int = 0
+    chunks: Sequence[tuple[int, int]], *, scored: int, shared: int = 0, copied: int = 0
 ) -> dict[str, float]:
     """What a calibration is fitted on. chunks: (start, rows) of each, drafts included. scored: rows whose
     scores are wanted. shared: keys not read, as they are for another chunk. copied: tokens whose keys and
-    values are. admitted: sequences that begin.
+    values are.
 
     keys: rows times keys seen; read: keys read; groups: distinct chunk lengths.
     """
@@ -221,7 +221,6 @@ def step_features(
         "read": float(sum(start + count for start, count in chunks) - shared),
         "groups": float(len({count for _, count in chunks})),
         "copied": float(copied),
-        "admitted": float(admitted),
     }
 
 
@@ -237,6 +236,5 @@ class CalibratedCost:
             scored=num_scored(step),
             shared=sum(step.shared),
             copied=sum(copy.num_slots for copy in step.copies),
-            admitted=len(step.admitted),
         )
         return [self.calibration.predict(features)]

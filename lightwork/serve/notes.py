@@ -35,9 +35,9 @@ class Notes:
     def step(self, step: Step, number: int, start_s: float, emitted: Sequence[int], **gauges: float) -> None:
         """A step ends now.
 
-        chunks: (sequence, start, count, drafted, tokens emitted). Only where there are any: admitted, how many
-        sequences; copied, tokens whose KV was copied before it; shared, keys that attention did not read as
-        they had been read for another sequence; and slices of training, (layer, start, count, back).
+        chunks: (sequence, start, count, drafted, tokens emitted). Only where there are any: copied, tokens
+        whose KV was copied before it; shared, keys not read, as they were for another sequence;
+        and slices of training, (layer, start, count, back).
         """
         if self._kernel.trace is None:
             return
@@ -46,10 +46,8 @@ class Notes:
             (c.seq.id, c.start, c.count, d, e) for c, d, e in zip(step.chunks, drafted, emitted, strict=True)
         ]
         more: dict[str, Any] = {"slices": [*map(tuple, step.slices)]} if step.slices else {}
-        counts = {
-            "admitted": len(step.admitted),
-            "copied": sum(copy.num_slots for copy in step.copies),
-            "shared": sum(step.shared),
-        }
-        more |= {name: number for name, number in counts.items() if number}
+        if step.copies:
+            more["copied"] = sum(copy.num_slots for copy in step.copies)
+        if shared := sum(step.shared):
+            more["shared"] = shared
         self.lasting("step", f"step {number}", start_s, chunks=chunks, **more, **gauges)

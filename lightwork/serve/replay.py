@@ -60,7 +60,7 @@ def samples(spans: Iterable[Span]) -> list[Sample]:
 def _features(span: Span) -> dict[str, float]:
     """Of a step, as `CalibratedCost` has them."""
     args = span.args or {}
-    counts = {name: args[name] for name in ("shared", "copied", "admitted") if name in args}
+    counts = {name: args[name] for name in ("shared", "copied") if name in args}
     return step_features(
         [(start, count + drafted) for _, start, count, drafted, _ in args["chunks"]],
         scored=sum(drafted + (emitted > 0) for *_, drafted, emitted in args["chunks"]),

@@ -255,17 +255,19 @@ def test_a_prediction_shares_what_the_record_did(served: Served) -> None:
 
 
 def test_a_step_costs_what_its_span_says() -> None:
-    """Features counted of a step before it runs are those counted of its span."""
-    names = ("constant", "rows", "sequences", "scored", "keys", "read", "groups", "admitted")
+    """Features counted of a step before it runs are those counted of its span. Two texts for each prompt:
+    the second has its own copy of the last block."""
+    names = ("constant", "rows", "sequences", "scored", "keys", "read", "groups", "copied")
     seconds = {name: 1e-3 * (i + 1) for i, name in enumerate(names)}
     price = Calibration(pieces=(Piece(upto=inf, seconds=seconds),), error=0.0, num_samples=0)
     kernel, kv = Kernel(trace=Trace("simulated")), KVCache(200, 64)
     runner = SimulatedRunner(CalibratedCost(price), kv=kv)
     engine = make_engine(Plan(use=CHUNKED), kernel, kv, runner, 2048, 256)
-    arrivals = [Arrival(i, 20 + i, 8, shared_len=700) for i in range(6)]
-    run_load(engine, arrivals, SyntheticRequests(arrivals, 256, kernel.rng("prompts")))
+    requests = [Request(prompt=(*[7] * 700, *[i] * (20 + i)), max_tokens=8, n=2) for i in range(6)]
+    run_load(engine, [30.0 * i for i in range(6)], requests)
     assert kernel.trace is not None
     spans = list(steps_of(kernel.trace))
-    assert any((span.args or {}).get("shared") for span in spans)
+    assert {"shared", "copied"} <= {name for span in spans for name in span.args or {}}
+    assert {name for features, _ in samples(spans) for name in features} == {*names}
     for span, (features, _) in zip(spans, samples(spans), strict=True):
         assert span.end_s - span.start_s == pytest.approx(price.predict(features))
