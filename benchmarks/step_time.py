@@ -4,7 +4,9 @@
 
 The bars, on loads that were not fitted: a median error of at most 5 % of a step, 15 % of the 99th percentile
 of a request's life. Fitting and held-out loads alternate in time, so a drift of the machine shows as error
-instead of hiding in the order.
+instead of hiding in the order. What of the error is noise is told by one more load, served several times with
+the same steps: how far each run is from the median of all, which no prediction can be nearer to, and how far
+the prediction is from that median.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from statistics import median
 
 import numpy as np
 from _report import report
+from numpy.typing import NDArray
 
 from lightwork.cluster.calibration import Calibration, Sample, fit
 from lightwork.plan.why import Record
@@ -22,10 +25,12 @@ from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.lengths.lognormal import Lognormal
+from lightwork.serve.loads import Load
+from lightwork.serve.loads.closed_loop import ClosedLoop
 from lightwork.serve.loads.poisson import Poisson
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan
-from lightwork.serve.replay import samples
+from lightwork.serve.replay import decisions, samples
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.simulate import SyntheticRequests, run_load
 
@@ -55,8 +60,17 @@ HELD_OUT = [
     ),
 ]
 
+REPEATED, RUNS = (
+    ClosedLoop(
+        clients=4,
+        num_requests=24,
+        lengths=Lognormal(prompt=150, output=50, prompt_sigma=0.7, output_sigma=0.7, max_len=1500),
+    ),
+    7,
+)
 
-def measure(load: Poisson, seed: int, model: str) -> Trace:
+
+def measure(load: Load, seed: int, model: str) -> Trace:
     """The trace of a load, served for real."""
     kernel = Kernel(WallClock(), seed=seed, trace=(trace := Trace("real")))
     plan = Plan(model=model, use=(Sarathi(chunk=256),), prefix_cache=False, max_len=2048)
@@ -78,6 +92,11 @@ def main() -> None:
         if i < len(HELD_OUT):
             held_out.append(measure(HELD_OUT[i], 10 + i, model))
     calibration = fit(fitted)
+    again = [measure(REPEATED, 20, model) for _ in range(RUNS)]
+    again = [trace for trace in again if decisions(trace) == decisions(again[0])]
+    took_s = np.array([[seconds for _, seconds in samples(trace.spans)] for trace in again])
+    typical_s = np.median(took_s, axis=0)
+    predicted_s = [calibration.predict(features) for features, _ in samples(again[0].spans)]
     steps = [sample for trace in held_out for sample in samples(trace.spans)]
     errors = [abs(calibration.predict(features) / seconds - 1.0) for features, seconds in steps]
     lives = [_life_error(trace, calibration) for trace in held_out]
@@ -87,12 +106,20 @@ def main() -> None:
         median_error=round(median(errors), 4),
         p90_error=round(float(np.percentile(errors, 90)), 4),
         fitted_error=round(calibration.error, 4),
+        runs_alike=len(again),
+        run_to_median=_error(took_s, typical_s),
+        prediction_to_median=_error(np.array(predicted_s), typical_s),
         life_p99_error=[round(error, 4) for error in lives],
         steps=len(errors),
         median_step_ms=round(1e3 * median(seconds for _, seconds in steps), 3),
         bars=[0.05, 0.15],
         holds=median(errors) <= 0.05 and max(lives) <= 0.15,
     )
+
+
+def _error(guessed_s: NDArray[np.float64], seconds: NDArray[np.float64]) -> float:
+    """The median one of a step."""
+    return round(float(np.median(np.abs(guessed_s / seconds - 1.0))), 4)
 
 
 def _life_error(trace: Trace, calibration: Calibration) -> float:

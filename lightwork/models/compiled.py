@@ -139,10 +139,13 @@ class CompiledModel:
 
     generation: the checkpoint's generation_config.json. numbers: what it is stored and computed in.
     layout, weights: where weights lie, and their bytes; of weights that are `arriving`, the memory they come
-    to. One step runs at a time.
+    to. reads_once: whether keys that sequences share are read once; shared_keys: of each sequence of the
+    latest call, its first keys that were read for another one anyway. One step runs at a time.
     """
 
     device = "cpu"
+    reads_once = True
+    shared_keys: Sequence[int] = ()
 
     def __init__(
         self,
@@ -243,12 +246,14 @@ class CompiledModel:
             parts = [*rows.parts(ROWS_AT_ONCE)]
             for part in parts:
                 self._fill(part, kv, logits)
-            done = 0
+            done, shared_S = 0, np.zeros(len(rows.known), np.int64)
             for part in parts:
                 if len(parts) > 1:
                     self._fill(part, kv, logits[done:])
                 self._pass()
                 done += len(part.scored)
+                np.maximum(shared_S, self._buffers.shared_keys(part), out=shared_S)
+            self.shared_keys = shared_S.tolist()
             return logits
 
     def _pass(self) -> None:

@@ -41,7 +41,10 @@ COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weigh
 
 
 class EncoderDecoder:
-    """Weights and tokenizer of one checkpoint. start: the token that outputs begin with."""
+    """Weights and tokenizer of one checkpoint. start: the token that outputs begin with. shared_keys: see
+    `CompiledModel`."""
+
+    shared_keys: Sequence[int] = ()
 
     def __init__(self, spec: ModelSpec, weights: Seq2Seq, tokenizer: Tokenizer, start: int) -> None:
         self.spec = spec

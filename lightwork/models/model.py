@@ -104,9 +104,12 @@ class Model:
 
     hidden: (rows, kv) -> normalised hidden states [R, d], keys and values written; how its layers are carried
     out, for others to replace. score: (rows, those of the scored) -> logits, likewise. chains: models that it
-    computes in place of its own, see `chains.share`. routed: told which experts its rows take.
+    computes in place of its own, see `chains.share`. routed: told which experts its rows take. reads_once,
+    shared_keys: see `CompiledModel`.
     """
 
+    reads_once = False
+    shared_keys: Sequence[int] = ()
     chains: Chains | None = None
     routed: Routed = staticmethod(unseen)
 

@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from lightwork.kernels.cpu import formats
 from lightwork.kernels.cpu.formats import MatrixFormat
 from lightwork.kernels.cpu.state import (
+    ALIKE,
     CACHE_LINE,
     CHUNK,
     CHUNK_PAGES,
+    FIRST_OF_GROUP,
     MAX_TILE_ROWS,
     MEMBER_COLUMNS,
     PLAN_COLUMNS,
     ROW_TILE,
     RUNS_PER_THREAD,
+    SEQ,
     TILE_WIDTH,
     WIDENED_PANEL,
     State,
@@ -77,6 +80,19 @@ class Buffers:
         self._every_scored[1] = scored
         record = self._state.record
         record["rows"], record["scored"] = num_rows, scored
+
+    def shared_keys(self, rows: Rows) -> NDArray[np.int64]:
+        """Of each sequence, its first keys that the step just computed read for another one anyway, [S].
+
+        rows: that it was filled with.
+        """
+        shared_S = np.zeros(len(rows.known), np.int64)
+        if len(shared_S) < 2 or rows.tables.shape[1] <= CHUNK_PAGES:
+            return shared_S
+        members = self._state.arrays["members"][: rows.seqs[-1] - rows.seqs[0] + 1]
+        later = members[members[:, FIRST_OF_GROUP] < np.arange(len(members))]
+        shared_S[later[:, SEQ]] = CHUNK * later[:, ALIKE]
+        return shared_S
 
     def _grow_rope(self, position: int) -> None:
         self._positions = min(self._spec.max_len, max(position, 2 * self._positions, FIRST_POSITIONS))

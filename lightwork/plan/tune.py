@@ -194,7 +194,10 @@ class Bench:
         kernel = Kernel(
             seed=self.tuning.seed, trace=Trace("predicted", keep=0, observers=[meter := self._meter()])
         )
-        self._serve(setting, kernel, lambda engine_kernel, kv: SimulatedRunner(CalibratedCost(calibration)))
+        cost, shares = CalibratedCost(calibration), self.model.reads_once
+        self._serve(
+            setting, kernel, lambda engine_kernel, kv: SimulatedRunner(cost, kv=kv if shares else None)
+        )
         return self._figure(meter.summary(simulated=True))
 
     def _meter(self) -> Meter:

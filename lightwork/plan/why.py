@@ -233,7 +233,8 @@ class Record:
         kernel = Kernel(trace=Trace("predicted"))
         sizes = (int(self.about[name]) for name in ("kv_blocks", "block_size", "tier_blocks"))
         kv = make_kv(plan, *sizes)
-        runner = SimulatedRunner(CalibratedCost(self.calibration))
+        shares = kv if self.about.get("reads_once") else None
+        runner = SimulatedRunner(CalibratedCost(self.calibration), kv=shares)
         engine = make_engine(plan, kernel, kv, runner, int(self.about["max_len"]), spec.vocab_size)
         self._run(engine, kernel)
         engine.close()

@@ -203,8 +203,12 @@ def rows_of(step: Step) -> list[tuple[int, int]]:
     return [(c.start, c.count + len(d)) for c, d in zip(step.chunks, step.drafts, strict=True)]
 
 
-def step_features(chunks: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """What a calibration is fitted on. chunks: (start, rows) of each, drafts included.
+def step_features(
+    chunks: Sequence[tuple[int, int]], *, scored: int, shared: int = 0, copied: int = 0
+) -> dict[str, float]:
+    """What a calibration is fitted on. chunks: (start, rows) of each, drafts included. scored: rows whose
+    scores are wanted. shared: keys not read, as they are for another chunk. copied: tokens whose keys and
+    values are.
 
     keys: rows times keys seen; read: keys read; groups: distinct chunk lengths.
     """
@@ -212,9 +216,11 @@ def step_features(chunks: Sequence[tuple[int, int]]) -> dict[str, float]:
         "constant": 1.0,
         "rows": float(sum(count for _, count in chunks)),
         "sequences": float(len(chunks)),
+        "scored": float(scored),
         "keys": float(sum(count * (start + count / 2) for start, count in chunks)),
-        "read": float(sum(start + count for start, count in chunks)),
+        "read": float(sum(start + count for start, count in chunks) - shared),
         "groups": float(len({count for _, count in chunks})),
+        "copied": float(copied),
     }
 
 
@@ -225,4 +231,10 @@ class CalibratedCost:
         self.calibration = calibration
 
     def stages(self, step: Step) -> Sequence[float]:
-        return [self.calibration.predict(step_features(rows_of(step)))]
+        features = step_features(
+            rows_of(step),
+            scored=num_scored(step),
+            shared=sum(step.shared),
+            copied=sum(copy.num_slots for copy in step.copies),
+        )
+        return [self.calibration.predict(features)]

@@ -118,6 +118,7 @@ class LocalRunner:
             for blocks in step.left:
                 self.pool.discard(blocks)
             scores = LogitScores(step, self.model.logits(rows, self.pool), first, fed)
+            step.shared = self.model.shared_keys
         finally:
             self._computing = False
         if self.feeds:

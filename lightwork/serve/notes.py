@@ -35,8 +35,9 @@ class Notes:
     def step(self, step: Step, number: int, start_s: float, emitted: Sequence[int], **gauges: float) -> None:
         """A step ends now.
 
-        chunks: (sequence, start, count, drafted, tokens emitted). copied: tokens whose KV was copied before
-        it, and slices: of training, (layer, start, count, back); only where there are any.
+        chunks: (sequence, start, count, drafted, tokens emitted). Only where there are any: copied, tokens
+        whose KV was copied before it; shared, keys not read, as they were for another sequence;
+        and slices of training, (layer, start, count, back).
         """
         if self._kernel.trace is None:
             return
@@ -47,4 +48,6 @@ class Notes:
         more: dict[str, Any] = {"slices": [*map(tuple, step.slices)]} if step.slices else {}
         if step.copies:
             more["copied"] = sum(copy.num_slots for copy in step.copies)
+        if shared := sum(step.shared):
+            more["shared"] = shared
         self.lasting("step", f"step {number}", start_s, chunks=chunks, **more, **gauges)

@@ -152,7 +152,7 @@ def open_one(
         runner.publish = partial(put_adapter, engine, _local(model))
     if kernel.trace is not None:
         derived = {"kv_blocks": kv.total, "block_size": block_size, "tier_blocks": behind}
-        kernel.trace.about = about(plan, **derived, max_len=max_len)
+        kernel.trace.about = about(plan, **derived, max_len=max_len, reads_once=model.reads_once)
     settings += [*threads, longest, blocks, *divided(plan, kv)]
     settings += [_scheduler(chosen, engine, why_scheduler), *overlapped(plan)]
     return engine, model, settings

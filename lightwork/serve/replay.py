@@ -54,8 +54,18 @@ def samples(spans: Iterable[Span]) -> list[Sample]:
     """Features and seconds of a run's steps, the pauses between them included."""
     steps = sorted((s for s in spans if s.kind == "step"), key=lambda s: s.start_s)
     durations_s, _ = _timeline(steps)
-    rows = [[(start, n + drafted) for _, start, n, drafted, _ in (s.args or {})["chunks"]] for s in steps]
-    return [(step_features(r), s) for r, s in zip(rows, durations_s, strict=True)]
+    return [(_features(span), s) for span, s in zip(steps, durations_s, strict=True)]
+
+
+def _features(span: Span) -> dict[str, float]:
+    """Of a step, as `CalibratedCost` has them."""
+    args = span.args or {}
+    counts = {name: args[name] for name in ("shared", "copied") if name in args}
+    return step_features(
+        [(start, count + drafted) for _, start, count, drafted, _ in args["chunks"]],
+        scored=sum(drafted + (emitted > 0) for *_, drafted, emitted in args["chunks"]),
+        **counts,
+    )
 
 
 def replay(
@@ -77,7 +87,8 @@ def replay(
         return texts[seq.id][position] if position < len(texts[seq.id]) else 0
 
     kernel = Kernel(trace=Trace("replayed"))
-    engine = make_engine(kernel, SimulatedRunner(RecordedCost(durations_s), script=script), kv)
+    shares = kv if trace.about.get("reads_once") else None
+    engine = make_engine(kernel, SimulatedRunner(RecordedCost(durations_s), script=script, kv=shares), kv)
     groups: dict[float, list[Request]] = {}
     starts = [s.start_s for s in steps]
     for seq in sorted(seqs, key=lambda s: s.id):

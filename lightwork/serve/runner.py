@@ -59,7 +59,9 @@ class Runner(Protocol):
         """Where its keys and values are, as runners of the same sort understand it."""
         ...
 
-    def run(self, step: Step) -> Awaitable[Scores]: ...
+    def run(self, step: Step) -> Awaitable[Scores]:
+        """Where attention reads keys once that sequences share, `step.shared` tells which in the end."""
+        ...
 
     def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
         """Copy the KV of num_tokens tokens from blocks of another engine's pool into this one's."""

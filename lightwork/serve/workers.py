@@ -122,9 +122,11 @@ class Workers:
     """The processes, as the model that they compute.
 
     depth: stages. into, out: pipes to the ranks of the first, and from those of the last. threads: of each.
-    nbytes: of all weights. lost: why they compute no more. Commands are sent and answers collected by a
-    thread each.
+    nbytes: of all weights. lost: why they compute no more. reads_once: see `CompiledModel`. Commands are sent
+    and answers collected by a thread each.
     """
+
+    reads_once = False
 
     def __init__(
         self,

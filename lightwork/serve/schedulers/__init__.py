@@ -57,8 +57,8 @@ class Step:
     all. left: blocks that hold nothing once it is copied. after: what has to end before it may run.
     slices: of training, computed with it; with rows as far as it takes no more than limit_s in all.
     next_model: whose turn comes after this step's model, if that is known, so that its weights can be
-    brought. shared: of each chunk, the first keys that attention reads for another one anyway; set where a
-    step is priced on a device that does so. known: tokens known of each chunk's sequence when it was planned.
+    brought. shared: of each chunk, the first keys that attention reads for another one anyway; set by a
+    runner whose kernels do so. known: tokens known of each chunk's sequence when it was planned.
     ahead: chunks whose sequences may be planned on before it has ended, each with how often the sequence had
     been preempted. fed: chunks whose last token is still being chosen, each with that one of the step before
     that chooses it.
