@@ -38,6 +38,16 @@ class Stage:
         self.begins = mine.first == 0
         self.ends = mine.last == whole.num_layers
 
+    @property
+    def nbytes(self) -> int:
+        """Of its weights."""
+        return self.weights.nbytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of the weights that are in memory at once: all."""
+        return self.weights.nbytes
+
     def new_kv(self, num_blocks: int, block_size: int) -> KVPool:
         return KVPool(self.spec, num_blocks, block_size, self.weights.embed.dtype, self.device)
 
@@ -62,12 +72,17 @@ class Stage:
         if not self.ends:
             return x_Rd
         scored_N = torch.from_numpy(rows.scored).to(self.device)
+        if not self.mine.vocabulary(self.whole):
+            return x_Rd.new_zeros(len(scored_N), 0)
         return logits(self.weights, normalise(self.weights, self.spec, x_Rd[scored_N]))
 
     def _embed(self, tokens_R: Tensor, positions_R: Tensor) -> Tensor:
         own = self.mine.vocabulary(self.whole)
         here_R = (tokens_R >= own.start) & (tokens_R < own.stop)
-        x_Rd = F.embedding((tokens_R - own.start) * here_R, self.weights.embed) * here_R[:, None]
+        if own:
+            x_Rd = F.embedding((tokens_R - own.start) * here_R, self.weights.embed) * here_R[:, None]
+        else:
+            x_Rd = self.weights.embed.new_zeros(len(tokens_R), self.spec.hidden_size)
         if self.weights.positions is not None:
             x_Rd = x_Rd + F.embedding(positions_R, self.weights.positions)
         return self.reduce(x_Rd)

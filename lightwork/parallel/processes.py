@@ -151,6 +151,9 @@ def _rank(
 ) -> None:
     """The life of one process."""
     try:
+        import torch
+
+        torch.set_num_threads(1)
         world = GlooWorld(store, rank, n, timeout_s, link)
         value = drive(strategy(rank, n, *args), world.perform)
         world.flush()
@@ -184,17 +187,26 @@ def connect(store: str, rank: int, n: int, timeout_s: float) -> Any:
 class GlooWorld:
     """Carries out the effects of one rank, blocking. trace: its spans, from when all ranks were connected.
 
-    link: as `run_processes` has it. A message is followed by when the last of it leaves, then.
+    link: as `run_processes` has it. A message is followed by when the last of it leaves, then. keep: spans
+    that the trace holds; None: all.
     """
 
-    def __init__(self, store: str, rank: int, n: int, timeout_s: float, link: Link | None = None) -> None:
+    def __init__(
+        self,
+        store: str,
+        rank: int,
+        n: int,
+        timeout_s: float,
+        link: Link | None = None,
+        *,
+        keep: int | None = None,
+    ) -> None:
         import torch
         import torch.distributed as dist
 
-        torch.set_num_threads(1)
         self.rank = rank
         self.n = n
-        self.trace = Trace("real: processes")
+        self.trace = Trace("real: processes", keep=keep)
         self._dist: Any = dist
         self._torch = torch
         self._timeout = timedelta(seconds=timeout_s)
