@@ -78,7 +78,7 @@ def shares(policy: Residency[Any]) -> list[StreamedStage]:
     """The ranks' stages in this process, of which the files are read."""
     folder = resolve(random_llama())
     (row,) = slices(SPEC, 1, RANKS, master=True)
-    return [open_streamed_stage(folder, mine, policy, Star(), {}) for mine in row]
+    return [open_streamed_stage(folder, mine, policy, Star(), dict) for mine in row]
 
 
 def read_shares(stages: list[StreamedStage]) -> None:

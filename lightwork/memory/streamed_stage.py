@@ -203,11 +203,16 @@ def open_streamed_stage(
     mine: Slice,
     policy: Residency[Any],
     way: AllReduce,
-    peers: Peers,
+    meet: Callable[[], Peers],
     progress: Progress | None = None,
 ) -> StreamedStage:
-    """Of a slice with all layers. Its file is made now if need be. Raises CheckpointError, SpecError."""
+    """Of a slice with all layers. Its file is made now if need be. meet: finds the other ranks; called when
+    the file is there, which may take long.
+
+    Raises CheckpointError, SpecError.
+    """
     spec = read_spec(path)
     mine.shape(spec)
     split = Split(spec, mine)
-    return StreamedStage(split, BlockFile(split.file(path, progress)), policy, way, peers)
+    file = BlockFile(split.file(path, progress))
+    return StreamedStage(split, file, policy, way, meet())

@@ -166,16 +166,16 @@ def _rank(
         pipe.recv()
 
 
-def connect(store: str, rank: int, n: int, timeout_s: float) -> Any:
+def connect(store: str, rank: int, n: int, timeout_s: float, start_s: float = _START_S) -> Any:
     """Meet the other ranks at a file; returns the group of all, for torch.distributed.
 
-    timeout_s: how long what they do together may take. Starting may take longer.
+    timeout_s: how long what they do together may take. start_s: how long they may be late, if that is longer.
     """
     import torch.distributed
 
     dist: Any = torch.distributed
     _use_loopback()
-    start_s = max(_START_S, timeout_s)
+    start_s = max(start_s, timeout_s)
     dist.init_process_group(
         "gloo", store=dist.FileStore(store, n), rank=rank, world_size=n, timeout=timedelta(seconds=start_s)
     )
@@ -188,7 +188,7 @@ class GlooWorld:
     """Carries out the effects of one rank, blocking. trace: its spans, from when all ranks were connected.
 
     link: as `run_processes` has it. A message is followed by when the last of it leaves, then. keep: spans
-    that the trace holds; None: all.
+    that the trace holds; None: all. start_s: how long others may be late.
     """
 
     def __init__(
@@ -200,6 +200,7 @@ class GlooWorld:
         link: Link | None = None,
         *,
         keep: int | None = None,
+        start_s: float = _START_S,
     ) -> None:
         import torch
         import torch.distributed as dist
@@ -214,7 +215,7 @@ class GlooWorld:
         self._to_self: dict[int, deque[Any]] = {}
         self._groups: dict[tuple[int, ...], Any] = {}
         self._counters: dict[str, int] = {}
-        self._groups[tuple(range(n))] = connect(store, rank, n, timeout_s)
+        self._groups[tuple(range(n))] = connect(store, rank, n, timeout_s, start_s)
         self._clock = WallClock()
         self._link = link
         self._sent_s = self._arrived_s = 0.0

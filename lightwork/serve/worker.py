@@ -41,6 +41,8 @@ from lightwork.serve.workers import (
 
 STUCK_S = 120.0
 """What the ranks of a stage do together takes no longer."""
+LATE_S = 3600.0
+"""So much longer than another's a rank's file may take to make. One that is lost meanwhile ends all."""
 
 
 class Worker:
@@ -96,7 +98,7 @@ def _meet(order: WorkerOrder) -> Callable[[Effect], Any]:
     """What carries out the effects between the ranks of a stage, once they have found each other."""
     mine = order.slice
     with _others("ranks of its stage"):
-        world = GlooWorld(order.store, mine.rank, mine.ranks, STUCK_S, order.between, keep=0)
+        world = GlooWorld(order.store, mine.rank, mine.ranks, STUCK_S, order.between, keep=0, start_s=LATE_S)
 
     def perform(effect: Effect) -> Any:
         with _others("ranks of its stage"):
@@ -139,13 +141,12 @@ def _open(order: WorkerOrder, control: Connection) -> Worker:
         )
     else:
         assert order.all_reduce is not None, "ranks that stream exchange by effects"
-        perform = _meet(order)
         opened = open_streamed_stage(
             order.path,
             mine,
             order.residency,
             order.all_reduce,
-            {Send: perform, Recv: perform},
+            lambda: dict.fromkeys((Send, Recv), _meet(order)),
             progress=progress,
         )
     opened.warm_up()

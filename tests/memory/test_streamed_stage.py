@@ -56,7 +56,7 @@ class Ranks:
         compute_s: float = 0.0,
     ) -> None:
         (row,) = slices(models.read_shape(str(folder)), 1, num, master=True)
-        self.stages = [open_streamed_stage(folder, mine, policy, way or Star(), {}) for mine in row]
+        self.stages = [open_streamed_stage(folder, mine, policy, way or Star(), dict) for mine in row]
         self.trace = Trace("simulated")
         self.kernel = Kernel(trace=self.trace)
         self._copy_s, self._compute_s = copy_s, compute_s
