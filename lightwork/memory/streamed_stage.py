@@ -110,7 +110,8 @@ class StreamedStage:
             self._world.perform(Spawn(copies(self.stream, self.copy), "weights"))
             self._stop = weakref.finalize(self, _stop, self._world, self.stream)
         with torch.inference_mode():
-            return self._world.run(self.strategy(rows, kv))
+            y: Tensor = self._world.run(self.strategy(rows, kv))
+        return y
 
     def close(self) -> None:
         """End the thread that reads; a later forward starts another."""

@@ -8,8 +8,8 @@ commands in one order, and so their keys and values are of the same age.
 
 A worker that is lost takes the others with it: what it held of keys and values is nowhere else.
 
-Ranks whose weights come from disk are masters and helpers: the first rank is given tokens and gives scores,
-and what others are sent, here or by ranks, has neither.
+Ranks whose weights come from disk are a master and helpers: the first is given tokens and gives scores, and
+what others are sent, from here or by ranks, has neither.
 """
 
 from __future__ import annotations

@@ -173,7 +173,8 @@ def test_a_token_takes_two_hops_a_sum_and_as_many_messages_as_there_are_helpers_
 
 @pytest.mark.parametrize("copy_s", [0.001, 0.1])
 def test_a_token_takes_the_longer_of_the_disk_and_what_ranks_do(checkpoint: Make, copy_s: float) -> None:
-    """Copies go on while ranks compute and wait for each other."""
+    """Copies go on while ranks compute and wait for each other. The first rank need not wait until the last
+    sum of a token has reached the other, who waits for the first row of the next one instead."""
     folder, num_tokens, compute_s = checkpoint("llama"), 12, 0.01
     ends = []
     for count in (2, num_tokens):
@@ -184,8 +185,8 @@ def test_a_token_takes_the_longer_of_the_disk_and_what_ranks_do(checkpoint: Make
     (*_, last), blocks = ranks.stages[0].items, len(ranks.stages[0].items)
     assert last == "head"
     sums = blocks - 1
-    busy_s = blocks * compute_s + sums * (2 * compute_s + 2 * HOP_S) + HOP_S
-    assert max(busy_s, blocks * copy_s) <= took_s <= 1.15 * max(busy_s, blocks * copy_s)
+    longer_s = max(blocks * copy_s, blocks * compute_s + sums * (2 * compute_s + 2 * HOP_S))
+    assert 0.999 * longer_s <= took_s <= 1.15 * longer_s
 
 
 def test_a_stage_by_itself_reads_with_a_thread_that_ends_with_it(checkpoint: Make) -> None:
