@@ -10,6 +10,7 @@ from lightwork.cluster.devices import Cluster, Device, Link, Memory, Unit
 from lightwork.memory.residencies.sliding import Sliding
 from lightwork.memory.residencies.window import Window
 from lightwork.models.presets import preset
+from lightwork.parallel.all_reduces import AllReduce
 from lightwork.parallel.all_reduces.direct import Direct
 from lightwork.parallel.all_reduces.ring import Ring
 from lightwork.parallel.all_reduces.star import Star
@@ -48,16 +49,15 @@ def test_where_the_disk_is_slow_a_token_takes_what_the_first_device_reads(num: i
     )
 
 
+@pytest.mark.parametrize("way", [Star(), Ring(), Direct()], ids=repr)
 @pytest.mark.parametrize("num", [2, 4, 8])
-def test_where_all_is_there_and_links_are_wide_a_token_takes_its_hops(num: int) -> None:
-    """And that in which the first device tells the others its row; a star's last one is at the same time."""
+def test_where_all_is_there_and_links_are_wide_a_token_takes_its_hops(num: int, way: AllReduce) -> None:
+    """But for one at most: the first device tells the others its row, while they end the last token's sum."""
     wide = replace(devices(num), inner=replace(LINK, bytes_per_s=FAST))
-    sums = 2 * SPEC.num_layers
-    hops = {Star(): 2 * sums, Ring(): 2 * (num - 1) * sums + 1, Direct(): sums + 1}
-    for way, count in hops.items():
-        found = predict_ranks(SPEC, wide, Window(k=100), way)
-        assert found.copies == 0
-        assert found.pass_s == pytest.approx(count * LINK.latency_s)
+    found = predict_ranks(SPEC, wide, Window(k=100), way)
+    assert found.copies == 0
+    hops_s = 2 * SPEC.num_layers * way.seconds(num, 0, LINK)
+    assert abs(found.pass_s - hops_s) <= 1.001 * LINK.latency_s
 
 
 def test_without_a_second_slot_a_layer_is_copied_then_computed() -> None:
@@ -67,11 +67,12 @@ def test_without_a_second_slot_a_layer_is_copied_then_computed() -> None:
 
 
 def test_a_sum_goes_the_way_that_is_quickest_for_its_size() -> None:
-    """A step of many rows goes round the ring, one of a token does not."""
-    for num_rows, best in ((1, Direct()), (4096, Ring())):
-        ways = [Star(), Ring(), Direct()]
-        times = [
+    """A step of many rows goes round the ring, which is the slowest for a token."""
+    ways = (Star(), Direct(), Ring(), ByPrice(link=LINK))
+    for num_rows, order in ((1, "ring last"), (4096, "ring first")):
+        star_s, direct_s, ring_s, chosen_s = (
             predict_ranks(SPEC, devices(8), Window(k=100), way, num_rows=num_rows).pass_s for way in ways
-        ]
-        chosen = predict_ranks(SPEC, devices(8), Window(k=100), ByPrice(link=LINK), num_rows=num_rows)
-        assert chosen.pass_s == min(times) == times[ways.index(best)]
+        )
+        assert chosen_s == (ring_s if order == "ring first" else direct_s)
+        assert chosen_s <= 1.1 * min(star_s, direct_s, ring_s)
+        assert (ring_s < min(star_s, direct_s)) == (order == "ring first")
