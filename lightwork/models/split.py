@@ -26,7 +26,7 @@ from lightwork.models.packed import ALIGNMENT, kept_as, not_kept
 from lightwork.models.parts import Part, each_part
 from lightwork.models.slices import Slice
 from lightwork.models.spec import ModelSpec
-from lightwork.models.weights import Layer, Weights, joined
+from lightwork.models.weights import Layer, Weights, joined, joined_shape
 from lightwork.runtime.progress import Progress
 
 VERSION = 1
@@ -80,8 +80,8 @@ class Split:
         for (kind, layer), parts in groupby(self._parts(), _block):
             begin, places = at, {}
             for part in parts:
-                shape = joined(whole, part, _unread, partial(mine.cut, whole)).shape
-                places[part.name] = place = Place(at, tuple(shape))
+                place = Place(at, joined_shape(whole, part, partial(mine.cut, whole)))
+                places[part.name] = place
                 at += -(-place.nbytes // ALIGNMENT) * ALIGNMENT
             at = pages(begin, at)[1]
             name = kind if layer < 0 else f"{kind} {layer}"
@@ -130,11 +130,6 @@ def _block(part: Part) -> Name:
     if part.layer < 0:
         return ("embed" if part.name in ("embed", "positions") else "head"), -1
     return ("attention" if part.name in ATTENTION else "mlp"), part.layer
-
-
-def _unread(name: str, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of which only the shape is wanted."""
-    return torch.empty(shape, device="meta")
 
 
 def layer_of(views: Mapping[str, Tensor]) -> Layer:
