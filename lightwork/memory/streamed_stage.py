@@ -58,7 +58,9 @@ class _Step(NamedTuple):
 
 
 class StreamedStage:
-    """residents: counts copies, and asserts that what is there is no more than cap_bytes, the arena's size.
+    """A slice that computes, the first rank being the master (see `Slice`).
+
+    residents: counts copies, and asserts that what is there is no more than cap_bytes, the arena's size.
 
     way: how ranks sum. file: counts what was read, rows of the embedding too. items: what is copied as one,
     with its blocks.
@@ -70,6 +72,7 @@ class StreamedStage:
         self, split: Split, file: BlockFile, policy: Residency[Any], way: AllReduce, peers: Peers
     ) -> None:
         assert policy.ring is not None, "only a policy that streams"
+        assert split.mine.master, "ranks send hidden states, and have no sums of embeddings"
         self.mine = split.mine
         self.spec = split.mine.shape(split.whole)
         self.file = file

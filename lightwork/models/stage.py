@@ -29,6 +29,7 @@ class Stage:
     def __init__(
         self, whole: ModelSpec, mine: Slice, weights: Weights, device: str, reduce: Reduce = lambda part: part
     ) -> None:
+        assert not mine.master, "a master's helpers have no part of the embedding to sum"
         self.whole = whole
         self.mine = mine
         self.spec = mine.shape(whole)
@@ -72,17 +73,12 @@ class Stage:
         if not self.ends:
             return x_Rd
         scored_N = torch.from_numpy(rows.scored).to(self.device)
-        if not self.mine.vocabulary(self.whole):
-            return x_Rd.new_zeros(len(scored_N), 0)
         return logits(self.weights, normalise(self.weights, self.spec, x_Rd[scored_N]))
 
     def _embed(self, tokens_R: Tensor, positions_R: Tensor) -> Tensor:
         own = self.mine.vocabulary(self.whole)
         here_R = (tokens_R >= own.start) & (tokens_R < own.stop)
-        if own:
-            x_Rd = F.embedding((tokens_R - own.start) * here_R, self.weights.embed) * here_R[:, None]
-        else:
-            x_Rd = self.weights.embed.new_zeros(len(tokens_R), self.spec.hidden_size)
+        x_Rd = F.embedding((tokens_R - own.start) * here_R, self.weights.embed) * here_R[:, None]
         if self.weights.positions is not None:
             x_Rd = x_Rd + F.embedding(positions_R, self.weights.positions)
         return self.reduce(x_Rd)

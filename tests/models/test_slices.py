@@ -41,9 +41,9 @@ class Together:
         return sum_parts
 
 
-def open_all(folder: Path, stages: int, ranks: int, *, master: bool = False) -> list[list[Stage]]:
+def open_all(folder: Path, stages: int, ranks: int) -> list[list[Stage]]:
     found = []
-    for row in slices(models.read_shape(str(folder)), stages, ranks, master=master):
+    for row in slices(models.read_shape(str(folder)), stages, ranks):
         together = Together(ranks)
         found.append(
             [
@@ -90,22 +90,6 @@ def test_biases_are_added_once_and_a_tied_head_is_cut(checkpoint: Make, config: 
     for stages, ranks in ((1, 2), (2, 2)):
         got = logits_of(open_all(folder, stages, ranks), TEXT)
         np.testing.assert_allclose(got, whole, atol=1e-5 * np.abs(whole).max(), rtol=0)
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_master_has_the_whole_embedding_and_head_and_others_neither(checkpoint: Make, family: str) -> None:
-    folder = checkpoint(family)
-    whole = models.load(str(folder))
-    for stages in (1, 2):
-        grid = open_all(folder, stages, 2, master=True)
-        expected = text_logits(whole, TEXT)
-        np.testing.assert_allclose(
-            logits_of(grid, TEXT), expected, atol=1e-5 * np.abs(expected).max(), rtol=0
-        )
-        for _, helper in grid:
-            weights = helper.weights
-            assert sum(t.numel() for t in (weights.embed, weights.norm, weights.head)) == 0
-            assert weights.positions is None
 
 
 def test_each_rank_has_its_share_only(checkpoint: Make) -> None:

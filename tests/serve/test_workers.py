@@ -195,6 +195,19 @@ def test_ranks_that_read_their_shares_from_disk_say_what_one_process_says(
     assert streaming.nbytes == master.nbytes + helper.nbytes
 
 
+@pytest.mark.slow
+def test_four_ranks_5_ms_apart_say_what_one_process_says(checkpoint: Callable[..., Path]) -> None:
+    """They sum in whichever way the link makes quickest."""
+    folder = str(checkpoint("llama", num_key_value_heads=4))
+    alone, model, _ = open_engine(Plan(model=folder), Kernel(WallClock()))
+    said = outputs(run_load(alone, [0.0] * 3, LOAD[:3]))
+    model.close()
+    link = Link(name="slow", a="device", b="device", bytes_per_s=1e8, latency_s=5e-3)
+    workers = start_workers(folder, tp=4, pp=1, cores=own_cores(), residency=Sliding(window=3), between=link)
+    assert outputs(run_load(engine_on(workers, num_blocks=64), [0.0] * 3, LOAD[:3])) == said
+    workers.close()
+
+
 class Tap:
     """Keeps what goes through a pipe."""
 
