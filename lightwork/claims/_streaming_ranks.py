@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
 from functools import cache, partial
+from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
 from typing import Any
@@ -117,3 +120,30 @@ def token_over_the_longer() -> tuple[float, str]:
     note = f"{min(ratios):.2f} to {max(ratios):.2f}; disk {median(reading):.2f} s, computing and exchanging "
     note += f"{median(busy):.2f} s, {here:.0%} of a rank's weights in memory"
     return median(ratios), note
+
+
+def anonymous_bytes(status: str) -> int:
+    """Memory of a process that is no file's, by what Linux says of it."""
+    (line,) = (line for line in status.splitlines() if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])
+
+
+def private_memory() -> tuple[float, str]:
+    """Memory of a rank's process beyond that of one without a model, as a share of its weights: the largest;
+    and each."""
+    ask = "import lightwork.serve.worker; print(open('/proc/self/status').read())"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    without = anonymous_bytes(done.stdout)
+    policy = Sliding(window=2)
+    with closing(start_workers(random_llama(), tp=RANKS, pp=1, cores=own_cores(), residency=policy)) as apart:
+        token = token_of(apart)
+        for _ in range(3):
+            token()
+        found = [
+            anonymous_bytes(Path(f"/proc/{child.process.pid}/status").read_text()) - without
+            for child in apart.children
+        ]
+        parts = [there / held.nbytes for there, held in zip(found, apart.held, strict=True)]
+        slots = [held.resident_bytes / held.nbytes for held in apart.held]
+    each = ", ".join(f"{part:.0%} with {slot:.0%} in slots" for part, slot in zip(parts, slots, strict=True))
+    return max(parts), f"{each}; without a model {without / 1e6:.0f} MB"

@@ -20,7 +20,7 @@ import torch
 
 from lightwork.claims import Lab, Measured, claim
 from lightwork.claims._streaming import forget, opened, over_the_longer, pass_of, share_in_cache, streaming
-from lightwork.claims._streaming_ranks import WIRED, WIRELESS, laptops
+from lightwork.claims._streaming_ranks import WIRED, WIRELESS, laptops, private_memory
 from lightwork.claims._streaming_ranks import token_over_the_longer as rank_over_the_longer
 from lightwork.cluster.devices import Link
 from lightwork.memory.residencies.sliding import Sliding
@@ -135,6 +135,20 @@ def left_in_cache(lab: Lab) -> Measured:
 def ranks_over_the_longer(lab: Lab) -> Measured:
     """Each rank has two of its blocks in memory; sums go by way of the first one."""
     return Measured(*rank_over_the_longer())
+
+
+@claim(
+    "tpi_llm",
+    title="memory of a rank's process beyond that of one without a model, over its weights",
+    paper="- (a tenth is in its slots; our bar 0.25)",
+    expect=0.25,
+    within=0.0,
+    bound="at most",
+    mode="real",
+    unit="",
+)
+def memory_of_ranks(lab: Lab) -> Measured:
+    return Measured(*private_memory())
 
 
 # -- at the paper's scale
