@@ -10,7 +10,7 @@ tiers/      kind: how KV goes to host memory and back
 residents.py   which items lie in a memory with a hard limit: experts, layers
 residencies/   kind: which of them stay
 streamed.py    weights that pass through a memory too small for them, as a residency says; for a model on the
-               compiled CPU step, from disk: streamed_weights.py
+               compiled CPU step, from disk: streamed_weights.py; for tensor-parallel ranks: streamed_stage.py
 spilled.py     layers that are elsewhere, each fetched while those before it compute
 peers.py       a model that does so, with another process (peer.py) for its other layers
 expert_cache.py  the experts of each layer that are there; predictors/: kind: which the next layer will need

@@ -3,34 +3,40 @@ simulated.
 
 What is copied where is decided by a `Residency`, by way of `Residents`, which also holds the limit. One child
 copies what it is asked for, in order; a pass asks for what its policy wants ahead, waits for the item that is
-next, and computes it.
+next, and computes it. Ranks that share every layer have such a memory each, see `rank_pass`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from operator import add
 from typing import Any
 
 from lightwork.errors import LightworkError
 from lightwork.memory.residents import Residents
-from lightwork.runtime.effects import Compute, Move, Signal, Spawn, Wait
+from lightwork.parallel.all_reduces import AllReduce, adding
+from lightwork.runtime.effects import Compute, Move, Recv, Send, Signal, Spawn, Wait
 
 Fetch = Callable[[str, int], Move]
 """(item, slot) -> what brings it there."""
-Use = Callable[[str, int, Any], Compute]
+Use = Callable[[str, int, Any], Awaitable[Any]]
 """(item, its slot, input) -> what computes it."""
+
+HEAD = "head"
+"""The block that scores."""
 
 
 class Stream:
     """What passes and the child that copies for them tell each other.
 
     coming: items asked for and not seen yet, by the number of their copy, from 1 on. taken: looks that the
-    child has had at what it is asked for.
+    child has had at what it is asked for. me: the rank whose memory it is.
     """
 
-    def __init__(self, residents: Residents) -> None:
+    def __init__(self, residents: Residents, me: int = 0) -> None:
         self.residents = residents
+        self.asks, self.copied = f"{me} asked", f"{me} copied"
         self.coming: dict[str, int] = {}
         self.todo: deque[tuple[int, str, int] | None] = deque()
         self.failed: dict[int, LightworkError] = {}
@@ -42,17 +48,17 @@ class Stream:
         self._asked += 1
         self.coming[name] = self._asked
         self.todo.append((self._asked, name, slot))
-        return Signal("asked")
+        return Signal(self.asks)
 
     def stop(self) -> Signal:
         """No copy is asked for any more."""
         self.todo.append(None)
-        return Signal("asked")
+        return Signal(self.asks)
 
     async def wait(self, name: str | None = None) -> None:
         """Wait for an item that is coming, or for all. Raises LightworkError if its copy failed."""
         number = self._asked if name is None else self.coming[name]
-        await Wait("copied", number)
+        await Wait(self.copied, number)
         errors = {}
         for one in [one for one, its in self.coming.items() if its <= number]:
             errors[one] = self.failed.pop(self.coming.pop(one), None)
@@ -65,7 +71,7 @@ async def copies(stream: Stream, fetch: Fetch) -> None:
     """Make the copies that are asked for, one after the other, until there are no more."""
     while True:
         stream.taken += 1
-        await Wait("asked", stream.taken)
+        await Wait(stream.asks, stream.taken)
         asked = stream.todo.popleft()
         if asked is None:
             return
@@ -74,7 +80,7 @@ async def copies(stream: Stream, fetch: Fetch) -> None:
             await fetch(name, slot)
         except LightworkError as error:
             stream.failed[number] = error
-        await Signal("copied")
+        await Signal(stream.copied)
 
 
 async def one_pass(stream: Stream, names: Sequence[str], use: Use, x: Any) -> Any:
@@ -99,12 +105,37 @@ async def one_pass(stream: Stream, names: Sequence[str], use: Use, x: Any) -> An
     return x
 
 
+async def rank_pass(
+    me: int, n: int, stream: Stream, items: Mapping[str, Sequence[str]], use: Use, way: AllReduce, x: Any
+) -> Any:
+    """A pass of rank `me`, which has its share of every block. Returns what `one_pass` does.
+
+    items: in the order of use, each with the blocks that are copied as one. use: computes what this rank
+    adds to its input in a block; ranks then have the sum of that. HEAD, which the first rank alone has, gives
+    the result. x: on the first rank what goes in, on others anything of its shape.
+    """
+    if me > 0:
+        x = await Recv(0, like=x)
+    for rank in range(1, n) if me == 0 else ():
+        await Send(rank, x)
+
+    async def compute(item: str, slot: int, x: Any) -> Any:
+        for block in items[item]:
+            part = await use(block, slot, x)
+            if block == HEAD:
+                return part
+            x = await Compute(adding(x), add, (x, await way.sum(me, n, part)), "add")
+        return x
+
+    return await one_pass(stream, [*items], compute, x)
+
+
 async def passes(
-    stream: Stream, names: Sequence[str], inputs: Sequence[Any], fetch: Fetch, use: Use
+    stream: Stream, fetch: Fetch, one: Callable[[Any], Coroutine[Any, Any, Any]], inputs: Sequence[Any]
 ) -> list[Any]:
-    """One pass after the other."""
+    """One pass after the other. one: what a pass is, of its input."""
     await Spawn(copies(stream, fetch), "copies")
     try:
-        return [await one_pass(stream, names, use, x) for x in inputs]
+        return [await one(x) for x in inputs]
     finally:
         await stream.stop()

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.errors import CheckpointError, SpecError
-from lightwork.home import home
+from lightwork.errors import SpecError
 from lightwork.memory.residencies import Residency
 from lightwork.memory.residents import Residents
 from lightwork.memory.streamed import Stream, copies, one_pass
 from lightwork.models.blocks import BlockFile, EmbeddingRows, Slots, pages
-from lightwork.models.packed import Layout, packed_file
+from lightwork.models.packed import Layout, not_kept, packed_file
 from lightwork.runtime.effects import Compute, Move, Spawn
 from lightwork.runtime.threads import ThreadWorld
 
@@ -151,9 +150,5 @@ def streamed(
     try:
         file = BlockFile(packed_file(layout, checkpoint, progress))
     except OSError as error:
-        raise CheckpointError(
-            f"weights that are streamed must be kept in {home() / 'packed'}: {error.strerror}",
-            expected=f"{layout.nbytes} bytes of room",
-            fix="set LIGHTWORK_HOME to a folder with room",
-        ) from error
+        raise not_kept(layout.nbytes, error) from error
     return StreamedWeights(layout, file, policy)

@@ -24,7 +24,8 @@ parts.py        which tensors of a checkpoint each weight is made of
 weights.py      fused weights
 seq2seq.py      encoder and decoder in mBART's layout; encoder_decoder.py: the two as the engine runs them;
                 block_filler.py: masks filled all at once
-slices.py       a part of a model: some layers, and of each a tensor-parallel rank's share; stage.py runs it
+slices.py       a part of a model: some layers, and of each a tensor-parallel rank's share; stage.py runs it;
+                split.py: as a file that is read block by block
 checkpoint.py   tensors by name: of Hugging Face folders (sharded safetensors), memory-mapped
 gguf/           tensors, shape and tokenizer of GGUF files
 convert.py      matrices of checkpoints as the numbers or codes of a format

@@ -1,4 +1,4 @@
-"""Blocks of packed weights, read from their file into slots of memory, and how the step finds them there."""
+"""Blocks of weights, read from their file into slots of memory, and how the step finds them there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pages(begin: int, end: int) -> tuple[int, int]:
 
 
 class BlockFile:
-    """Packed weights on a disk. What is read goes past the system's cache where the file system can do so,
+    """Weights on a disk. What is read goes past the system's cache where the file system can do so,
     else it is dropped from there at once: no second copy of the weights stays in memory.
 
     read_bytes: so far.
@@ -107,34 +107,17 @@ class Slots:
             self._state.set(norm_bias=self._layout.norm_bias + shift)
 
 
-class EmbeddingRows:
-    """The rows of the embedding, and of learned positions, that a step's tokens have: they are read alone."""
+class TableRows:
+    """Rows of tables in a file, each read by itself."""
 
-    def __init__(self, layout: Layout, file: BlockFile) -> None:
-        self._layout = layout
+    def __init__(self, file: BlockFile) -> None:
         self._file = file
         self._page = room(PAGE)
 
-    def gather(self, state: State) -> None:
-        """Read those of the rows that a state is filled with; tokens, but for probes, and positions become
-        their numbers.
-
-        Windows compare positions, and no family has both them and learned positions.
-        """
-        layout, rows = self._layout, int(state.record["rows"][0])
-        tokens, d = state.arrays["tokens"][:rows], layout.spec.hidden_size
-        known = tokens >= 0
-        embed, tokens[known] = self._read(layout.embed, layout.embed_bytes * d, tokens[known])
-        state.set(embed=embed)
-        if layout.positions >= 0:
-            places = state.arrays["row_positions"][:rows]
-            positions, places[:] = self._read(4 * layout.positions, 4 * d, places)
-            state.set(positions=positions)
-
-    def _read(
+    def read(
         self, table: int, row_bytes: int, numbers: NDArray[Any]
     ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-        """Rows of a table in the file, and which of them each number asks for."""
+        """Rows of the table that begins with byte `table`, and which of them each number asks for."""
         wanted, asked = np.unique(numbers, return_inverse=True)
         found = np.empty((len(wanted), row_bytes), np.uint8)
         for row, number in zip(found, wanted.tolist(), strict=True):
@@ -145,3 +128,27 @@ class EmbeddingRows:
             skipped = table + number * row_bytes - begin
             row[:] = self._page[skipped : skipped + row_bytes]
         return found, asked
+
+
+class EmbeddingRows:
+    """The rows of the embedding, and of learned positions, that a step's tokens have: they are read alone."""
+
+    def __init__(self, layout: Layout, file: BlockFile) -> None:
+        self._layout = layout
+        self._rows = TableRows(file)
+
+    def gather(self, state: State) -> None:
+        """Read those of the rows that a state is filled with; tokens, but for probes, and positions become
+        their numbers.
+
+        Windows compare positions, and no family has both them and learned positions.
+        """
+        layout, rows = self._layout, int(state.record["rows"][0])
+        tokens, d = state.arrays["tokens"][:rows], layout.spec.hidden_size
+        known = tokens >= 0
+        embed, tokens[known] = self._rows.read(layout.embed, layout.embed_bytes * d, tokens[known])
+        state.set(embed=embed)
+        if layout.positions >= 0:
+            places = state.arrays["row_positions"][:rows]
+            positions, places[:] = self._rows.read(4 * layout.positions, 4 * d, places)
+            state.set(positions=positions)

@@ -12,7 +12,7 @@ import hashlib
 import mmap
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import gcd
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lightwork.errors import CheckpointError
 from lightwork.home import home, keep
 from lightwork.kernels.cpu import formats, state
 from lightwork.kernels.cpu.formats import MatrixFormat
@@ -239,7 +240,7 @@ def packed_file(layout: Layout, checkpoint: Source, progress: Progress | None = 
 
     Raises OSError if it cannot be kept, and as `packed_bytes`.
     """
-    kept = home() / "packed" / f"{_key(layout, checkpoint.files)}.bin"
+    kept = kept_as(LAYOUT_VERSION, checkpoint, layout.spec, layout.form, layout.embed_half)
     if not kept.is_file() or kept.stat().st_size != layout.nbytes:
         _write_file(kept, layout, checkpoint, progress)
     return kept
@@ -289,8 +290,19 @@ def _write_file(kept: Path, layout: Layout, checkpoint: Source, progress: Progre
     keep(kept, write)
 
 
-def _key(layout: Layout, files: Iterable[Path]) -> str:
+def kept_as(version: int, checkpoint: Source, *what: object) -> Path:
+    """Where something that is made of a checkpoint is kept: elsewhere for another version of either."""
+    files = checkpoint.files
     seen = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files)]
     folder = [str(f.resolve().parent) for f in files][:1]
-    text = repr((LAYOUT_VERSION, folder, seen, layout.spec, layout.form, layout.embed_half))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    text = repr((version, folder, seen, *what))
+    return home() / "packed" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.bin"
+
+
+def not_kept(nbytes: int, error: OSError) -> CheckpointError:
+    """Weights that are read again for each pass have no place."""
+    return CheckpointError(
+        f"weights that are streamed must be kept in {home() / 'packed'}: {error.strerror}",
+        expected=f"{nbytes} bytes of room",
+        fix="set LIGHTWORK_HOME to a folder with room",
+    )

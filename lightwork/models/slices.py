@@ -1,8 +1,8 @@
 """A part of a model: some of its layers, and of each what one of several tensor-parallel ranks has.
 
 A rank has whole heads and columns of the MLP, of every expert as well, so that its products are summands of
-the whole ones (Shoeybi et al., "Megatron-LM", 2019). Embedding and head are cut by vocabulary. Biases behind
-a sum, and positions, are with rank 0.
+the whole ones (Shoeybi et al., "Megatron-LM", 2019). Embedding and head are cut by vocabulary, or whole with
+rank 0. Biases behind a sum, and positions, are with rank 0.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ ONCE = ("out_bias", "down_bias", "positions")
 class Slice:
     """Layers [first, last), and of those the share of `rank` among `ranks`.
 
-    With layer 0 comes the embedding, with the last layer the head.
+    With layer 0 comes the embedding, with the last layer the head. master: rank 0 has the whole of both, so
+    that no other knows tokens or scores; else each has its share.
     """
 
     first: int
     last: int
     rank: int = 0
     ranks: int = 1
+    master: bool = False
 
     def shape(self, spec: ModelSpec) -> ModelSpec:
         """Of the slice as a model of its own: its layers, heads and widths. Raises SpecError."""
@@ -62,12 +64,14 @@ class Slice:
 
     def vocabulary(self, spec: ModelSpec) -> range:
         """The tokens whose embeddings and scores are here, where there are any."""
+        if self.master:
+            return range(0 if self.rank else spec.vocab_size)
         return range(
             spec.vocab_size * self.rank // self.ranks, spec.vocab_size * (self.rank + 1) // self.ranks
         )
 
     def holds(self, spec: ModelSpec, part: Part) -> bool:
-        if part.name in ONCE and self.rank:
+        if self.rank and (part.name in ONCE or (self.master and part.layer < 0)):
             return False
         if part.layer >= 0:
             return self.first <= part.layer < self.last
@@ -96,8 +100,11 @@ class Slice:
         return frozenset(i - self.first for i in layers if self.first <= i < self.last)
 
 
-def slices(spec: ModelSpec, stages: int, ranks: int) -> list[list[Slice]]:
-    """A model as pipeline stages of tensor-parallel ranks, with as many layers each. Raises SpecError."""
+def slices(spec: ModelSpec, stages: int, ranks: int, *, master: bool = False) -> list[list[Slice]]:
+    """A model as pipeline stages of tensor-parallel ranks, with as many layers each. Raises SpecError.
+
+    master: see `Slice`.
+    """
     if not 1 <= stages <= spec.num_layers:
         raise SpecError(
             f"{stages} pipeline stages of {spec.num_layers} layers",
@@ -106,7 +113,7 @@ def slices(spec: ModelSpec, stages: int, ranks: int) -> list[list[Slice]]:
         )
     cuts = [spec.num_layers * i // stages for i in range(stages + 1)]
     found = [
-        [Slice(first=first, last=last, rank=rank, ranks=ranks) for rank in range(ranks)]
+        [Slice(first=first, last=last, rank=rank, ranks=ranks, master=master) for rank in range(ranks)]
         for first, last in pairwise(cuts)
     ]
     for stage in found:

@@ -29,6 +29,7 @@ class Stage:
     def __init__(
         self, whole: ModelSpec, mine: Slice, weights: Weights, device: str, reduce: Reduce = lambda part: part
     ) -> None:
+        assert not mine.master, "a master's helpers have no part of the embedding to sum"
         self.whole = whole
         self.mine = mine
         self.spec = mine.shape(whole)
@@ -37,6 +38,16 @@ class Stage:
         self.reduce = reduce
         self.begins = mine.first == 0
         self.ends = mine.last == whole.num_layers
+
+    @property
+    def nbytes(self) -> int:
+        """Of its weights."""
+        return self.weights.nbytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of the weights that are in memory at once: all."""
+        return self.weights.nbytes
 
     def new_kv(self, num_blocks: int, block_size: int) -> KVPool:
         return KVPool(self.spec, num_blocks, block_size, self.weights.embed.dtype, self.device)

@@ -92,13 +92,29 @@ def from_checkpoint(spec: ModelSpec, get: Get, parts: Iterable[Part] | None = No
 
 def joined(spec: ModelSpec, part: Part, get: Get, cut: Cut = lambda name, tensor: tensor) -> Tensor:
     """A weight of its tensors, or of what is cut from each."""
+    tensors = _pieces(part, get, cut)
+    whole = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+    return whole.view(spec.num_experts, -1, whole.shape[1]) if _of_experts(spec, part) else whole
+
+
+def joined_shape(spec: ModelSpec, part: Part, cut: Cut) -> tuple[int, ...]:
+    """Of what `joined` gives, without any tensor."""
+    pieces = _pieces(part, lambda name, shape: torch.empty(shape, device="meta"), cut)
+    outputs = sum(len(piece) for piece in pieces)  # torch.cat without data would import 70 MB of torch
+    if _of_experts(spec, part):
+        return spec.num_experts, outputs // spec.num_experts, pieces[0].shape[1]
+    return outputs, *pieces[0].shape[1:]
+
+
+def _pieces(part: Part, get: Get, cut: Cut) -> list[Tensor]:
     tensors = [get(name, shape) for name, shape in part.tensors]
     if part.transposed:
         tensors = [tensor.T.contiguous() for tensor in tensors]
-    tensors = [cut(part.name, tensor) for tensor in tensors]
-    whole = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
-    of_experts = part.layer in spec.moe and part.name in ("up", "down")
-    return whole.view(spec.num_experts, -1, whole.shape[1]) if of_experts else whole
+    return [cut(part.name, tensor) for tensor in tensors]
+
+
+def _of_experts(spec: ModelSpec, part: Part) -> bool:
+    return part.layer in spec.moe and part.name in ("up", "down")
 
 
 def to_checkpoint(weights: Weights, spec: ModelSpec) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Splitting work: over ranks, with the exchanges between them, and within one device.
 
-all_reduces/       sums over ranks, as strategies of one rank: ring, star, direct
+all_reduces/       sums over ranks, as strategies of one rank: ring, star, direct; by_price.py: the quickest
 pipeline.py        one stage of a pipeline, as a strategy
 layer_parallel.py  a group of layers on several devices, as a strategy
 processes.py       the backend that runs such strategies on processes of this machine

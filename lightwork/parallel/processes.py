@@ -151,6 +151,9 @@ def _rank(
 ) -> None:
     """The life of one process."""
     try:
+        import torch
+
+        torch.set_num_threads(1)
         world = GlooWorld(store, rank, n, timeout_s, link)
         value = drive(strategy(rank, n, *args), world.perform)
         world.flush()
@@ -163,16 +166,16 @@ def _rank(
         pipe.recv()
 
 
-def connect(store: str, rank: int, n: int, timeout_s: float) -> Any:
+def connect(store: str, rank: int, n: int, timeout_s: float, start_s: float = _START_S) -> Any:
     """Meet the other ranks at a file; returns the group of all, for torch.distributed.
 
-    timeout_s: how long what they do together may take. Starting may take longer.
+    timeout_s: how long what they do together may take. start_s: how long they may be late, if that is longer.
     """
     import torch.distributed
 
     dist: Any = torch.distributed
     _use_loopback()
-    start_s = max(_START_S, timeout_s)
+    start_s = max(start_s, timeout_s)
     dist.init_process_group(
         "gloo", store=dist.FileStore(store, n), rank=rank, world_size=n, timeout=timedelta(seconds=start_s)
     )
@@ -184,17 +187,27 @@ def connect(store: str, rank: int, n: int, timeout_s: float) -> Any:
 class GlooWorld:
     """Carries out the effects of one rank, blocking. trace: its spans, from when all ranks were connected.
 
-    link: as `run_processes` has it. A message is followed by when the last of it leaves, then.
+    link: as `run_processes` has it. A message is followed by when the last of it leaves, then. keep: spans
+    that the trace holds; None: all. start_s: how long others may be late.
     """
 
-    def __init__(self, store: str, rank: int, n: int, timeout_s: float, link: Link | None = None) -> None:
+    def __init__(
+        self,
+        store: str,
+        rank: int,
+        n: int,
+        timeout_s: float,
+        link: Link | None = None,
+        *,
+        keep: int | None = None,
+        start_s: float = _START_S,
+    ) -> None:
         import torch
         import torch.distributed as dist
 
-        torch.set_num_threads(1)
         self.rank = rank
         self.n = n
-        self.trace = Trace("real: processes")
+        self.trace = Trace("real: processes", keep=keep)
         self._dist: Any = dist
         self._torch = torch
         self._timeout = timedelta(seconds=timeout_s)
@@ -202,7 +215,7 @@ class GlooWorld:
         self._to_self: dict[int, deque[Any]] = {}
         self._groups: dict[tuple[int, ...], Any] = {}
         self._counters: dict[str, int] = {}
-        self._groups[tuple(range(n))] = connect(store, rank, n, timeout_s)
+        self._groups[tuple(range(n))] = connect(store, rank, n, timeout_s, start_s)
         self._clock = WallClock()
         self._link = link
         self._sent_s = self._arrived_s = 0.0

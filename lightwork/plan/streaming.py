@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from lightwork.errors import CapacityError
 from lightwork.memory.residencies import Residency
 from lightwork.memory.residencies.window import Window
 from lightwork.memory.residents import Residents
-from lightwork.memory.streamed import Stream, passes
+from lightwork.memory.streamed import Stream, one_pass, passes
 from lightwork.runtime.effects import Compute, Effect, Move
 from lightwork.runtime.effects import Price as Cost
 from lightwork.runtime.kernel import Kernel
@@ -68,7 +69,8 @@ def predict(units: Mapping[str, UnitTimes], policy: Residency[Any]) -> Streamed:
     world = SimWorld(kernel, price, resources)
     inputs = [None] * (WARM + COUNTED + 1)
     fetch = lambda name, slot: Move(name, "disk", "memory")  # noqa: E731
-    world.launch(0, passes(Stream(residents), [*units], inputs, fetch, use))
+    stream = Stream(residents)
+    world.launch(0, passes(stream, fetch, partial(one_pass, stream, [*units], use), inputs))
     world.run()
     (begin_s, before), (end_s, after) = ends[WARM], ends[WARM + COUNTED]
     return Streamed(

@@ -191,7 +191,7 @@ def _load(
         if residency is None:
             settings += _quality(plan.model, precision, compiled)
         else:  # to measure what rounding costs, all weights would have to be there
-            settings.append(_streaming(residency, compiled))
+            settings.append(_streaming(residency, compiled.weights.nbytes, compiled.nbytes, "each pass"))
         kv_dtype = {F32: "float32", BF16_DOT: "bfloat16", INT8_DOT: "int8"}[compiled.numbers.kv]
         return compiled, kv_dtype, PAGE, [*settings, Setting("kv_dtype", kv_dtype, "of that precision")]
     if (asked := precision or residency) is not None:
@@ -220,10 +220,10 @@ def _arrive(residency: Residency[Any] | None) -> Arrive | None:
     return partial(streamed, residency)
 
 
-def _streaming(residency: Residency[Any], model: CompiledModel) -> Setting:
+def _streaming(residency: Residency[Any], here: int, nbytes: int, whose: str) -> Setting:
     """How much of the weights is in memory."""
-    here = f"{model.weights.nbytes / 1e6:.4g} of {model.nbytes / 1e6:.4g} MB"
-    return Setting("weights", here, f"{residency!r}; the others come from disk for each pass")
+    value = f"{here / 1e6:.4g} of {nbytes / 1e6:.4g} MB"
+    return Setting("weights", value, f"{residency!r}; the others come from disk for {whose}")
 
 
 def num_ranks(plan: Plan) -> int:
@@ -245,13 +245,26 @@ def _start_workers(
             fix="leave tp and pp out, or the precision",
         )
     threads = None if plan.threads is None else max(1, plan.threads // (tp * pp))
-    workers = start_workers(plan.model, tp=tp, pp=pp, cores=own_cores(), threads=threads, progress=progress)
+    residency = plan.techniques().get("residency")
+    workers = start_workers(
+        plan.model,
+        tp=tp,
+        pp=pp,
+        cores=own_cores(),
+        threads=threads,
+        residency=residency,
+        progress=progress,
+    )
     settings = [
         Setting("dtype", "float32", "what workers compute in"),
         Setting("tp", str(tp), "processes that share each layer"),
         Setting("pp", str(pp), "stages, and steps at once"),
         Setting("threads", str(workers.threads), "of each process"),
     ]
+    if residency is not None:
+        largest = max(workers.held, key=lambda held: held.resident_bytes)
+        whose = "each pass, to each rank; this is the largest"
+        settings.append(_streaming(residency, largest.resident_bytes, largest.nbytes, whose))
     return workers, "float32", BLOCK_SIZE, settings
 
 

@@ -155,14 +155,12 @@ class Plan:
                 expected="a residency that streams a model's weights",
                 fix="--use 'Sliding(window=2)'",
             )
-        if (
-            beside
-            or (self.tp or 1) * (self.pp or 1) > 1
-            or not (self.on == "cpu" or self.on.startswith("ray:"))
-        ):
+        whole = self.on.startswith("ray:") and (self.tp or 1) == 1
+        if beside or (self.pp or 1) > 1 or not (self.on == "cpu" or whole):
             raise SpecError(
-                f"{residency!r} streams the weights of one model to the compiled CPU step",
-                expected="--on cpu, without tp, pp, a composition or training",
+                f"{residency!r} streams the weights of one model to the compiled CPU step, or to "
+                "tensor-parallel ranks",
+                expected="--on cpu, without pp, a composition or training",
                 fix="leave them out; lightwork claims superpipeline simulates other places",
             )
 

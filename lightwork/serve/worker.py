@@ -18,16 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightwork.errors import DeadlockError
+from lightwork.memory.streamed_stage import StreamedStage, open_streamed_stage
 from lightwork.models.model import KVPool
 from lightwork.models.stage import Stage, open_stage
 from lightwork.parallel.child import LostError, outlive_signals
 from lightwork.parallel.pipeline import stage
-from lightwork.parallel.processes import connect
-from lightwork.runtime.effects import Compute, Recv, Send
+from lightwork.parallel.processes import GlooWorld
+from lightwork.runtime.drive import drive
+from lightwork.runtime.effects import Collective, Compute, Effect, Recv, Send
 from lightwork.runtime.threads import ThreadWorld
 from lightwork.serve.workers import (
     Allocate,
     Forward,
+    Held,
     Message,
     Swap,
     WorkerOrder,
@@ -37,12 +41,14 @@ from lightwork.serve.workers import (
 
 STUCK_S = 120.0
 """What the ranks of a stage do together takes no longer."""
+LATE_S = 3600.0
+"""So much longer than another's a rank's file may take to make. One that is lost meanwhile ends all."""
 
 
 class Worker:
     """Carries out commands, one after the other."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage | StreamedStage) -> None:
         self.stage = stage
         self.pool: KVPool | None = None
         self.host: KVPool | None = None
@@ -84,39 +90,65 @@ def _others(which: str) -> Iterator[None]:
     """What fails here fails because of others."""
     try:
         yield
-    except (RuntimeError, OSError, EOFError) as error:
+    except (RuntimeError, OSError, EOFError, DeadlockError) as error:
         raise LostError(f"{which} do not answer: {str(error)[:200]}") from error
 
 
-def _summing(order: WorkerOrder) -> Callable[[Tensor], Tensor]:
-    """Sums in place over the ranks of a stage."""
+def _meet(order: WorkerOrder) -> Callable[[Effect], Any]:
+    """What carries out the effects between the ranks of a stage, once they have found each other."""
     mine = order.slice
-    if mine.ranks == 1:
-        return lambda part: part
-    import torch.distributed as dist
-
     with _others("ranks of its stage"):
-        group = connect(order.store, mine.rank, mine.ranks, STUCK_S)
+        world = GlooWorld(order.store, mine.rank, mine.ranks, STUCK_S, order.between, keep=0, start_s=LATE_S)
+
+    def perform(effect: Effect) -> Any:
+        with _others("ranks of its stage"):
+            return world.perform(effect)
+
+    return perform
+
+
+def _summing(order: WorkerOrder) -> Callable[[Tensor], Tensor]:
+    """Sums over the ranks of a stage, which use their part up."""
+    me, n, way = order.slice.rank, order.slice.ranks, order.all_reduce
+    if n == 1:
+        return lambda part: part
+    perform, everybody = _meet(order), tuple(range(n))
 
     def reduce(part: Tensor) -> Tensor:
-        with _others("ranks of its stage"):
-            dist.all_reduce(part, group=group)
-        return part
+        if way is None:
+            whole: Tensor = perform(Collective("all_reduce", everybody, part))
+        else:
+            whole = drive(way.sum(me, n, part), perform)
+        return whole
 
     return reduce
 
 
 def _open(order: WorkerOrder, control: Connection) -> Worker:
     torch.set_num_threads(order.threads)
-    tells = order.slice.first == order.slice.rank == 0
-    opened = open_stage(
-        order.path,
-        order.slice,
-        dtype="float32",
-        device="cpu",
-        reduce=_summing(order),
-        progress=(lambda *told: control.send([("progress", *told)])) if tells else None,
-    )
+    mine = order.slice
+    tells = mine.first == mine.rank == 0
+    progress = (lambda *told: control.send([("progress", *told)])) if tells else None
+    opened: Stage | StreamedStage
+    if order.residency is None:
+        opened = open_stage(
+            order.path,
+            mine,
+            dtype="float32",
+            device="cpu",
+            reduce=_summing(order),
+            progress=progress,
+        )
+    else:
+        assert order.all_reduce is not None, "ranks that stream exchange by effects"
+        opened = open_streamed_stage(
+            order.path,
+            mine,
+            order.residency,
+            order.all_reduce,
+            lambda: dict.fromkeys((Send, Recv), _meet(order)),
+            progress=progress,
+        )
     opened.warm_up()
     return Worker(opened)
 
@@ -160,7 +192,7 @@ def main() -> None:
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, order.cores)
         worker = _open(order, pipe)
-        pipe.send([("ready", worker.stage.weights.nbytes)])
+        pipe.send([("ready", Held(worker.stage.nbytes, worker.stage.resident_bytes))])
         delay_s = 0.0 if worker.stage.ends else order.link.delay_s
         position = stage(1, 3, worker.compute, room=order.link.room, delay_s=delay_s)
         ThreadWorld({Send: send, Recv: recv}, failed).run(position)

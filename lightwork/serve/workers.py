@@ -7,6 +7,9 @@ what they have of a product by torch.distributed. Pipes are first in, first out:
 commands in one order, and so their keys and values are of the same age.
 
 A worker that is lost takes the others with it: what it held of keys and values is nowhere else.
+
+Ranks whose weights come from disk are a master and helpers: the first is given tokens and gives scores, and
+what others are sent, from here or by ranks, has neither.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -23,7 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +35,17 @@ from lightwork.errors import LightworkError, SpecError
 from lightwork.kernels.rows import Rows
 from lightwork.memory.host import Run
 from lightwork.memory.kv import Copy
+from lightwork.memory.residencies import Residency
 from lightwork.models import import_models, read_shape, resolve
 from lightwork.models.spec import ModelSpec, read_json
 from lightwork.models.tokenizer import Tokenizer
+from lightwork.parallel.all_reduces import AllReduce
+from lightwork.parallel.by_price import LOOPBACK, ByPrice
 from lightwork.parallel.child import Child, listen, start_process
 from lightwork.runtime.progress import Progress
 
 if TYPE_CHECKING:
+    from lightwork.cluster.devices import Link as Network
     from lightwork.models.slices import Slice
 
 log = logging.getLogger(__name__)
@@ -58,7 +65,11 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOrder:
-    """What a worker is to be. store: a file at which the ranks of its stage meet."""
+    """What a worker is to be. store: a file at which the ranks of its stage meet.
+
+    residency: of its weights, if they come from disk. all_reduce: how ranks sum, None: as torch does.
+    between: what messages of ranks are slowed down to, for experiments.
+    """
 
     path: Path
     slice: Slice
@@ -66,6 +77,16 @@ class WorkerOrder:
     cores: Sequence[int]
     threads: int
     link: Link
+    residency: Residency[Any] | None = None
+    all_reduce: AllReduce | None = None
+    between: Network | None = None
+
+
+class Held(NamedTuple):
+    """Weights of a rank, in bytes: all, and those in memory at once."""
+
+    nbytes: int
+    resident_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +139,19 @@ def receive_message(pipe: Connection) -> Message:
     return command, x
 
 
+def without_tokens(command: Command) -> Command:
+    """What ranks are told that need not know what is computed."""
+    if not isinstance(command, Forward):
+        return command
+    return replace(command, rows=replace(command.rows, tokens=command.rows.tokens[:0]))
+
+
 class Workers:
     """The processes, as the model that they compute.
 
     depth: stages. into, out: pipes to the ranks of the first, and from those of the last. threads: of each.
-    nbytes: of all weights. lost: why they compute no more. reads_once: see `CompiledModel`. Commands are sent
-    and answers collected by a thread each.
+    master: tokens go to the first rank alone. nbytes: of all weights. held: of each rank's. lost: why they
+    compute no more. reads_once: see `CompiledModel`. Commands are sent and answers collected by a thread each.
     """
 
     reads_once = False
@@ -135,12 +163,15 @@ class Workers:
         into: Sequence[Connection],
         out: Sequence[Connection],
         threads: int,
+        *,
+        master: bool = False,
     ) -> None:
         folder = resolve(uri)
         self.spec: ModelSpec = read_shape(uri)
         self.tokenizer = Tokenizer(folder)
         self.generation: dict[str, Any] = read_json(folder, "generation_config.json", optional=True)
-        self.nbytes = sum(child.wait() for child in children)
+        self.held: Sequence[Held] = [child.wait() for child in children]
+        self.nbytes = sum(held.nbytes for held in self.held)
         self.children = children
         self.variants: Mapping[str, str] = {}
         self.adapters: Collection[str] = ()
@@ -149,6 +180,7 @@ class Workers:
         self.lost: LightworkError | None = None
         self._into = into
         self._out = out
+        self._master = master
         self._closing = False
         self._lock = Lock()
         self._commands: SimpleQueue[Command | None] = SimpleQueue()
@@ -191,8 +223,9 @@ class Workers:
     def _send(self) -> None:
         with suppress(OSError):  # the watching thread finds out why
             while (command := self._commands.get()) is not None:
-                for pipe in self._into:
-                    send_message(pipe, (command, None))
+                hidden = without_tokens(command) if self._master else command
+                for rank, pipe in enumerate(self._into):
+                    send_message(pipe, (hidden if rank else command, None))
 
     def _collect(self) -> None:
         with suppress(EOFError, OSError):
@@ -230,43 +263,65 @@ def start_workers(
     cores: Sequence[int],
     threads: int | None = None,
     link: Link | None = None,
+    residency: Residency[Any] | None = None,
+    all_reduce: AllReduce | None = None,
+    between: Network | None = None,
     progress: Progress | None = None,
 ) -> Workers:
-    """Start a process for each rank, which loads its slice in float32. threads: of each rank; None: its share
-    of the cores.
+    """Start a process for each rank, which loads its slice in float32, or reads it from disk for each step.
 
+    threads: of each rank; None: its share of the cores. residency, all_reduce, between: see `WorkerOrder`;
+    where weights come from disk, the price over the link decides how ranks sum if nobody has.
     Raises SpecError for a model that cannot be cut so; CheckpointError, LightworkError if one does not start.
     """
     import_models()
     from lightwork.models.slices import slices
 
-    grid = slices(read_shape(uri), pp, tp)
+    streams = residency is not None
+    assert pp == 1 or not streams, "ranks that stream have all layers"
+    if streams and all_reduce is None:
+        all_reduce = ByPrice(link=between or LOOPBACK)
+    grid = slices(read_shape(uri), pp, tp, master=streams)
     each = max(1, len(cores) // (tp * pp))
+    with TemporaryDirectory() as folder:
+        orders = [
+            WorkerOrder(
+                path=resolve(uri).absolute(),
+                slice=mine,
+                store=f"{folder}/stage-{number // tp}",
+                cores=[cores[(number * each + k) % len(cores)] for k in range(each)],
+                threads=threads or each,
+                link=link or Link(),
+                residency=residency,
+                all_reduce=all_reduce,
+                between=between,
+            )
+            for number, mine in enumerate(mine for row in grid for mine in row)
+        ]
+        started, into, out = _start(orders, tp, progress)
+    return Workers(uri, started, into, out, threads or each, master=streams)
+
+
+def _start(
+    orders: Sequence[WorkerOrder], tp: int, progress: Progress | None
+) -> tuple[list[Child], list[Connection], list[Connection]]:
+    """The processes, stage by stage, when all are ready; the pipes to the first stage and from the last."""
+    pp = len(orders) // tp
     pipes = [[Pipe(duplex=False) for _ in range(pp + 1)] for _ in range(tp)]  # before each stage, and behind
     started: list[Child] = []
-    with TemporaryDirectory() as folder:
-        try:
-            for number, mine in enumerate(mine for row in grid for mine in row):
-                s, r = divmod(number, tp)
-                order = WorkerOrder(
-                    path=resolve(uri).absolute(),
-                    slice=mine,
-                    store=f"{folder}/stage-{s}",
-                    cores=[cores[(number * each + k) % len(cores)] for k in range(each)],
-                    threads=threads or each,
-                    link=link or Link(),
-                )
-                fds = (pipes[r][s][0].fileno(), pipes[r][s + 1][1].fileno())
-                name = f"rank {number} (stage {s}, tensor rank {r})"
-                started.append(start_process(name, "lightwork.serve.worker", order, fds))
-            for chain in pipes:
-                for received, sent in pairwise(chain):
-                    received[0].close()
-                    sent[1].close()
-            listen(started, progress, until_ready=True)
-        except BaseException:
-            for child in started:
-                child.kill()
-            raise
-    into, out = [chain[0][1] for chain in pipes], [chain[-1][0] for chain in pipes]
-    return Workers(uri, started, into, out, threads or each)
+    try:
+        for number, order in enumerate(orders):
+            s, r = divmod(number, tp)
+            fds = (pipes[r][s][0].fileno(), pipes[r][s + 1][1].fileno())
+            name = f"rank {number} (stage {s}, tensor rank {r})"
+            started.append(start_process(name, "lightwork.serve.worker", order, fds))
+        for chain in pipes:
+            for received, sent in pairwise(chain):
+                received[0].close()
+                sent[1].close()
+        listen(started, progress, until_ready=True)
+    except BaseException:
+        for child in started:
+            child.kill()
+        raise
+    return started, [chain[0][1] for chain in pipes], [chain[-1][0] for chain in pipes]

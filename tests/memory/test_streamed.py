@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -57,7 +58,8 @@ def test_every_pass_computes_all_units_in_order_from_slots_that_hold_them(policy
 
     world = SimWorld(kernel, price, resources, execute=True)
     move = lambda name, slot: Move((name, slot), "disk", "memory")  # noqa: E731
-    world.launch(0, passes(stream(policy), NAMES, [[]] * 3, move, use))
+    made = stream(policy)
+    world.launch(0, passes(made, move, partial(one_pass, made, NAMES, use), [[]] * 3))
     assert world.run() == [[NAMES] * 3]
 
 

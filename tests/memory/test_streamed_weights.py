@@ -216,7 +216,9 @@ def test_the_thread_that_reads_ends_with_its_model_or_when_that_is_closed(checkp
     [
         ({}, ["LRU"]),
         ({"on": "sim:h100"}, ["Sliding"]),
-        ({"tp": 2}, ["Sliding"]),
+        ({"pp": 2}, ["Sliding"]),
+        ({"tp": 2, "on": "ray:"}, ["Sliding"]),
+        ({"tp": 2}, ["Sliding", "LoraTuning(data='examples.jsonl')"]),
         ({}, ["Sliding", "Experts(folder='experts')"]),
         ({}, ["Experts(folder='experts', residency=Sliding())"]),
         ({}, ["Window", "LoraTuning(data='examples.jsonl')"]),

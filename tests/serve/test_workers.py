@@ -1,5 +1,5 @@
 """A model cut over processes: the same texts and log-probabilities, in order, and nobody hangs when one
-dies."""
+dies. Also where each rank reads its share from disk, and the first alone knows tokens."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -16,8 +20,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lightwork.cluster.devices import Link
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.errors import LightworkError, SpecError
+from lightwork.home import home
+from lightwork.kernels.rows import Rows
+from lightwork.memory.residencies.sliding import Sliding
+from lightwork.parallel.all_reduces.star import Star
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
@@ -27,7 +36,7 @@ from lightwork.serve.plan import Plan, make_engine, make_kv, tier_blocks
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
-from lightwork.serve.workers import Workers, start_workers
+from lightwork.serve.workers import Command, Forward, Workers, receive_message, send_message, start_workers
 from lightwork.serve.workers_runner import WorkersRunner
 
 pytestmark = [
@@ -62,6 +71,22 @@ def started(checkpoint: Callable[..., Path]) -> Iterator[Callable[[int, int], Wo
         workers.close()
     left = [c.name for workers in found.values() for c in workers.children if c.process.poll() is None]
     assert left == []
+
+
+@pytest.fixture(scope="module")
+def streaming(checkpoint: Callable[..., Path]) -> Iterator[Workers]:
+    """Two ranks of the same model that read their shares from disk, 1 ms apart."""
+    workers = start_workers(
+        str(checkpoint("llama")),
+        tp=2,
+        pp=1,
+        cores=own_cores(),
+        residency=Sliding(window=2),
+        all_reduce=Star(),
+        between=Link(name="slow", a="device", b="device", bytes_per_s=1e9, latency_s=1e-3),
+    )
+    yield workers
+    workers.close()
 
 
 def engine_on(workers: Workers, *use: object, num_blocks: int = NUM_BLOCKS, ahead: bool = False) -> Engine:
@@ -154,6 +179,79 @@ def test_log_probabilities_are_those_of_one_process(
         np.testing.assert_allclose(np.array(cut, float), np.array(one, float), atol=1e-5, rtol=1e-5)
 
 
+def test_ranks_that_read_their_shares_from_disk_say_what_one_process_says(
+    streaming: Workers, expected: list[list[int]]
+) -> None:
+    """Also with drafts, preemption and a warm prefix cache; the first rank has embedding and head beside."""
+    engine = engine_on(streaming, "Sarathi(chunk=16)", "Ngram(k=3)")
+    seqs = run_load(engine, [0.001 * i for i in range(len(LOAD))], LOAD)
+    assert outputs(seqs) == expected
+    assert sum(seq.num_preempted for seq in seqs) > 0
+    engine.kv.check()
+    assert outputs(run_load(engine, [0.0] * len(LOAD), LOAD)) == expected
+    master, helper = streaming.held
+    assert master.resident_bytes < master.nbytes
+    assert helper.resident_bytes < helper.nbytes < master.nbytes
+    assert streaming.nbytes == master.nbytes + helper.nbytes
+
+
+@pytest.mark.slow
+def test_four_ranks_5_ms_apart_say_what_one_process_says(checkpoint: Callable[..., Path]) -> None:
+    """They sum in whichever way the link makes quickest."""
+    folder = str(checkpoint("llama", num_key_value_heads=4))
+    alone, model, _ = open_engine(Plan(model=folder), Kernel(WallClock()))
+    said = outputs(run_load(alone, [0.0] * 3, LOAD[:3]))
+    model.close()
+    link = Link(name="slow", a="device", b="device", bytes_per_s=1e8, latency_s=5e-3)
+    workers = start_workers(folder, tp=4, pp=1, cores=own_cores(), residency=Sliding(window=3), between=link)
+    assert outputs(run_load(engine_on(workers, num_blocks=64), [0.0] * 3, LOAD[:3])) == said
+    workers.close()
+
+
+class Tap:
+    """Keeps what goes through a pipe."""
+
+    def __init__(self, to: Connection) -> None:
+        self.commands: list[Command | None] = []
+        self._from, self.pipe = Pipe(duplex=False)
+        self._to = to
+        threading.Thread(target=self._pass_on, daemon=True).start()
+
+    def _pass_on(self) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                message = receive_message(self._from)
+                self.commands.append(message[0])
+                send_message(self._to, message)
+
+    def steps(self) -> list[Rows]:
+        return [command.rows for command in self.commands if isinstance(command, Forward)]
+
+    def has(self, tokens: Sequence[int]) -> bool:
+        """Some tokens in a row, in whatever a step says of its rows."""
+        said = [getattr(rows, f.name) for rows in self.steps() for f in fields(rows)]
+        return any(np.array(tokens).tobytes() in np.asarray(array).tobytes() for array in said if len(array))
+
+
+def test_no_rank_but_the_first_is_sent_tokens(streaming: Workers, expected: list[list[int]]) -> None:
+    """Neither those of prompts nor any that was chosen."""
+    engine = engine_on(streaming, num_blocks=64)
+    pipes = streaming._into
+    taps = [Tap(pipe) for pipe in pipes]
+    streaming._into = [tap.pipe for tap in taps]
+    assert outputs(run_load(engine, [0.0] * 3, LOAD[:3])) == expected[:3]
+    streaming._into = pipes
+    master, helper = taps
+    for request in LOAD[:3]:
+        assert master.has(request.prompt[:4])
+        assert not any(helper.has(request.prompt[i : i + 4]) for i in range(len(request.prompt) - 3))
+    assert len(helper.steps()) == len(master.steps()) > 20
+    assert sum(rows.tokens.size for rows in helper.steps()) == 0
+    assert sum(rows.tokens.size for rows in master.steps()) > sum(len(r.prompt) for r in LOAD[:3])
+    for tap in taps:
+        tap.pipe.close()
+
+
 def test_keys_and_values_go_to_host_memory_and_back(started: Start, expected: list[list[int]]) -> None:
     engine = engine_on(started(2, 2), "FastSwitch(every=4, stay=0.3)", "HostMemory(gb=0.01)", "BlockGroups")
     assert outputs(run_load(engine, [0.0] * len(LOAD), LOAD)) == expected
@@ -192,9 +290,11 @@ def test_sixteen_threads_are_answered_with_their_own_texts(started: Start, expec
     assert steps == sorted(steps)
 
 
-@pytest.mark.parametrize("grid", [{"tp": 2}, {"pp": 2}, {"tp": 2, "depth": 2}], ids=str)
+@pytest.mark.parametrize(
+    "grid", [{"tp": 2}, {"pp": 2}, {"tp": 2, "depth": 2}, {"tp": 2, "use": ("Sliding(window=2)",)}], ids=str
+)
 def test_a_worker_that_is_killed_fails_what_is_pending(
-    checkpoint: Callable[..., Path], grid: dict[str, int]
+    checkpoint: Callable[..., Path], grid: dict[str, Any]
 ) -> None:
     """In the middle of a plan's load, by its name; and the other ends, too."""
     engine, workers, settings = open_engine(Plan(model=str(checkpoint("llama")), **grid), Kernel(WallClock()))
@@ -226,6 +326,33 @@ def test_a_worker_that_is_killed_fails_what_is_pending(
     serving.cancel()
     assert [child.process.wait(10) for child in workers.children] == [-signal.SIGKILL] * 2
     workers.close()
+
+
+def test_a_rank_that_cannot_read_its_weights_any_more_fails_what_is_pending(
+    checkpoint: Callable[..., Path],
+) -> None:
+    before = {*(home() / "packed").glob("*.bin")}
+    plan = Plan(model=str(checkpoint("llama", vocab_size=330)), tp=2, use=("Sliding",))
+    engine, workers, settings = open_engine(plan, Kernel(WallClock()))
+    assert isinstance(engine, Engine)
+    made = {*(home() / "packed").glob("*.bin")} - before
+    assert len(made) == 2
+    assert any(s.name == "weights" and "each rank" in s.reason for s in settings)
+    for file in made:
+        os.truncate(file, 4096)
+    told = [Told() for _ in LOAD]
+    serving = engine.kernel.spawn(engine.run())
+    engine.kernel.run(_all(engine, told))
+    assert all("was lost" in str(t.error) and "weights cannot be read" in str(t.error) for t in told)
+    assert not engine.alive
+    serving.cancel()
+    workers.close()
+
+
+async def _all(engine: Engine, told: Sequence[Told]) -> None:
+    for request, sink in zip(LOAD, told, strict=True):
+        engine.submit(request, sink)
+    await engine.drained()
 
 
 async def _one_more(engine: Engine, sink: Told) -> None:
