@@ -138,7 +138,8 @@ class Chat:
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
         save(path, lambda part: part.write_text(text, encoding="utf-8"))
 
-    def _client(self) -> httpx.Client:
+    def client(self) -> httpx.Client:
+        """To the server. Raises MissingExtraError."""
         try:
             import httpx
         except ModuleNotFoundError as error:
@@ -148,14 +149,14 @@ class Chat:
         return httpx.Client(base_url=self.server.url, timeout=timeout, trust_env=not near)
 
     def _model(self) -> str:
-        with self._client() as client, _explained(self.server.url):
+        with self.client() as client, _explained(self.server.url):
             reply = client.get("/v1/models")
             _check(reply.status_code, reply.text)
             return str(reply.json()["data"][0]["id"])
 
     def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         with (
-            self._client() as client,
+            self.client() as client,
             _explained(self.server.url),
             client.stream("POST", "/v1/chat/completions", json=body) as reply,
         ):

@@ -18,7 +18,7 @@ from lightwork.cli._verbs import verb
 @verb(
     "lightwork serve tiny:llama", "lightwork serve hf:./model --use 'Sarathi(chunk=256)' --use 'Ngram(k=4)'"
 )
-@click.argument("model")
+@_options.model
 @_options.use
 @_options.on("cpu", "Where it runs: cpu, cuda:0, ray:.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -57,15 +57,19 @@ def command(
     drain_timeout: float,
     trace: str | None,
 ) -> None:
+    from lightwork.cli._gauges import Serving
+    from lightwork.cli._output import StatusLine
     from lightwork.serve.http.main import serve
 
     chosen = choose(model, on, use, "cpu")
     plan = chosen.plan(max_len=max_len, kv_bytes=kv_memory, tp=tp, pp=pp, depth=depth)
-    serve(
-        plan,
-        host=host,
-        port=port,
-        name=name,
-        drain_s=drain_timeout,
-        trace=trace,
-    )
+    with StatusLine() as status:
+        serve(
+            plan,
+            host=host,
+            port=port,
+            name=name,
+            drain_s=drain_timeout,
+            trace=trace,
+            observers=[Serving(status)] if status.shown else [],
+        )

@@ -123,14 +123,13 @@ def open_one(
     chosen = plan.techniques()
     load = _load if num_ranks(plan) == 1 else _start_workers
     model, kv_dtype, block_size, settings = load(plan, chosen.get("precision"), progress)
-    if "adapters" in chosen:
-        settings.append(_adapters(chosen["adapters"], _local(model)))
+    settings += [_adapters(chosen["adapters"], _local(model))] if "adapters" in chosen else []
     plan, why_scheduler = scheduled(plan, model.spec)
     longest = context(plan, model.spec)
     free = free_bytes(plan.on) if memory_bytes is None else memory_bytes
     blocks = kv_blocks(plan, model.spec, kv_dtype, int(longest.value), free, block_size)
-    behind = tier_blocks(plan, model.spec.kv_bytes_per_token(kv_dtype) * block_size)
-    kv = make_kv(plan, int(blocks.value), block_size, behind)
+    block_bytes = model.spec.kv_bytes_per_token(kv_dtype) * block_size
+    kv = make_kv(plan, int(blocks.value), block_size, tier_blocks(plan, block_bytes))
     composition = chosen.get("composition")
     make_runner = runner_for(plan.on, model, plain=composition is None, ahead=plan.depth > 1)
     if shared is not None:
@@ -151,8 +150,13 @@ def open_one(
     if isinstance(runner, TrainingRunner):
         runner.publish = partial(put_adapter, engine, _local(model))
     if kernel.trace is not None:
-        derived = {"kv_blocks": kv.total, "block_size": block_size, "tier_blocks": behind}
-        kernel.trace.about = about(plan, **derived, max_len=max_len)
+        sizes = {
+            "kv_blocks": kv.total,
+            "block_size": block_size,
+            "tier_blocks": tier_blocks(plan, block_bytes),
+        }
+        sizes |= {"kv_bytes": int(blocks.value) * block_bytes, "max_len": max_len}
+        kernel.trace.about = about(plan, **sizes, **_row_times(engine.predict))
     settings += [*threads, longest, blocks, *divided(plan, kv)]
     settings += [_scheduler(chosen, engine, why_scheduler), *overlapped(plan)]
     return engine, model, settings
@@ -365,6 +369,15 @@ def _beside(
     value = f"{few_s * 1e3:.2g} ms for {few:g}, {many_s * 1e3:.2g} ms for {many:g}"
     told = Setting("row_times", value, "measured; drafts get rows by it")
     return runner, {"predict": times.predict}, [told]
+
+
+def _row_times(predict: Callable[..., float] | None) -> dict[str, Any]:
+    """What was measured of rows, if that is what predicts steps: whoever serves the same load again needs
+    it, to give drafts the same rows."""
+    from lightwork.serve.row_times import RowTimes
+
+    times = getattr(predict, "__self__", None)
+    return {"row_times": times.curve} if isinstance(times, RowTimes) else {}
 
 
 def free_bytes(place: str) -> int:
