@@ -149,14 +149,7 @@ def open_one(
     engine = make_engine(plan, kernel, kv, runner, max_len, vocab_size, models, **parts)
     if isinstance(runner, TrainingRunner):
         runner.publish = partial(put_adapter, engine, _local(model))
-    if kernel.trace is not None:
-        sizes = {
-            "kv_blocks": kv.total,
-            "block_size": block_size,
-            "tier_blocks": tier_blocks(plan, block_bytes),
-        }
-        sizes |= {"kv_bytes": int(blocks.value) * block_bytes, "max_len": max_len}
-        kernel.trace.about = about(plan, **sizes, **_row_times(engine.predict))
+    _tell(plan, engine, int(blocks.value), block_bytes)
     settings += [*threads, longest, blocks, *divided(plan, kv)]
     settings += [_scheduler(chosen, engine, why_scheduler), *overlapped(plan)]
     return engine, model, settings
@@ -371,13 +364,19 @@ def _beside(
     return runner, {"predict": times.predict}, [told]
 
 
-def _row_times(predict: Callable[..., float] | None) -> dict[str, Any]:
-    """What was measured of rows, if that is what predicts steps: whoever serves the same load again needs
-    it, to give drafts the same rows."""
+def _tell(plan: Plan, engine: Engine, num_blocks: int, block_bytes: int) -> None:
+    """Tell the trace, if there is one, what is served and what was derived for it."""
     from lightwork.serve.row_times import RowTimes
 
-    times = getattr(predict, "__self__", None)
-    return {"row_times": times.curve} if isinstance(times, RowTimes) else {}
+    trace, kv = engine.kernel.trace, engine.kv
+    if trace is None:
+        return
+    sizes = {"kv_blocks": kv.total, "block_size": kv.block_size, "kv_bytes": num_blocks * block_bytes}
+    sizes |= {"tier_blocks": tier_blocks(plan, block_bytes), "max_len": engine.limits.max_len}
+    # Measured rows decide which drafts get rows: whoever serves the same load again needs the same figures.
+    times = getattr(engine.predict, "__self__", None)
+    measured = {"row_times": times.curve} if isinstance(times, RowTimes) else {}
+    trace.about = about(plan, **sizes, **measured)
 
 
 def free_bytes(place: str) -> int:
