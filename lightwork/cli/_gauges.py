@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from threading import Event, Thread
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import httpx
@@ -17,7 +17,12 @@ NAMES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", 
 
 
 def line(running: float, waiting: float, tokens_per_s: float, kv_usage: float) -> str:
-    return f"running {running:g}  waiting {waiting:g}  {tokens_per_s:.3g} tokens/s  KV {kv_usage:.0%}"
+    return f"running {running:g}  waiting {waiting:g}  {per_s(tokens_per_s)}  KV {kv_usage:.0%}"
+
+
+def per_s(tokens: float) -> str:
+    """A rate as people read it: without an exponent."""
+    return f"{tokens:,.0f} tokens/s" if tokens >= 100 else f"{tokens:.3g} tokens/s"
 
 
 class Serving:
@@ -31,23 +36,42 @@ class Serving:
     def __init__(self, show: Callable[[str], object]) -> None:
         self._show = show
         self._latest: dict[str, Mapping[str, float]] = {}
+        self._left = 0
         self._tokens = 0
         self._since_s: float | None = None
 
     def on(self, span: Span) -> None:
-        if span.kind != "step" or span.args is None:
-            return
+        args = span.args or {}
+        if span.kind == "arrive":
+            self._left += args["n"]
+        elif span.kind == "finish":
+            self._left -= 1
+            if not self._left and args["reason"] == "cancelled":  # no step may come that would tell
+                self._idle()
+        elif span.kind == "step":
+            self._step(span, args)
+
+    def _step(self, span: Span, args: Mapping[str, Any]) -> None:
         since_s = self._since_s = span.start_s if self._since_s is None else self._since_s
-        self._latest[span.rank] = span.args
-        self._tokens += sum(chunk[4] for chunk in span.args["chunks"])
-        engines = self._latest.values()
-        running, waiting = (sum(engine[name] for engine in engines) for name in ("running", "waiting"))
-        passed_s, idle = span.end_s - since_s, not running and not waiting
-        if passed_s < self.EVERY_S and not idle:
-            return
-        kv_usage = sum(engine["kv_usage"] for engine in engines) / len(self._latest)
-        self._show(line(running, waiting, 0 if idle else self._tokens / passed_s, kv_usage))
-        self._tokens, self._since_s = 0, None if idle else span.end_s
+        self._latest[span.rank] = args
+        self._tokens += sum(chunk[4] for chunk in args["chunks"])
+        running, waiting = (
+            sum(one[name] for one in self._latest.values()) for name in ("running", "waiting")
+        )
+        if not running and not waiting:
+            self._idle()
+        elif span.end_s - since_s >= self.EVERY_S:
+            self._show(line(running, waiting, self._tokens / (span.end_s - since_s), self._kv_usage))
+            self._tokens, self._since_s = 0, span.end_s
+
+    def _idle(self) -> None:
+        self._show(line(0, 0, 0.0, self._kv_usage))
+        self._tokens, self._since_s = 0, None
+
+    @property
+    def _kv_usage(self) -> float:
+        """Of all engines, after the last step of each."""
+        return sum(one["kv_usage"] for one in self._latest.values()) / max(1, len(self._latest))
 
 
 class Gauges:

@@ -122,6 +122,9 @@ def test_stats_say_tokens_per_second_ttft_and_accepted_drafts(chat, capsys):
     line = "4 tokens  4 tokens/s  ttft 250 ms  2 of 5 prompt tokens cached  3 of 4 drafts accepted"
     assert capsys.readouterr().out == f"dcba\n{line}\n"
     assert Stats().line() == "0 tokens"
+    told = Stats(output_tokens=101)
+    told.saw(0.25, 0.25, {"decode_ms": 10.0})  # all pieces came at once; the server knows better
+    assert told.line() == "101 tokens  10,000 tokens/s  ttft 250 ms"
 
 
 @pytest.mark.parametrize(
@@ -249,6 +252,10 @@ def test_the_line_of_serve_follows_steps_and_ends_idle():
     assert shown[0] == "running 1  waiting 0  10 tokens/s  KV 50%"
     assert len(shown) == 4
     assert shown[-1] == "running 0  waiting 0  0 tokens/s  KV 50%"
+    serving.on(Span("engine", "arrive", "1", 2.0, 2.0, args={"n": 1}))
+    serving.on(Span("engine", "finish", "1", 2.1, 2.1, args={"reason": "cancelled"}))
+    assert len(shown) == 5
+    assert shown[-1].startswith("running 0")
 
 
 CHILD = """#!{python}

@@ -18,7 +18,7 @@ from lightwork.errors import SpecError, UsageError
 from lightwork.runtime.clock import WallClock, unix_s
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import write_chrome_trace
-from lightwork.runtime.progress import Progress, ProgressBar
+from lightwork.runtime.progress import Progress, ProgressBar, say
 from lightwork.runtime.trace import Observer, Span, Trace
 from lightwork.serve.compositions import Composition
 from lightwork.serve.engine import Engine
@@ -225,10 +225,10 @@ class _Epochs:
     def on(self, span: Span) -> None:
         if span.kind == "keep adapter" and span.args:
             told = "  kept after update {0}   loss {loss:.4g}   {tokens:,} tokens in all"
-            print(told.format(span.name, **span.args), file=sys.stderr, flush=True)
+            say(told.format(span.name, **span.args))
         if span.kind == "serve adapter" and span.args:
             told = "  trained {0}   loss {loss:.4g}   {tokens:,} tokens   {share:.0%} of the time"
-            print(told.format(span.name, **span.args), file=sys.stderr, flush=True)
+            say(told.format(span.name, **span.args))
 
 
 class BackgroundServer:
