@@ -1,4 +1,4 @@
-"""List the techniques, or show one: its idea, cost, a picture of a run, its claims and the file to read.
+"""List the techniques, or show one: its idea, cost, file, claims and a picture of a run.
 
 With --matrix: which of them are tested together, two by two, and why others are refused.
 """

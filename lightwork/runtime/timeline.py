@@ -56,12 +56,14 @@ def lanes(spans: Iterable[Span]) -> list[Lane]:
 
 
 def phases(spans: Iterable[Span]) -> list[Span]:
-    """An engine's steps, named by what they mostly did."""
+    """What takes time, an engine's steps named by what they mostly did."""
     shown = []
     for span in spans:
         if span.kind == "step" and span.args is not None:
             rows = [chunk[2] for chunk in span.args["chunks"]]
             shown.append(span._replace(kind="prefill" if sum(rows) > 2 * len(rows) else "decode"))
+        elif span.end_s > span.start_s:
+            shown.append(span)
     return shown
 
 
@@ -139,8 +141,13 @@ def _share(part_s: float, whole_s: float) -> str:
     return f"{part_s / whole_s:.0%}" if whole_s > 0 else "-"
 
 
+def _lasting(shown: Sequence[Lane]) -> dict[str, str]:
+    """Letters of the kinds that take time; moments are in the table, and not to be seen in a picture."""
+    return {kind: c for kind, c in letters(shown).items() if any(lane.by_kind.get(kind) for lane in shown)}
+
+
 def _in_characters(shown: Sequence[Lane], start_s: float, end_s: float, width: int) -> str:
-    letter = letters(shown)
+    letter = _lasting(shown)
     indent = max(len(lane.rank) for lane in shown) + 2
     lines = [lane.rank.ljust(indent) + draw(lane, letter, start_s, end_s, width) for lane in shown]
     lines.append(" " * indent + ruler(end_s - start_s, width))
@@ -150,7 +157,7 @@ def _in_characters(shown: Sequence[Lane], start_s: float, end_s: float, width: i
 
 def _in_svg(shown: Sequence[Lane], start_s: float, end_s: float) -> str:
     """The same lanes as rectangles: a run of cells that are of one kind is one."""
-    letter = letters(shown)
+    letter = _lasting(shown)
     kinds = {c: kind for kind, c in letter.items()}
     fill = {c: FILLS[i % len(FILLS)] for i, c in enumerate(letter.values())}
     cell_px = WIDTH_PX / CELLS

@@ -18,6 +18,7 @@ from lightwork.cluster import Cluster
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
+from lightwork.runtime.timeline import lanes, lanes_table, phases
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.begun import Begun
 from lightwork.serve.cost import ClusterCost
@@ -247,7 +248,7 @@ class Report:
 
     def table(self) -> Table:
         """Its figures, and a picture of when what ran, if its spans were kept."""
-        figures, when = self.summary.table(), self.trace.table()
+        figures, when = self.summary.table(), lanes_table("", lanes(phases(self.trace.spans)))
         return replace(figures, title=self.trace.label, text=when.text, svg=when.svg)
 
     def __rich__(self) -> Group:

@@ -86,6 +86,19 @@ def test_a_real_run_decides_and_says_the_same(checkpoint: Make, tmp_path: Path, 
     assert ("preempt" in kinds) >= (name == "preempted")
 
 
+@pytest.mark.multiproc
+def test_engines_in_processes_say_the_same_and_nothing_is_claimed_of_their_decisions(
+    checkpoint: Make, tmp_path: Path
+) -> None:
+    plan = Plan(model=str(checkpoint("llama")), max_len=200, use=("Replicas(copies=2)",))
+    recorded = read_run(_served(plan, tmp_path / "run"))
+    again = rerun(recorded, plan_of(recorded.trace.about))
+    assert again.difference is None
+    assert again.tokens == 12 * 20
+    assert again.compared == ""
+    assert again.why.startswith("engines are processes of their own")
+
+
 def test_the_parts_of_a_real_life_sum_to_it(checkpoint: Make, tmp_path: Path) -> None:
     """Within 1 % is what is promised; they are its own times, so they sum to it."""
     plan = replace(REAL["preempted"], model=str(checkpoint("llama")), max_len=200)
@@ -108,10 +121,12 @@ def _served(plan: Plan, folder: Path) -> Path:
         for i in range(12)
     ]
     assert kernel.trace is not None
-    with Recorder(folder, engine, kernel.trace) as recorder:
-        offer(engine, arrivals, asked, recorder)
-    engine.close()
-    model.close()
+    try:
+        with Recorder(folder, engine, kernel.trace) as recorder:
+            offer(engine, arrivals, asked, recorder)
+    finally:
+        engine.close()
+        model.close()
     return folder
 
 

@@ -50,7 +50,11 @@ def test_each_draws_itself_in_both(report: Report) -> None:
     ):
         assert said in in_a_terminal(value)
         assert said in "".join(html(value).itertext())
-    assert shapes(report) == shapes(report.trace) > 0
+    assert shapes(report) == 4  # two phases, and what their colours mean
+    assert shapes(report.trace) == 2
+    drawn = in_a_terminal(report)
+    assert "D decode" in drawn
+    assert "P prefill" in drawn
     assert shapes(device) == len(device.memories)
     assert shapes(plan) == 0
 
