@@ -2,8 +2,9 @@
 
 MODEL is `tiny:llama` (built in), `hf:FOLDER` (a Hugging Face checkpoint), `gguf:FILE` (of llama.cpp) or a
 plan file (`plan.toml` with the keys model, on, use). The address and a line to copy are printed when it is
-ready; /metrics is read by Prometheus. Ctrl-C or SIGTERM lets accepted requests finish, a second one stops
-them; meanwhile new ones are answered 503, and /health too.
+ready; /metrics is read by Prometheus, and with OTEL_EXPORTER_OTLP_ENDPOINT set a span of each request is sent
+there. Ctrl-C or SIGTERM lets accepted requests finish, a second one stops them; meanwhile new ones are
+answered 503, and /health too.
 """
 
 from __future__ import annotations

@@ -124,7 +124,10 @@ class Recorder:
         """Write what is of the whole run. Raises LightworkError if something could not be written."""
         if self in self.trace.observers:
             self.trace.observers.remove(self)
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            self._failed = self._failed or error
         if self._failed is not None:
             raise _unwritten(self.folder / EVENTS, self._failed)
         simulated = self.trace.about["on"].startswith("sim:")
@@ -238,7 +241,7 @@ def _read(lines: Iterator[str]) -> Recorded:
             came.append(Came(told["at_s"], decided, told["begun"], (told["cancel"],)))
         else:
             unasked = False
-            request, ids = _built(Request, told["request"]), tuple(told["ids"])
+            request, ids = built(Request, told["request"]), tuple(told["ids"])
             came.append(Came(told["at_s"], decided - 1, told["begun"], ids, request, tuple(told["stop"])))
     if unasked:  # the record ends before it says what
         trace.spans.pop()
@@ -252,7 +255,7 @@ def _whole(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _built(cls: Any, told: dict[str, Any]) -> Any:
+def built(cls: Any, told: dict[str, Any]) -> Any:
     """A dataclass of what `asdict` and json made of it."""
     hints = get_type_hints(cls)
     return cls(
@@ -263,7 +266,7 @@ def _built(cls: Any, told: dict[str, Any]) -> Any:
 def _fitted(value: Any, hint: Any) -> Any:
     """A value as its field has it: objects are dataclasses, lists are sets or (nested) tuples."""
     if isinstance(value, dict):
-        return _built(next(arm for arm in (hint, *get_args(hint)) if is_dataclass(arm)), value)
+        return built(next(arm for arm in (hint, *get_args(hint)) if is_dataclass(arm)), value)
     if isinstance(value, list):
         return frozenset(value) if get_origin(hint) is frozenset else _tuples(value)
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import httpx
@@ -27,7 +27,7 @@ from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan
 from lightwork.serve.plan_file import plan_of
 from lightwork.serve.rerun import rerun
-from lightwork.serve.run_folder import EVENTS, Recorder, read_run
+from lightwork.serve.run_folder import EVENTS, Recorder, built, read_run, to_line
 from lightwork.serve.sequence import Request
 from lightwork.serve.simulate import offer, simulate
 
@@ -216,6 +216,22 @@ def test_a_folder_with_files_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(LightworkError, match="holds files already"):
         simulate(Plan(model="shape:llama-3-8b", on="sim:a100", tp=1), LOAD, record=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_request_is_read_as_it_was_asked() -> None:
+    how = Sampling(temperature=0.3, top_p=0.9, seed=2**53 - 1, logit_bias=((3, -1.5), (7, 2.0)), logprobs=3)
+    asked = Request(
+        prompt=(1, 2, 3),
+        max_tokens=4,
+        sampling=how,
+        stop_ids=frozenset({5, 9}),
+        n=2,
+        prompt_logprobs=1,
+        tenant="t",
+        model="m",
+        id="x",
+    )
+    assert built(Request, json.loads(to_line(asdict(asked)))) == asked
 
 
 @pytest.mark.parametrize(

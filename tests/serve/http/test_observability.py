@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from threading import Thread
 from typing import Any, ClassVar
@@ -13,10 +14,14 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
+from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.trace import Trace
 from lightwork.serve.http.main import BackgroundServer, load
 from lightwork.serve.http.metrics import Metrics
 from lightwork.serve.loads.burst import Burst
+from lightwork.serve.notes import Notes
 from lightwork.serve.plan import Plan
+from lightwork.serve.sequence import Request, begin
 from lightwork.serve.simulate import simulate
 
 DASHBOARD = Path(__file__).parents[3] / "docs" / "grafana.json"
@@ -47,10 +52,40 @@ def test_buckets_are_frozen(exposed: str) -> None:
         assert [float(edge) for edge in found] == (TOKENS if name in tokens else SECONDS), name
 
 
-def test_the_only_label_is_the_reason_of_an_end(exposed: str) -> None:
+def test_labels_are_frozen(exposed: str) -> None:
     labels = set(re.findall(r"[{,](\w+)=", exposed))
-    assert labels == {"le", "finished_reason"}
+    assert labels == {"le", "finished_reason", "running_lora_adapters", "waiting_lora_adapters"}
     assert 'lightwork_request_success_total{finished_reason="length"} 3.0' in exposed
+
+
+def test_adapters_are_named_while_somebody_asks_for_them() -> None:
+    """The label is what requests say, from their arrival to their end; a preempted one waits again."""
+    metrics, kernel = Metrics(), Kernel(trace=Trace("simulated"))
+    assert kernel.trace is not None
+    kernel.trace.observers.append(metrics)
+    notes = Notes(kernel, "engine")
+    a, b, plain = (
+        begin(Request(prompt=(1,), max_tokens=2, model=name), None, count(i), 0.0)[0]
+        for i, name in enumerate(("law", "code", ""))
+    )
+
+    def named() -> list[str]:
+        text = metrics.text(0, 0, 0.0).decode()
+        (line,) = (line for line in text.splitlines() if line.startswith("lightwork_lora_requests_info"))
+        return re.findall(r'="([^"]*)"', line)
+
+    assert named() == ["", ""]
+    for seq in (a, b, plain):
+        notes.moment("arrive", seq, prompt=1, max_tokens=2, n=1)
+    assert named() == ["", "code,law"]
+    notes.moment("admit", a, known=1, cached=0)
+    notes.moment("admit", plain, known=1, cached=0)
+    assert named() == ["law", "code"]
+    notes.moment("preempt", a)
+    assert named() == ["", "code,law"]
+    for seq in (a, b, plain):
+        notes.moment("finish", seq, reason="length", output=1)
+    assert named() == ["", ""]
 
 
 def expressions() -> list[str]:
