@@ -15,7 +15,7 @@ from lightwork.cli._plan_file import choose
 from lightwork.cli._verbs import verb
 
 
-@verb("lightwork run run", "lightwork run run --json")
+@verb("lightwork run recorded", "lightwork run recorded --json")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @_options.as_json
 def command(folder: Path, as_json: bool) -> int:

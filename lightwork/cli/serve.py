@@ -17,7 +17,9 @@ from lightwork.cli._verbs import verb
 
 
 @verb(
-    "lightwork serve tiny:llama", "lightwork serve hf:./model --use 'Sarathi(chunk=256)' --use 'Ngram(k=4)'"
+    "lightwork serve tiny:llama",
+    "lightwork serve hf:./model --use 'Sarathi(chunk=256)' --use 'Ngram(k=4)'",
+    "lightwork serve plan.toml --trace recorded",
 )
 @_options.model
 @_options.use

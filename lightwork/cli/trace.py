@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 1 << 30
 
 
-@verb("lightwork trace out.json", "lightwork trace run --lanes 4 --width 60")
+@verb("lightwork trace out.json", "lightwork trace recorded --lanes 4 --width 60")
 @click.argument("file", metavar="RUN", type=click.Path(exists=True, path_type=Path))
 @click.option("--lanes", "most", type=click.IntRange(1), default=32, show_default=True, help="Lanes to show.")
 @click.option(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lightwork.runtime.trace import Trace
 
 
-@verb("lightwork why out.json 7", "lightwork why run --best")
+@verb("lightwork why out.json 7", "lightwork why recorded --best")
 @click.argument("file", metavar="RUN", type=click.Path(exists=True, path_type=Path))
 @click.argument("id", type=int, required=False)
 @click.option("--best", is_flag=True, help="What would make the whole run faster, predicted.")

@@ -214,7 +214,7 @@ def read_run(folder: Path) -> Recorded:
         raise SpecError(
             f"{folder} is no run folder: {EVENTS} cannot be read: {error.strerror}",
             expected="what --trace FOLDER of serve or sim wrote",
-            fix="lightwork sim tiny:llama --trace run",
+            fix="lightwork sim tiny:llama --trace recorded",
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
         raise SpecError(
