@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from lightwork.cli._gauges import per_s
 from lightwork.cli._output import is_terminal, paint
 from lightwork.cli._server import Server
 from lightwork.errors import BusyError, LightworkError, MissingExtraError, UsageError
@@ -32,9 +33,10 @@ class Clock(Protocol):
 
 @dataclass(slots=True)
 class Stats:
-    """What the answers so far took, as this side of the connection saw it.
+    """What the answers so far took.
 
-    ttft_s, decode_s: sums over answers, until the first piece and from the first piece to the last.
+    ttft_s, decode_s: sums over answers, until the first piece came here, and from the first token to the
+    last: as the server says, for pieces come in bunches; as they came here, if it does not.
     """
 
     answers: int = 0
@@ -46,11 +48,12 @@ class Stats:
     drafted: int = 0
     accepted: int = 0
 
-    def saw(self, first_s: float, last_s: float) -> None:
-        """Count one answer's times, in seconds since it was asked for."""
+    def saw(self, first_s: float, last_s: float, timings: dict[str, Any]) -> None:
+        """Count one answer's times, in seconds since it was asked for, and what the server says of them."""
         self.answers += 1
         self.ttft_s += first_s
-        self.decode_s += last_s - first_s
+        told_ms = timings.get("decode_ms")
+        self.decode_s += last_s - first_s if told_ms is None else told_ms / 1e3
 
     def add(self, usage: dict[str, Any], timings: dict[str, Any]) -> None:
         """Count what the server says of one answer."""
@@ -64,7 +67,7 @@ class Stats:
         """One line: tokens, tokens/s, ttft, accepted drafts."""
         parts = [f"{self.output_tokens} tokens"]
         if self.decode_s > 0:
-            parts.append(f"{max(0, self.output_tokens - self.answers) / self.decode_s:.3g} tokens/s")
+            parts.append(per_s(max(0, self.output_tokens - self.answers) / self.decode_s))
         if self.answers and self.ttft_s > 0:
             parts.append(f"ttft {self.ttft_s / self.answers * 1e3:.3g} ms")
         if self.cached_tokens:
@@ -102,6 +105,7 @@ class Chat:
             "stream_options": {"include_usage": True},
         }
         answer, times_s = "", []
+        timings: dict[str, Any] = {}
         clock = self.clock()
         self.last = Stats()
         for event in self._events(body):
@@ -111,10 +115,11 @@ class Chat:
                     times_s.append(clock.now())
                     yield piece
             if usage := event.get("usage"):
+                timings = event.get("timings") or {}
                 for stats in (self.last, self.total):
-                    stats.add(usage, event.get("timings") or {})
+                    stats.add(usage, timings)
         for stats in (self.last, self.total) if times_s else ():
-            stats.saw(times_s[0], times_s[-1])
+            stats.saw(times_s[0], times_s[-1], timings)
         self.messages += [asked, {"role": "assistant", "content": answer}]
 
     def pipe(self, prompt: str) -> None:
@@ -138,7 +143,8 @@ class Chat:
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
         save(path, lambda part: part.write_text(text, encoding="utf-8"))
 
-    def _client(self) -> httpx.Client:
+    def client(self) -> httpx.Client:
+        """To the server. Raises MissingExtraError."""
         try:
             import httpx
         except ModuleNotFoundError as error:
@@ -148,14 +154,14 @@ class Chat:
         return httpx.Client(base_url=self.server.url, timeout=timeout, trust_env=not near)
 
     def _model(self) -> str:
-        with self._client() as client, _explained(self.server.url):
+        with self.client() as client, _explained(self.server.url):
             reply = client.get("/v1/models")
             _check(reply.status_code, reply.text)
             return str(reply.json()["data"][0]["id"])
 
     def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         with (
-            self._client() as client,
+            self.client() as client,
             _explained(self.server.url),
             client.stream("POST", "/v1/chat/completions", json=body) as reply,
         ):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightwork.agents.worlds import Episode
 from lightwork.agents.worlds.plan_world import PlanWorld
-from lightwork.cli import _timeline
 from lightwork.cli._output import show_json
+from lightwork.runtime import timeline
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import write_chrome_trace
@@ -155,23 +155,13 @@ def _figures(run: Summary) -> str:
 
 def _draw(*traces: Trace) -> None:
     """Both runs as lanes over one axis."""
-    lanes = [(trace, lane) for trace in traces for lane in _timeline.lanes(_steps(trace))]
+    lanes = [(trace, lane) for trace in traces for lane in timeline.lanes(timeline.phases(trace.spans))]
     end_s = max(span.end_s for _, lane in lanes for span in lane.spans)
-    letter = _timeline.letters([lane for _, lane in lanes])
+    letter = timeline.letters([lane for _, lane in lanes])
     for trace, lane in lanes:
-        picture = _timeline.draw(lane, letter, 0.0, end_s, WIDTH)
+        picture = timeline.draw(lane, letter, 0.0, end_s, WIDTH)
         print(f"          {picture}  {trace.label}")
-    print(f"          {_timeline.ruler(end_s, WIDTH)}")
-
-
-def _steps(trace: Trace) -> list[Span]:
-    """Steps, named by what they mostly did."""
-    shown = []
-    for span in trace.spans:
-        if span.kind == "step" and span.args is not None:
-            rows = [count for _, _, count, _, _ in span.args["chunks"]]
-            shown.append(span._replace(kind="prefill" if sum(rows) > 2 * len(rows) else "decode"))
-    return shown
+    print(f"          {timeline.ruler(end_s, WIDTH)}")
 
 
 def _say(quiet: bool, head: str, text: Any) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lightwork.cli import _completion
 from lightwork.errors import RangeError, SpecError
 
 if TYPE_CHECKING:
@@ -15,16 +16,21 @@ if TYPE_CHECKING:
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+model = click.argument("model", shell_complete=_completion.model)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 use = click.option(
     "--use",
     multiple=True,
     metavar="TECHNIQUE",
+    shell_complete=_completion.technique(),
     help="Switch on a technique, e.g. 'Sarathi(chunk=256)'. Repeatable, one per kind.",
 )
 seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random choice.")
 trace = click.option(
-    "--trace", type=click.Path(dir_okay=False), help="Write the run as a Chrome trace to this file."
+    "--trace",
+    type=click.Path(),
+    metavar="PATH",
+    help="Keep the run: a FILE.json is a Chrome trace, any other name a folder to `lightwork run` again.",
 )
 tp = click.option(
     "--tp",
@@ -35,17 +41,23 @@ pp = click.option("--pp", type=click.IntRange(1), help="Pipeline stages, each of
 depth = click.option(
     "--depth", type=click.IntRange(1, 2), help="2 forms each step while the one before it computes."
 )
-load = click.option(
-    "--load",
-    default="Poisson(rate=4)",
-    show_default=True,
-    help="How requests arrive, as an expression.",
-)
+
+
+def load(default: str) -> Decorator:
+    """A load, as an expression."""
+    return click.option(
+        "--load",
+        default=default,
+        show_default=True,
+        shell_complete=_completion.technique("load"),
+        help="How requests arrive, as an expression.",
+    )
 
 
 def on(default: str, words: str) -> Decorator:
     """Where it runs; None if unset, for a plan file may say it."""
-    return click.option("--on", metavar="PLACE", help=f"{words}  [default: {default}]")
+    said = f"{words}  [default: {default}]"
+    return click.option("--on", metavar="PLACE", shell_complete=_completion.place, help=said)
 
 
 def slo(*, required: bool) -> Decorator:

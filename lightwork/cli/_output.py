@@ -11,6 +11,8 @@ from textwrap import fill
 from types import TracebackType
 from typing import Any, TextIO
 
+from lightwork.shown import Table, cell
+
 
 def is_terminal(stream: TextIO) -> bool:
     return stream.isatty()
@@ -33,22 +35,15 @@ def show_json(value: Any) -> None:
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write a table to stdout: drawn by rich on a terminal, else aligned text that is never cut."""
-    cells = [[_cell(value) for value in row] for row in rows]
     if not is_terminal(sys.stdout):
+        cells = [[cell(value) for value in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
         for row in [list(columns), *cells]:
             print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
         return
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    for row in cells:
-        table.add_row(*map(escape, row))
-    Console().print(table)
+    Console().print(Table(title="", columns=tuple(columns), rows=tuple(map(tuple, rows))))
 
 
 def wrapped(text: str, label: str = "") -> str:
@@ -93,12 +88,6 @@ class StatusLine:
         if self.shown:
             self.stream.write("\r\x1b[2K")
             self.stream.flush()
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _plain(value: object) -> Any:

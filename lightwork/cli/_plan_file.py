@@ -6,7 +6,8 @@
     max_seqs = 32
     threads = 2
 
-What the command line says replaces what the file says.
+It may also say what is derived otherwise, as the one in a run folder does, which `lightwork run` reads. What
+the command line says replaces what the file says.
 """
 
 from __future__ import annotations
@@ -31,8 +32,17 @@ KEYS: dict[str, type] = {
     "tp": int,
     "pp": int,
     "depth": int,
+    "max_len": int,
+    "kv_bytes": int,
+    "max_waiting": int,
+    "prefix_cache": bool,
 }
-WANTED = {str: "a string", list: "a list of strings", int: "a whole number of at least 1"}
+WANTED = {
+    str: "a string",
+    list: "a list of strings",
+    int: "a whole number of at least 1",
+    bool: "true or false",
+}
 
 
 class Chosen(NamedTuple):
@@ -46,6 +56,10 @@ class Chosen(NamedTuple):
     tp: int | None = None
     pp: int | None = None
     depth: int | None = None
+    max_len: int | None = None
+    kv_bytes: int | None = None
+    max_waiting: int | None = None
+    prefix_cache: bool | None = None
 
     def plan(self, **settings: Any) -> Plan:
         """What these come to, and further settings of a plan; None leaves one as it is."""
@@ -61,10 +75,12 @@ def choose(model: str, on: str | None, use: tuple[str, ...], default_on: str) ->
     Raises SpecError for a file or a technique that cannot be understood, before anything is loaded.
     """
     plan: dict[str, Any] = _read(Path(model)) if model.endswith(".toml") else {"model": model}
-    numbers = (plan.get(name) for name in ("max_seqs", "threads", "tp", "pp", "depth"))
-    chosen = Chosen(
-        plan["model"], on or plan.get("on", default_on), use or tuple(plan.get("use", ())), *numbers
-    )
+    told = {
+        "model": plan["model"],
+        "on": on or plan.get("on", default_on),
+        "use": use or tuple(plan.get("use", ())),
+    }
+    chosen = Chosen(**plan | told)
     parse_all(chosen.use)
     return chosen
 
@@ -90,7 +106,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _fits(key: str, value: Any) -> bool:
-    if KEYS[key] is int:
+    if KEYS[key] is int:  # a bool is an int to Python
         return type(value) is int and value >= 1
     return isinstance(value, KEYS[key]) and (
         not isinstance(value, list) or all(isinstance(v, str) for v in value)

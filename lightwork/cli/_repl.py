@@ -1,14 +1,23 @@
-"""`lightwork chat` in a terminal: history, pasted blocks, streamed answers, five commands."""
+"""`lightwork chat` in a terminal: history, pasted blocks, streamed answers, five commands, a status line.
+
+Text that is pasted is one prompt, line ends and all, as terminals say where it begins and ends.
+"""
 
 from __future__ import annotations
 
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightwork.cli._chat import Chat
+from lightwork.cli._gauges import Gauges
 from lightwork.cli._output import paint, show_error
 from lightwork.errors import LightworkError, MissingExtraError, SpecError
+from lightwork.home import home
+
+if TYPE_CHECKING:
+    from prompt_toolkit.history import History
 
 COMMANDS = {
     "/reset": "forget the conversation",
@@ -24,27 +33,62 @@ def repl(chat: Chat) -> None:
     try:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import WordCompleter
+        from prompt_toolkit.styles import Style
     except ModuleNotFoundError as error:
         raise MissingExtraError("prompt_toolkit", "serve") from error
-    completer = WordCompleter(list(COMMANDS), sentence=True)
-    session: PromptSession[str] = PromptSession(completer=completer, complete_while_typing=False)
     print(paint(f"{chat.server.model} at {chat.server.url}   " + " ".join(COMMANDS), "2", sys.stdout))
-    while True:
-        try:
-            text = session.prompt("> ").strip()
-        except KeyboardInterrupt:
-            continue
-        except EOFError:
-            break
-        try:
-            if text.startswith("/"):
-                if not obey(chat, text):
-                    break
-            elif text:
-                answer(chat, text)
-        except LightworkError as error:
-            show_error(type(error).__name__, str(error))
+    with Gauges(chat) as gauges:
+        session: PromptSession[str] = PromptSession(
+            completer=WordCompleter(list(COMMANDS), sentence=True),
+            complete_while_typing=False,
+            history=kept_history(),
+            bottom_toolbar=lambda: gauges.line,
+            refresh_interval=gauges.EVERY_S,
+            style=Style.from_dict({"bottom-toolbar": "noreverse ansibrightblack"}),
+        )
+        while True:
+            try:
+                text = session.prompt("> ").strip()
+            except KeyboardInterrupt:
+                continue
+            except EOFError:
+                break
+            if not _did(chat, text):
+                break
     print(paint(chat.total.line(), "2", sys.stdout))
+
+
+def _did(chat: Chat, text: str) -> bool:
+    """Obey or ask, and show what goes wrong. False: leave."""
+    try:
+        if text.startswith("/"):
+            return obey(chat, text)
+        if text:
+            answer(chat, text)
+    except LightworkError as error:
+        show_error(type(error).__name__, str(error))
+    return True
+
+
+def kept_history() -> History:
+    """What was typed in earlier chats, in a file for its owner's eyes only; this chat's alone if there can be
+    none."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    class Kept(FileHistory):
+        """A disk that fills up ends no chat."""
+
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):
+                super().store_string(string)
+
+    place = home() / "chat-history"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch(mode=0o600)
+    except OSError:
+        return InMemoryHistory()
+    return Kept(str(place))
 
 
 def answer(chat: Chat, prompt: str) -> None:

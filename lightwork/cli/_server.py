@@ -12,6 +12,7 @@ from subprocess import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
 from threading import Thread
 from types import TracebackType
 
+from lightwork.cli._output import StatusLine
 from lightwork.errors import LightworkError, UsageError
 
 _ADDRESS = re.compile(r"https?://(?:\[[0-9a-fA-F:]+\]|[\w.-]+)(?::\d+)?")
@@ -84,12 +85,15 @@ class Server:
         self._child = child
         said: deque[str] = deque(maxlen=KEPT_LINES)
         assert child.stdout is not None
-        for line in child.stdout:
-            said.append(line.rstrip())
-            if found := _ADDRESS.search(line):
-                self.url = found.group()
-                Thread(target=_drain, args=(child,), daemon=True).start()
-                return
+        with StatusLine() as status:
+            status(f"starting {self.model}; the first start on a machine compiles, which takes a while")
+            for line in child.stdout:
+                said.append(line.rstrip())
+                status(said[-1].strip())
+                if found := _ADDRESS.search(line):
+                    self.url = found.group()
+                    Thread(target=_drain, args=(child,), daemon=True).start()
+                    return
         code = child.wait()
         self.stop()
         raise LightworkError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from lightwork.cli import _completion  # noqa: F401  (bash is told there how words are broken)
 from lightwork.errors import UsageError
 
 MAX_OPTIONS = 12

@@ -17,7 +17,7 @@ import shlex
 import click
 from click.core import ParameterSource
 
-from lightwork.cli import _options
+from lightwork.cli import _completion, _options
 from lightwork.cli._verbs import verb
 from lightwork.errors import UsageError
 
@@ -31,11 +31,17 @@ SPECULATE = "speculate"
     "lightwork bench speculate",
     "lightwork bench speculate 'Ngram(k=8)+DraftModel(k=8)' --rounds 9",
 )
-@click.argument("a", required=False)
-@click.argument("b", required=False)
-@click.option("--model", default="tiny:llama", show_default=True, help="What is served.")
+@click.argument("a", required=False, shell_complete=_completion.technique())
+@click.argument("b", required=False, shell_complete=_completion.technique())
+@click.option(
+    "--model",
+    default="tiny:llama",
+    show_default=True,
+    shell_complete=_completion.model,
+    help="What is served.",
+)
 @_options.on("cpu", "Where it runs: cpu, cuda:0, or sim:... to compare in prediction.")
-@_options.load
+@_options.load("Poisson(rate=4)")
 @click.option(
     "--rounds", type=click.IntRange(1, 1000), default=5, show_default=True, help="Rounds of A and B."
 )

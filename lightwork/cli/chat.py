@@ -10,13 +10,13 @@ import sys
 
 import click
 
-from lightwork.cli import _options
+from lightwork.cli import _completion, _options
 from lightwork.cli._plan_file import choose
 from lightwork.cli._verbs import verb
 
 
 @verb("lightwork chat tiny:llama", "echo 'name three colours' | lightwork chat http://127.0.0.1:8000")
-@click.argument("model", default="tiny:llama")
+@click.argument("model", default="tiny:llama", shell_complete=_completion.model)
 @_options.use
 @_options.on("cpu", "Where it runs: cpu, cuda:0.")
 @click.option("--system", help="A system message before the first prompt.")

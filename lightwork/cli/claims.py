@@ -11,7 +11,7 @@ import click
 from lightwork.claims import Verdict, built, measure
 from lightwork.claims.results import load, provenance, save
 from lightwork.claims.systems import system_named
-from lightwork.cli import _options
+from lightwork.cli import _completion, _options
 from lightwork.cli._output import StatusLine, show_json, show_table
 from lightwork.cli._verbs import verb
 
@@ -19,7 +19,7 @@ MISSED = 3
 
 
 @verb("lightwork claims", "lightwork claims sarathi")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_completion.system)
 @click.option("--all", "everything", is_flag=True, help="Measure every system that is built.")
 @click.option("--save", "record", is_flag=True, help="Rewrite the recorded verdicts of what was measured.")
 @_options.as_json

@@ -23,15 +23,10 @@ if TYPE_CHECKING:
     "lightwork plan shape:llama-3-70b --on sim:h100x16 --slo ttft=0.5,tpot=0.05",
     "lightwork plan shape:llama-3-8b --load 'Recorded(path=\"trace.csv\")' --slo ttft=1,tpot=0.1",
 )
-@click.argument("model")
+@_options.model
 @_options.use
 @_options.on("sim:a100x8", "The simulated place: sim: and a preset, times how many.")
-@click.option(
-    "--load",
-    default="Poisson(rate=4, num_requests=256)",
-    show_default=True,
-    help="How requests arrive, as an expression.",
-)
+@_options.load("Poisson(rate=4, num_requests=256)")
 @_options.slo(required=True)
 @click.option("--share", type=float, default=0.9, show_default=True, help="Of requests that must be in time.")
 @_options.seed

@@ -14,6 +14,7 @@ import click
 from lightwork.cli import _options
 from lightwork.cli._output import StatusLine, show_json, show_table
 from lightwork.cli._verbs import verb
+from lightwork.shown import readable, unit_of
 
 if TYPE_CHECKING:
     from lightwork.cluster import Cluster
@@ -54,31 +55,3 @@ def constants(machine: Cluster) -> Iterator[tuple[str, str, str]]:
             source = machine.sources.get(link.name, "")
             yield f"{link.name}.bytes_per_s", readable(link.bytes_per_s, "B/s"), source
             yield f"{link.name}.latency_s", readable(link.latency_s, "s"), source
-
-
-def unit_of(field: str) -> str:
-    """The unit that a field's name ends with."""
-    for ending, unit in (("bytes_per_s", "B/s"), ("bytes", "B"), ("_s", "s")):
-        if field.endswith(ending):
-            return unit
-    return ""
-
-
-def readable(value: float, unit: str) -> str:
-    """A number with its unit and an SI prefix."""
-    if not unit:
-        return f"{value:g}"
-    scales = (
-        (1e12, "T"),
-        (1e9, "G"),
-        (1e6, "M"),
-        (1e3, "k"),
-        (1.0, ""),
-        (1e-3, "m"),
-        (1e-6, "µ"),
-        (1e-9, "n"),
-    )
-    for scale, prefix in scales:
-        if abs(value) >= scale * 0.9995:
-            return f"{value / scale:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}"

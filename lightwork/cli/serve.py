@@ -2,7 +2,8 @@
 
 MODEL is `tiny:llama` (built in), `hf:FOLDER` (a Hugging Face checkpoint), `gguf:FILE` (of llama.cpp) or a
 plan file (`plan.toml` with the keys model, on, use). The address and a line to copy are printed when it is
-ready; /ui is a page that shows what runs, /metrics is read by Prometheus. Ctrl-C or SIGTERM lets accepted
+ready; /ui is a page that shows what runs, /metrics is read by Prometheus, and with
+OTEL_EXPORTER_OTLP_ENDPOINT set a span of each request is sent there. Ctrl-C or SIGTERM lets accepted
 requests finish, a second one stops them; meanwhile new ones are answered 503, and /health too.
 """
 
@@ -16,9 +17,11 @@ from lightwork.cli._verbs import verb
 
 
 @verb(
-    "lightwork serve tiny:llama", "lightwork serve hf:./model --use 'Sarathi(chunk=256)' --use 'Ngram(k=4)'"
+    "lightwork serve tiny:llama",
+    "lightwork serve hf:./model --use 'Sarathi(chunk=256)' --use 'Ngram(k=4)'",
+    "lightwork serve plan.toml --trace recorded",
 )
-@click.argument("model")
+@_options.model
 @_options.use
 @_options.on("cpu", "Where it runs: cpu, cuda:0, ray:.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -57,17 +60,21 @@ def command(
     drain_timeout: float,
     trace: str | None,
 ) -> None:
+    from lightwork.cli._gauges import Serving
+    from lightwork.cli._output import StatusLine
     from lightwork.serve.http.main import serve
     from lightwork.web.routes import add_page
 
     chosen = choose(model, on, use, "cpu")
     plan = chosen.plan(max_len=max_len, kv_bytes=kv_memory, tp=tp, pp=pp, depth=depth)
-    serve(
-        plan,
-        host=host,
-        port=port,
-        name=name,
-        drain_s=drain_timeout,
-        trace=trace,
-        add_page=add_page,
-    )
+    with StatusLine() as status:
+        serve(
+            plan,
+            host=host,
+            port=port,
+            name=name,
+            drain_s=drain_timeout,
+            trace=trace,
+            observers=[Serving(status)] if status.shown else [],
+            add_page=add_page,
+        )

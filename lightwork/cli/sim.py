@@ -6,8 +6,6 @@ techniques are the files that `serve` runs; time is virtual, and every figure is
 
 from __future__ import annotations
 
-import click
-
 from lightwork.cli import _options
 from lightwork.cli._plan_file import choose
 from lightwork.cli._verbs import verb
@@ -19,13 +17,13 @@ HIDDEN = ("simulated", "num_within_slo")  # said above the table, and nothing is
     "lightwork sim tiny:llama --on sim:a100x8",
     "lightwork sim shape:llama-3-70b --on sim:h100x8 --load 'Poisson(rate=4)' --trace out.json",
 )
-@click.argument("model")
+@_options.model
 @_options.use
 @_options.on("sim:a100x8", "The simulated place: sim: and a preset, times how many.")
 @_options.tp
 @_options.pp
 @_options.depth
-@_options.load
+@_options.load("Poisson(rate=4)")
 @_options.seed
 @_options.trace
 @_options.as_json
@@ -45,14 +43,16 @@ def command(
     from lightwork.runtime.perfetto import write_chrome_trace
     from lightwork.runtime.progress import ProgressBar
     from lightwork.serve.loads import parse_load
+    from lightwork.serve.run_folder import trace_place
     from lightwork.serve.simulate import simulate
 
     chosen = choose(model, on, use, "sim:a100x8")
     plan, arriving = chosen.plan(tp=tp, pp=pp, depth=depth), parse_load(load)
+    file, folder = trace_place(trace)
     with ProgressBar() as bar:
-        run = simulate(plan, arriving, seed=seed, keep_spans=trace is not None, progress=bar)
-    if trace:
-        write_chrome_trace(trace, [run.trace])
+        run = simulate(plan, arriving, seed=seed, keep_spans=trace is not None, progress=bar, record=folder)
+    if file is not None:
+        write_chrome_trace(file, [run.trace])
     figures = run.summary.to_dict()
     if as_json:
         show_json({"place": chosen.on, "settings": [s._asdict() for s in run.settings], **figures})

@@ -1,13 +1,15 @@
-"""List the techniques, or show one: its idea, cost, fields and the file to read.
+"""List the techniques, or show one: its idea, cost, file, claims and a picture of a run.
 
 With --matrix: which of them are tested together, two by two, and why others are refused.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from lightwork.cli import _options
+from lightwork.cli import _completion, _options
 from lightwork.cli._output import show_json, show_table, wrapped
 from lightwork.cli._verbs import verb
 from lightwork.errors import MissingExtraError
@@ -15,8 +17,10 @@ from lightwork.techniques import Technique, find, listing, parse
 
 
 @verb("lightwork techniques", "lightwork techniques Sarathi", "lightwork techniques --matrix")
-@click.argument("name", required=False)
-@click.option("--kind", help="Only techniques of this kind, e.g. scheduler.")
+@click.argument("name", required=False, shell_complete=_completion.technique())
+@click.option(
+    "--kind", shell_complete=_completion.kinds, help="Only techniques of this kind, e.g. scheduler."
+)
 @click.option("--matrix", is_flag=True, help="Which serve together; with NAME, those of one and why not.")
 @_options.as_json
 def command(name: str | None, kind: str | None, matrix: bool, as_json: bool) -> None:
@@ -46,8 +50,12 @@ def _show(technique: Technique, as_json: bool) -> None:
         defaults = repr(parse(technique.name))
     except MissingExtraError as error:
         defaults = f"needs {error.expected}: {error.fix}"
+    from lightwork.cli._pictures import picture
+
+    drawn, verdicts = picture(technique), _verdicts(technique)
     if as_json:
-        show_json({"technique": technique, "use": defaults})
+        shown = drawn if isinstance(drawn, str) else drawn._asdict()
+        show_json({"technique": technique, "use": defaults, "picture": shown, "verdicts": verdicts})
         return
     labels = ("kind", "paper", "idea", "shapes", "cost", "differs", "claims", "file")
     in_double_quotes = defaults.replace("'", '"')
@@ -56,3 +64,19 @@ def _show(technique: Technique, as_json: bool) -> None:
         if text := getattr(technique, label):
             print(wrapped(text, f"  {label:<8} "))
     print(f"  {'use':<8} --use '{in_double_quotes}'")
+    for verdict in verdicts:
+        told = "{title}: {measured:.4g}{unit}, paper {paper}, {mode}; {state}".format(**verdict)
+        print(wrapped(told, f"  {verdict['system']:<8} "))
+    if isinstance(drawn, str):
+        print(wrapped(f"none: {drawn}", "  picture  "))
+        return
+    print(wrapped(drawn.title, "  picture  "))
+    print("\n".join(drawn.lines))
+
+
+def _verdicts(technique: Technique) -> list[dict[str, Any]]:
+    """The first recorded verdict of each system that the technique's header names."""
+    from lightwork.claims.results import load
+
+    named = {name.strip() for name in technique.claims.split(",")}
+    return [dict(s.verdicts[0]) for s in load() if s.system.name in named and s.verdicts]

@@ -1,7 +1,7 @@
 """Show a saved trace: what each rank did, and a picture of when.
 
-FILE is a Chrome trace, as `--trace` writes it. Times are real or simulated, as the trace says. With --page it
-is shown in a browser instead, by a server on this machine alone.
+RUN is what `--trace` writes, a Chrome trace or a run folder. Times are real or simulated, as the trace says.
+With --page it is shown in a browser instead, by a server on this machine alone.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import click
 
 from lightwork.cli import _options
 from lightwork.cli._output import paint, show_json, show_table
-from lightwork.cli._timeline import Lane, coloured, draw, in_units, lanes, letters, ruler
 from lightwork.cli._verbs import verb
 from lightwork.errors import MissingExtraError, SpecError, UsageError
+from lightwork.runtime.timeline import Lane, coloured, draw, in_units, lanes, letters, ruler
 
 if TYPE_CHECKING:
     from lightwork.runtime.trace import Trace
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 1 << 30
 
 
-@verb("lightwork trace out.json", "lightwork trace out.json --page")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@verb("lightwork trace out.json --page", "lightwork trace recorded --lanes 4 --width 60")
+@click.argument("file", metavar="RUN", type=click.Path(exists=True, path_type=Path))
 @click.option("--lanes", "most", type=click.IntRange(1), default=32, show_default=True, help="Lanes to show.")
 @click.option(
     "--width", type=click.IntRange(10, 1000), help="Characters of the picture; unset, the terminal's."
@@ -33,15 +33,15 @@ MAX_FILE_BYTES = 1 << 30
 @click.option("--page", is_flag=True, help="Serve it as a page for a browser, until Ctrl-C.")
 @_options.as_json
 def command(file: Path, most: int, width: int | None, page: bool, as_json: bool) -> None:
-    from lightwork.runtime.perfetto import read_chrome_trace
+    from lightwork.serve.run_folder import TRACE, read_traces
 
     if file.stat().st_size > MAX_FILE_BYTES:
         raise SpecError(f"{file.name} has {file.stat().st_size} bytes", expected=f"at most {MAX_FILE_BYTES}")
     if page and as_json:
         raise UsageError("--page prints nothing for machines", expected="--page or --json")
-    runs = read_chrome_trace(file)
+    runs = read_traces(file)
     if page:
-        _page(file)
+        _page(file / TRACE if file.is_dir() else file)
         return
     if as_json:
         show_json([{"label": t.label, "lanes": [_summary(lane) for lane in lanes(t.spans)]} for t in runs])

@@ -7,6 +7,7 @@ each time keeps the default. --save writes a plan file for `serve`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,21 +20,17 @@ from lightwork.cli._verbs import verb
 
 if TYPE_CHECKING:
     from lightwork.plan.tune import Trial, Tuned, Tuning
+    from lightwork.serve.plan import Plan
 
 
 @verb(
     "lightwork tune tiny:llama",
     "lightwork tune hf:./model --load 'Poisson(rate=4)' --slo ttft=0.5,tpot=0.05 --save plan.toml",
 )
-@click.argument("model")
+@_options.model
 @_options.use
 @_options.on("cpu", "Where it runs: cpu, cuda:0.")
-@click.option(
-    "--load",
-    default="Burst(num_requests=32)",
-    show_default=True,
-    help="How requests arrive, as an expression.",
-)
+@_options.load("Burst(num_requests=32)")
 @_options.slo(required=False)
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Write a plan file.")
 @_options.seed
@@ -51,6 +48,7 @@ def command(
     from lightwork.cli._output import StatusLine
     from lightwork.plan.tune import Tuning, tune
     from lightwork.serve.loads import parse_load
+    from lightwork.serve.plan_file import plan_text
 
     chosen = choose(model, on, use, "cpu")
     tuning = Tuning(
@@ -66,7 +64,7 @@ def command(
 
         tuned = tune(tuning, told)
     if save is not None:
-        text = _plan_file(tuning, tuned)
+        text = plan_text(_best(tuning, tuned), f"lightwork tune: {_gain(tuned)} on {tuning.load!r}")
         home.save(save, lambda part: part.write_text(text, encoding="utf-8"))
     _show(tuning, tuned, as_json)
 
@@ -97,10 +95,7 @@ def _show(tuning: Tuning, tuned: Tuned, as_json: bool) -> None:
         shape = "smooth" if curve.peaks == 1 else f"{curve.peaks} peaks"
         print(f"{curve.name} ({shape}): {values}")
     print("* predicted\n")
-    gain = (
-        f"{tuned.best.ratio:.2f}x the default" if tuned.best is not tuned.default else "the default is kept"
-    )
-    print(f"best  {_name(tuned.best)}  {gain}")
+    print(f"best  {_name(tuned.best)}  {_gain(tuned)}")
     print(f"noise {tuned.noise:.1%}; {tuned.runs} runs, of {len(tuned.trials)} settings")
 
 
@@ -119,17 +114,19 @@ def _name(trial: Trial) -> str:
     return f"{setting.scheduler!r} max_seqs={setting.max_seqs} threads={setting.threads}"
 
 
-def _plan_file(tuning: Tuning, tuned: Tuned) -> str:
-    """What `serve` reads."""
+def _gain(tuned: Tuned) -> str:
+    return (
+        f"{tuned.best.ratio:.2f}x the default" if tuned.best is not tuned.default else "the default is kept"
+    )
+
+
+def _best(tuning: Tuning, tuned: Tuned) -> Plan:
+    """What `serve` is to be given."""
     setting = tuned.best.setting
-    others = [repr(t) for kind, t in tuning.plan.techniques().items() if kind != "scheduler"]
-    use = ", ".join(f"'{text}'" for text in (*others, repr(setting.scheduler)))
-    lines = [
-        f"# lightwork tune: {tuned.best.ratio or 1.0:.2f}x the default on {tuning.load!r}",
-        f"model = '{tuning.plan.model}'",
-        f"on = '{tuning.plan.on}'",
-        f"use = [{use}]",
-        f"max_seqs = {setting.max_seqs}",
-        f"threads = {setting.threads}",
-    ]
-    return "\n".join(lines) + "\n"
+    others = [t for kind, t in tuning.plan.techniques().items() if kind != "scheduler"]
+    return replace(
+        tuning.plan,
+        use=(*others, setting.scheduler),
+        max_seqs=setting.max_seqs,
+        threads=setting.threads,
+    )

@@ -1,9 +1,9 @@
 """Why a request took as long as it did, or what would make a recorded run faster.
 
-FILE is what `--trace` of serve or sim wrote. ID is the number of a sequence: its life in parts that sum to
-it, and whom it waited for. With --best the recorded load is run again in simulation, one thing changed at a
-time; for a run on this machine step times are fitted to the record. --measure serves the load once more for
-real, as recorded and with the best change.
+RUN is what `--trace` of serve or sim wrote, a file or a folder. ID is the number of a sequence: its life in
+parts that sum to it, and whom it waited for. With --best the recorded load is run again in simulation, one
+thing changed at a time; for a run on this machine step times are fitted to the record. --measure serves the
+load once more for real, as recorded and with the best change.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from lightwork.runtime.trace import Trace
 
 
-@verb("lightwork why out.json 7", "lightwork why out.json --best")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@verb("lightwork why out.json 7", "lightwork why recorded --best")
+@click.argument("file", metavar="RUN", type=click.Path(exists=True, path_type=Path))
 @click.argument("id", type=int, required=False)
 @click.option("--best", is_flag=True, help="What would make the whole run faster, predicted.")
 @click.option("--measure", is_flag=True, help="With --best: also for real, on this machine.")
 @_options.as_json
 def command(file: Path, id: int | None, best: bool, measure: bool, as_json: bool) -> None:
-    from lightwork.runtime.perfetto import read_chrome_trace
+    from lightwork.serve.run_folder import read_traces
 
     if (id is None) is not best or (measure and not best):
         raise UsageError(
             "why asks for one thing", expected="an ID, or --best", fix=f"lightwork why {file} --best"
         )
-    trace = read_chrome_trace(file)[0]
+    trace = read_traces(file)[0]
     if id is not None:
         _one(trace, id, as_json)
         return
@@ -52,8 +52,8 @@ def command(file: Path, id: int | None, best: bool, measure: bool, as_json: bool
 
 def _one(trace: Trace, seq_id: int, as_json: bool) -> None:
     from lightwork.cli._output import show_json, show_table
-    from lightwork.cli._timeline import in_units
     from lightwork.plan.why import explain
+    from lightwork.runtime.timeline import in_units
 
     parts = explain(trace.spans, seq_id)
     total_s = sum(part.seconds for part in parts)
@@ -69,7 +69,7 @@ def _one(trace: Trace, seq_id: int, as_json: bool) -> None:
 
 def _whole(trace: Trace, record: Record, changes: list[Change], measure: bool, as_json: bool) -> None:
     from lightwork.cli._output import show_json, show_table
-    from lightwork.cli._timeline import in_units
+    from lightwork.runtime.timeline import in_units
 
     better = measure and changes[0].plan is not record.plan
     measured = [record.measure(plan) for plan in (record.plan, changes[0].plan)] if better else []

@@ -10,9 +10,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, NamedTuple
+from math import log10
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightwork.errors import SpecError
+from lightwork.shown import Table, bars_svg, readable
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 Curve = tuple[tuple[float, float], ...]
 """(x, y), x ascending; straight lines in between, flat outside. Of a unit: (rows, share of its rate)."""
@@ -118,6 +123,24 @@ class Device:
         raise SpecError(
             f"{self.name} has no memory {name!r}", expected=", ".join(m.name for m in self.memories)
         )
+
+    def table(self) -> Table:
+        """Its memories, inner to outer, and the rates of its units; bars are logarithmic."""
+        sizes = [(m, readable(m.bytes, "B"), readable(m.read_bytes_per_s, "B/s")) for m in self.memories]
+        rates = [(name, "", readable(rate, "op/s")) for name, rate in self.unit.rates.items()]
+        most = log10(max(m.bytes for m in self.memories))
+        return Table(
+            title=f"{self.name}: {self.unit.count} {self.unit.name}",
+            columns=("", "holds", "does"),
+            rows=(*((m.name, size, rate) for m, size, rate in sizes), *rates),
+            svg=bars_svg((m.name, log10(m.bytes) / most, f"{size}, {rate}") for m, size, rate in sizes),
+        )
+
+    def __rich__(self) -> Group:
+        return self.table().__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
     def constants(self) -> list[str]:
         """The names that `sources` must hold."""

@@ -11,7 +11,7 @@ from lightwork.errors import CapacityError, RangeError, SpecError
 from lightwork.serve.loads import Arrival, Given, Load
 from lightwork.serve.metrics import Slo
 from lightwork.serve.plan import Plan
-from lightwork.serve.simulate import Outcome, simulate
+from lightwork.serve.simulate import Report, simulate
 
 MOST_REQUESTS = 200_000
 PRECISION = 0.05
@@ -49,7 +49,7 @@ class Capacity(NamedTuple):
 
     rate: float
     share: float
-    run: Outcome | None
+    run: Report | None
 
 
 def capacity(
@@ -103,7 +103,7 @@ def _span_s(arrivals: Sequence[Arrival]) -> float:
     return span_s
 
 
-def _run(problem: Problem, lasting: Sequence[Arrival], begun: bool) -> Outcome:
+def _run(problem: Problem, lasting: Sequence[Arrival], begun: bool) -> Report:
     plan = replace(problem.plan, max_waiting=len(lasting) + 1)
     return simulate(plan, Given(lasting), seed=problem.seed, keep_spans=False, slo=problem.slo, begun=begun)
 

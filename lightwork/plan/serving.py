@@ -28,7 +28,7 @@ from lightwork.serve.schedulers import Scheduler
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.schedulers.split_fuse import SplitFuse
-from lightwork.serve.simulate import Outcome
+from lightwork.serve.simulate import Report
 
 SCHEDULERS: tuple[Scheduler[Any], ...] = (
     Sarathi(),
@@ -79,7 +79,7 @@ class Found:
     """The best choice, its run at its capacity, and all trials in order. offered: requests/s of the load."""
 
     best: Trial
-    run: Outcome
+    run: Report
     trials: list[Trial]
     offered: float
 
@@ -143,7 +143,7 @@ class _Search:
     arrivals: Sequence[Arrival]
     progress: Callable[[Trial], None]
     tried: dict[Choice, Trial] = field(default_factory=dict)
-    best: tuple[Trial, Outcome] | None = None
+    best: tuple[Trial, Report] | None = None
 
     def _base(self) -> Choice:
         if self.best is not None:

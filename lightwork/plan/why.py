@@ -27,6 +27,7 @@ from lightwork.serve.loads import Arrival, Given
 from lightwork.serve.metrics import request_times
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan, make_engine, make_kv
+from lightwork.serve.plan_file import plan_of
 from lightwork.serve.replay import calibrate
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.simulate import SyntheticRequests, run_load, simulate
@@ -64,6 +65,15 @@ def explain(spans: Iterable[Span], seq_id: int) -> list[Part]:
             notes[name] = f"{notes[name]}; {note}" if name in notes and notes[name] != note else note
     counts = life.counts()
     return [Part(name, seconds, notes.get(name) or counts.get(name, "")) for name, seconds in found.items()]
+
+
+def life(spans: Iterable[Span], seq_id: int) -> list[Span]:
+    """The same parts one after another, as spans: each time that a sequence did something, or waited.
+
+    Raises SpecError for a sequence that the trace does not have.
+    """
+    rank = str(seq_id)
+    return [Span(rank, name, note, a, b) for name, a, b, note in _Life(list(spans), seq_id).parts()]
 
 
 class _Life:
@@ -188,26 +198,7 @@ class Record:
     @classmethod
     def of(cls, trace: Trace) -> Record:
         """Raises SpecError for a trace that does not say what was run, or of several engines for real."""
-        told = trace.about
-        if "model" not in told:
-            raise SpecError(
-                f"the trace {trace.label!r} does not say what was run",
-                expected="one that serve or sim wrote",
-                fix="lightwork sim tiny:llama --trace out.json",
-            )
-        names = (
-            "model",
-            "on",
-            "max_seqs",
-            "prefix_cache",
-            "tp",
-            "pp",
-            "kv_bytes",
-            "max_len",
-            "threads",
-            "depth",
-        )
-        plan = Plan(use=tuple(told["use"]), **{name: told[name] for name in names if name in told})
+        told, plan = trace.about, plan_of(trace.about)
         real = not plan.on.startswith("sim:")
         chosen = plan.techniques()
         if real and "router" in chosen:

@@ -72,6 +72,11 @@ def unix_s() -> int:
     return int(time.time())
 
 
+def unix_ns() -> int:
+    """Nanoseconds since 1970, for traces of several machines."""
+    return time.time_ns()
+
+
 def local_date() -> datetime:
     """The date and time here, for texts that name today."""
     return datetime.now()

@@ -11,6 +11,11 @@ Progress = Callable[[str, int, int], None]
 """(phase, how much is done, of how much; 0 if nobody knows)"""
 
 
+def say(text: str) -> None:
+    """A line on stderr; on a terminal it takes the place of a status line that may be there."""
+    print(f"\r\x1b[2K{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+
+
 class ProgressBar:
     """A bar for each phase on stderr, on a terminal only."""
 

@@ -9,7 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from lightwork.shown import Table
 
 
 class Span(NamedTuple):
@@ -55,6 +60,18 @@ class Trace:
         self.spans.append(span)
         for observer in self.observers:
             observer.on(span)
+
+    def table(self) -> Table:
+        """What each rank did, and a picture of when."""
+        from lightwork.runtime.timeline import lanes, lanes_table
+
+        return lanes_table(f"{self.label}: {len(self.spans)} spans", lanes(self.spans))
+
+    def __rich__(self) -> Group:
+        return self.table().__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
     def hash(self) -> str:
         """Equal for equal spans, times included."""

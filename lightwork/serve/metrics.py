@@ -11,11 +11,15 @@ from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from math import inf
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lightwork.runtime.trace import Span, Trace
+from lightwork.shown import Table, readable, unit_of
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 
 @dataclass(slots=True)
@@ -68,6 +72,22 @@ class Summary:
 
     def to_dict(self) -> dict[str, float | int | bool]:
         return asdict(self)
+
+    def table(self) -> Table:
+        """Each figure in its unit."""
+        figures = [(name, value) for name, value in self.to_dict().items() if name != "simulated"]
+        rows = tuple(
+            (name, readable(value, unit) if (unit := unit_of(name)) else value) for name, value in figures
+        )
+        return Table(
+            title="simulated" if self.simulated else "measured", columns=("figure", "value"), rows=rows
+        )
+
+    def __rich__(self) -> Group:
+        return self.table().__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
 
 def request_times(spans: Iterable[Span]) -> dict[int, RequestTimes]:

@@ -19,9 +19,10 @@ class Notes:
         self._name = name
 
     def moment(self, kind: str, seq: Seq, **args: Any) -> None:
-        """Something happened to a sequence, now."""
+        """Something happened to a sequence, now. model: of which it was asked, if not the first."""
         if self._kernel.trace is not None:
-            self.event(kind, str(seq.id), **args)
+            more = {"model": seq.request.model} if seq.request.model else {}
+            self.event(kind, str(seq.id), **args, **more)
 
     def event(self, kind: str, name: str, **args: Any) -> None:
         """Something happened, now."""

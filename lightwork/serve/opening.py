@@ -123,14 +123,13 @@ def open_one(
     chosen = plan.techniques()
     load = _load if num_ranks(plan) == 1 else _start_workers
     model, kv_dtype, block_size, settings = load(plan, chosen.get("precision"), progress)
-    if "adapters" in chosen:
-        settings.append(_adapters(chosen["adapters"], _local(model)))
+    settings += [_adapters(chosen["adapters"], _local(model))] if "adapters" in chosen else []
     plan, why_scheduler = scheduled(plan, model.spec)
     longest = context(plan, model.spec)
     free = free_bytes(plan.on) if memory_bytes is None else memory_bytes
     blocks = kv_blocks(plan, model.spec, kv_dtype, int(longest.value), free, block_size)
-    behind = tier_blocks(plan, model.spec.kv_bytes_per_token(kv_dtype) * block_size)
-    kv = make_kv(plan, int(blocks.value), block_size, behind)
+    block_bytes = model.spec.kv_bytes_per_token(kv_dtype) * block_size
+    kv = make_kv(plan, int(blocks.value), block_size, tier_blocks(plan, block_bytes))
     composition = chosen.get("composition")
     make_runner = runner_for(plan.on, model, plain=composition is None, ahead=plan.depth > 1)
     if shared is not None:
@@ -150,9 +149,7 @@ def open_one(
     engine = make_engine(plan, kernel, kv, runner, max_len, vocab_size, models, **parts)
     if isinstance(runner, TrainingRunner):
         runner.publish = partial(put_adapter, engine, _local(model))
-    if kernel.trace is not None:
-        derived = {"kv_blocks": kv.total, "block_size": block_size, "tier_blocks": behind}
-        kernel.trace.about = about(plan, **derived, max_len=max_len, reads_once=model.reads_once)
+    _tell(plan, engine, int(blocks.value), block_bytes, reads_once=model.reads_once)
     settings += [*threads, longest, blocks, *divided(plan, kv)]
     settings += [_scheduler(chosen, engine, why_scheduler), *overlapped(plan)]
     return engine, model, settings
@@ -378,6 +375,21 @@ def _beside(
     value = f"{few_s * 1e3:.2g} ms for {few:g}, {many_s * 1e3:.2g} ms for {many:g}"
     told = Setting("row_times", value, "measured; drafts get rows by it")
     return runner, {"predict": times.predict}, [told]
+
+
+def _tell(plan: Plan, engine: Engine, num_blocks: int, block_bytes: int, *, reads_once: bool) -> None:
+    """Tell the trace, if there is one, what is served and what was derived for it."""
+    from lightwork.serve.row_times import RowTimes
+
+    trace, kv = engine.kernel.trace, engine.kv
+    if trace is None:
+        return
+    sizes = {"kv_blocks": kv.total, "block_size": kv.block_size, "kv_bytes": num_blocks * block_bytes}
+    sizes |= {"tier_blocks": tier_blocks(plan, block_bytes), "max_len": engine.limits.max_len}
+    # Measured rows decide which drafts get rows: whoever serves the same load again needs the same figures.
+    times = getattr(engine.predict, "__self__", None)
+    measured = {"row_times": times.curve} if isinstance(times, RowTimes) else {}
+    trace.about = about(plan, **sizes, **measured, reads_once=reads_once)
 
 
 def free_bytes(place: str) -> int:

@@ -34,9 +34,12 @@ from lightwork.serve.schedulers.microbatches import Microbatches
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.schedulers.time_sharing import TimeSharing
 from lightwork.serve.sequence import Limits
+from lightwork.shown import Table
 from lightwork.techniques import kind_of, parse_all
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from lightwork.models.adapters import Adapter
     from lightwork.models.spec import ModelSpec
 
@@ -108,6 +111,19 @@ class Plan:
     pp: int | None = None
     threads: int | None = None
     depth: int = 1
+
+    def table(self) -> Table:
+        """What was set; what is not is derived where it runs."""
+        rows = [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "use"]
+        used = [(kind, repr(technique)) for kind, technique in self.techniques().items()]
+        told = (*used, *((name, value) for name, value in rows if value is not None))
+        return Table(title=f"{self.model} on {self.on}", columns=("setting", "value"), rows=told)
+
+    def __rich__(self) -> Group:
+        return self.table().__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
     def techniques(self) -> dict[str, Any]:
         """The techniques by kind.
@@ -262,12 +278,9 @@ def _check_drafts(chosen: Mapping[str, Any], on: str) -> None:
         )
 
 
-def about(plan: Plan, **derived: int) -> dict[str, Any]:
+def about(plan: Plan, **derived: Any) -> dict[str, Any]:
     """A plan in plain values, for its trace. derived: what was worked out for it, such as kv_blocks."""
-    given = {
-        name: getattr(plan, name)
-        for name in ("model", "on", "max_seqs", "prefix_cache", "tp", "pp", "kv_bytes", "threads", "depth")
-    }
+    given = {field.name: getattr(plan, field.name) for field in fields(plan) if field.name != "use"}
     return {**given, "use": [repr(technique) for technique in plan.techniques().values()], **derived}
 
 

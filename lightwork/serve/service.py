@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from lightwork.decode.sampling import Pick
 from lightwork.errors import LightworkError, NotReadyError
@@ -58,6 +59,15 @@ class Delta:
     usage: Usage | None = None
 
 
+class Taker(Protocol):
+    """Is told of requests that an engine has taken, on the kernel's thread, in the context of who asked."""
+
+    def took(self, seqs: Sequence[Seq], stop: Sequence[str]) -> None: ...
+    def close(self) -> None:
+        """Nothing more is told."""
+        ...
+
+
 class Stream:
     """The deltas of one request, as an async iterator that ends after every continuation has ended.
 
@@ -72,6 +82,7 @@ class Stream:
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.queue: asyncio.Queue[Delta] = asyncio.Queue()
         self._service = service
+        self._context = copy_context()
         self._stop = stop
         self._seqs: list[Seq] = []
         self._texts: list[TextOutput] = []
@@ -87,6 +98,8 @@ class Stream:
         except LightworkError as error:
             self.loop.call_soon_threadsafe(self._refuse, error)
         else:
+            for taker in self._service.takers:
+                self._context.run(taker.took, self._seqs, self._stop)
             self.loop.call_soon_threadsafe(self._accept)
 
     def _refuse(self, error: LightworkError) -> None:
@@ -151,12 +164,22 @@ def _usage(seq: Seq) -> Usage:
 
 
 class Service:
-    """One model being served: its engine runs on the service's own thread until `close`."""
+    """One model being served: its engine runs on the service's own thread until `close`.
 
-    def __init__(self, kernel: Kernel, engine: Engine | Fleet, tokenizer: Tokenizer) -> None:
+    takers: are told of requests that the engine took.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        engine: Engine | Fleet,
+        tokenizer: Tokenizer,
+        takers: Sequence[Taker] = (),
+    ) -> None:
         self.kernel = kernel
         self.engine = engine
         self.tokenizer = tokenizer
+        self.takers = takers
         self.failure: BaseException | None = None
         self._outbox: list[tuple[Stream, Delta]] = []
         self._draining = False

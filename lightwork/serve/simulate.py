@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from lightwork.cluster import Cluster
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
+from lightwork.runtime.timeline import lanes, lanes_table, phases
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.begun import Begun
 from lightwork.serve.cost import ClusterCost
@@ -26,10 +28,15 @@ from lightwork.serve.fleet import Fleet
 from lightwork.serve.loads import Arrival, Load
 from lightwork.serve.metrics import Meter, Slo, Summary
 from lightwork.serve.plan import Plan, Setting, about
+from lightwork.serve.run_folder import Recorder
 from lightwork.serve.sequence import FinishReason, Request, Sink
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulated import open_simulated
 from lightwork.serve.simulated_runner import SimulatedRunner
+from lightwork.shown import Table
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 
 class Server(Protocol):
@@ -92,7 +99,7 @@ class SyntheticRequests(Sequence[Request]):
 class _Offer:
     """Submits arrivals when they are due: at their time, or after another one has ended.
 
-    keep: hold the sequences, by the number of their arrival.
+    keep: hold the sequences, by the number of their arrival. recorder: is told what is asked.
     """
 
     def __init__(
@@ -103,8 +110,10 @@ class _Offer:
         sinks: Sequence[Sink] | None = None,
         *,
         keep: bool = True,
+        recorder: Recorder | None = None,
     ) -> None:
         self._engine = engine
+        self._recorder = recorder
         self._arrivals = arrivals
         self._requests = requests
         self._sinks = sinks
@@ -138,6 +147,8 @@ class _Offer:
         if i in self._later:
             sink = _Then(sink, partial(self._ended, i))
         seqs = self._engine.submit(request, sink)
+        if self._recorder is not None:
+            self._recorder.took(seqs)
         if self._keep:
             self.seqs[i] = seqs
         self._due -= 1
@@ -199,9 +210,14 @@ def run_load(
     return [seq for i in range(len(arrivals)) for seq in offered.seqs[i]]
 
 
-def offer(server: Server, arrivals: Sequence[Arrival], requests: Sequence[Request]) -> None:
-    """The same, for loads whose sequences nobody wants."""
-    _serve(server, _Offer(server, arrivals, requests, keep=False))
+def offer(
+    server: Server,
+    arrivals: Sequence[Arrival],
+    requests: Sequence[Request],
+    recorder: Recorder | None = None,
+) -> None:
+    """The same, for loads whose sequences nobody wants but a recorder."""
+    _serve(server, _Offer(server, arrivals, requests, keep=False, recorder=recorder))
 
 
 def _serve(engine: Server, offer: _Offer) -> None:
@@ -213,7 +229,7 @@ def _serve(engine: Server, offer: _Offer) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Report:
     """One simulated run: what happened when, in numbers, and what was derived for it.
 
     trace: its spans are there if they were to be kept. bounds: share of the devices' time by what bounds it.
@@ -223,6 +239,23 @@ class Outcome:
     summary: Summary
     settings: list[Setting]
     bounds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """In plain values: place, settings with their reasons, bounds, and each figure."""
+        settings = [setting._asdict() for setting in self.settings]
+        told = {"label": self.trace.label, "settings": settings, "bounds": self.bounds}
+        return told | self.summary.to_dict()
+
+    def table(self) -> Table:
+        """Its figures, and a picture of when what ran, if its spans were kept."""
+        figures, when = self.summary.table(), lanes_table("", lanes(phases(self.trace.spans)))
+        return replace(figures, title=self.trace.label, text=when.text, svg=when.svg)
+
+    def __rich__(self) -> Group:
+        return self.table().__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
 
 class _Ended:
@@ -248,11 +281,12 @@ def simulate(
     begun: bool = False,
     cluster: Cluster | None = None,
     progress: Progress | None = None,
-) -> Outcome:
+    record: Path | None = None,
+) -> Report:
     """Serve a load on a simulated place. keep_spans=False: only figures, for loads of many requests.
 
     begun: requests come with their first token, to one engine. cluster: other than the plan's place says.
-    progress: told of requests served. Raises SpecError, CapacityError.
+    progress: told of requests served. record: a run folder to write. Raises SpecError, CapacityError.
     """
     meter, ended = Meter(slo), _Ended(progress or (lambda phase, done, total: None))
     trace = Trace(f"simulated: {plan.on}", keep=None if keep_spans else 0, observers=[meter, ended])
@@ -267,8 +301,12 @@ def simulate(
     if begun:
         assert isinstance(engine, Engine), "one engine takes them"
         server = Begun(engine)
-    offer(server, arrivals, requests)
-    return Outcome(
+    if record is None:
+        offer(server, arrivals, requests)
+    else:
+        with Recorder(record, server, trace) as recorder:
+            offer(server, arrivals, requests, recorder)
+    return Report(
         trace=trace, summary=meter.summary(simulated=True), settings=settings, bounds=_bounds(engine)
     )
 

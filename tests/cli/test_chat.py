@@ -17,9 +17,12 @@ pytest.importorskip("prompt_toolkit")
 
 from lightwork.cli import main
 from lightwork.cli._chat import Chat, Stats
-from lightwork.cli._repl import answer, obey, repl, split_techniques
+from lightwork.cli._gauges import Serving, line, parsed
+from lightwork.cli._repl import answer, kept_history, obey, repl, split_techniques
 from lightwork.cli._server import Server
 from lightwork.errors import LightworkError, SpecError, UsageError
+from lightwork.home import home
+from lightwork.runtime.trace import Span
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 2}}
 TIMINGS = {"drafted": 4, "accepted": 3}
@@ -119,6 +122,9 @@ def test_stats_say_tokens_per_second_ttft_and_accepted_drafts(chat, capsys):
     line = "4 tokens  4 tokens/s  ttft 250 ms  2 of 5 prompt tokens cached  3 of 4 drafts accepted"
     assert capsys.readouterr().out == f"dcba\n{line}\n"
     assert Stats().line() == "0 tokens"
+    told = Stats(output_tokens=101)
+    told.saw(0.25, 0.25, {"decode_ms": 10.0})  # all pieces came at once; the server knows better
+    assert told.line() == "101 tokens  10,000 tokens/s  ttft 250 ms"
 
 
 @pytest.mark.parametrize(
@@ -193,6 +199,63 @@ def test_the_terminal_loop(chat, capsys):
     assert "dc\n" in captured.out
     assert "no command is called '/wrong'" in captured.err
     assert "the server answers 400" in captured.err
+
+
+def test_pasted_blocks_are_one_prompt_and_history_outlives_a_chat(chat):
+    from prompt_toolkit.application import create_app_session
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output import DummyOutput
+
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        keys.send_text("\x1b[200~one\ntwo\x1b[201~\r/quit\r")
+        repl(chat)
+    assert Fake.asked[-1]["messages"][-1]["content"] == "one\ntwo"
+    place = home() / "chat-history"
+    assert place.stat().st_mode & 0o777 == 0o600
+    chat.reset()
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        keys.send_text("\x1b[A\x1b[A\r/quit\r")  # up: /quit, and the prompt before it
+        repl(chat)
+    assert Fake.asked[-1]["messages"][-1]["content"] == "one\ntwo"
+
+
+def test_a_history_that_cannot_be_kept_ends_no_chat(chat, tmp_path: Path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LIGHTWORK_HOME", str(tmp_path / "file"))
+    history = kept_history()
+    history.append_string("kept for this chat")
+    assert history.get_strings() == ["kept for this chat"]
+
+
+EXPOSED = """# HELP lightwork_num_requests_running Sequences
+# TYPE lightwork_num_requests_running gauge
+lightwork_num_requests_running 2.0
+lightwork_num_requests_waiting 1.0
+lightwork_kv_cache_usage_perc 0.25
+lightwork_generation_tokens_total 40.0
+lightwork_request_success_total{finished_reason="stop"} 3.0
+"""
+
+
+def test_the_line_of_a_server_is_read_from_its_metrics():
+    assert parsed(EXPOSED) == [2.0, 1.0, 0.25, 40.0]
+    assert parsed('{"data": []}') is None
+    assert line(2, 1, 812.3, 0.25) == "running 2  waiting 1  812 tokens/s  KV 25%"
+
+
+def test_the_line_of_serve_follows_steps_and_ends_idle():
+    shown: list[str] = []
+    serving = Serving(shown.append)
+    for i in range(11):
+        args = {"chunks": [(0, i, 1, 0, 1)], "running": int(i < 10), "waiting": 0, "kv_usage": 0.5}
+        serving.on(Span("engine", "step", str(i), i * 0.1, (i + 1) * 0.1, args=args))
+    assert shown[0] == "running 1  waiting 0  10 tokens/s  KV 50%"
+    assert len(shown) == 4
+    assert shown[-1] == "running 0  waiting 0  0 tokens/s  KV 50%"
+    serving.on(Span("engine", "arrive", "1", 2.0, 2.0, args={"n": 1}))
+    serving.on(Span("engine", "finish", "1", 2.1, 2.1, args={"reason": "cancelled"}))
+    assert len(shown) == 5
+    assert shown[-1].startswith("running 0")
 
 
 CHILD = """#!{python}

@@ -7,9 +7,10 @@ import json
 import pytest
 
 from lightwork.cli import main
-from lightwork.cli.probe import constants, readable, unit_of
+from lightwork.cli.probe import constants
 from lightwork.cluster import Cluster, parse_place
 from lightwork.cluster.probe import Report
+from lightwork.shown import readable, unit_of
 
 
 @pytest.fixture

@@ -31,11 +31,14 @@ from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import read_chrome_trace, write_chrome_trace
 from lightwork.runtime.trace import Span, Trace
+from lightwork.serve.loads import Arrival
 from lightwork.serve.opening import open_engine
-from lightwork.serve.plan import Plan
+from lightwork.serve.plan import Plan, about
+from lightwork.serve.run_folder import Recorder, read_run
 from lightwork.serve.schedulers.co_serve import CoServe
 from lightwork.serve.sequence import Request
-from lightwork.serve.simulate import run_load
+from lightwork.serve.simulate import offer, run_load
+from lightwork.serve.simulated import open_simulated
 from lightwork.train.export import save_model
 from lightwork.train.initial import initial_weights
 from lightwork.train.tunings.lora_tuning import LoraTuning
@@ -53,6 +56,21 @@ def room(nbytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_record_that_has_no_room_ends_and_the_run_does_not(tmp_path: Path) -> None:
+    plan = Plan(model="shape:llama-3-8b", on="sim:a100", tp=1)
+    kernel = Kernel(trace=Trace("simulated"))
+    engine, _ = open_simulated(plan, kernel)
+    assert kernel.trace is not None
+    kernel.trace.about = about(plan)
+    recorder = Recorder(tmp_path / "run", engine, kernel.trace)
+    with room(8000):
+        offer(engine, [Arrival(0.0, 300, 40)] * 8, [replace(LOAD[0], max_tokens=40)] * 8, recorder)
+    assert sum(span.kind == "finish" for span in kernel.trace.spans) == 8
+    with pytest.raises(LightworkError, match=r"events\.jsonl cannot be written"):
+        recorder.close()
+    assert 0 < len(read_run(tmp_path / "run").trace.spans) < len(kernel.trace.spans)
 
 
 def served(plan: Plan) -> list[list[int]]:

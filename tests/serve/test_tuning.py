@@ -35,7 +35,7 @@ from lightwork.serve.plan import Plan
 from lightwork.serve.schedulers.co_serve import CoServe
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
-from lightwork.serve.simulate import Outcome, run_load, simulate
+from lightwork.serve.simulate import Report, run_load, simulate
 from lightwork.testing import random_adapter
 from lightwork.train.examples import read_examples
 from lightwork.train.tunings.lora_tuning import LoraTuning
@@ -105,7 +105,7 @@ def test_a_simulated_place_trains_in_the_time_that_is_left(
     offered = Poisson(rate=100.0, num_requests=200, lengths=Normal(prompt=30, output=20))
     model = str(checkpoint("llama"))
 
-    def run(*use: Any) -> Outcome:
+    def run(*use: Any) -> Report:
         return simulate(Plan(model=model, on="sim:a100", use=use), offered)
 
     examples = read_examples(data, Tokenizer(resolve(model)), 512)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import sys
 import threading
 from types import FrameType
 
 import uvicorn
 
+from lightwork.runtime.progress import say
 from lightwork.serve.service import Service
 
 DRAIN_S = 25.0
@@ -46,13 +46,9 @@ class DrainingServer(uvicorn.Server):
             return
         self._asked = True
         left = self._service.engine.num_unfinished
-        print(
-            f"draining {left} requests for at most {self._drain_s:g} s; Ctrl-C again stops them",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"draining {left} requests for at most {self._drain_s:g} s; Ctrl-C again stops them")
         if self._service.end_training():
-            print("training ends here; what was trained so far is kept", file=sys.stderr, flush=True)
+            say("training ends here; what was trained so far is kept")
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second, until it returns True: when everything is computed, and sent."""
@@ -66,9 +62,7 @@ class DrainingServer(uvicorn.Server):
     def _give_up(self) -> None:
         """What has not been answered is, with an error; what has been, may still be on its way."""
         left = len(self.server_state.tasks)
-        print(
-            f"{left} requests were not done in {self._drain_s:g} s and end here", file=sys.stderr, flush=True
-        )
+        say(f"{left} requests were not done in {self._drain_s:g} s and end here")
         self._service.cancel()
         self.should_exit = True
         asyncio.get_running_loop().call_later(LAST_S, self._cut)

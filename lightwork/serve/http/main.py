@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -17,16 +18,20 @@ from lightwork.errors import SpecError, UsageError
 from lightwork.runtime.clock import WallClock, unix_s
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import write_chrome_trace
-from lightwork.runtime.progress import Progress, ProgressBar
+from lightwork.runtime.progress import Progress, ProgressBar, say
 from lightwork.runtime.trace import Observer, Span, Trace
 from lightwork.serve.compositions import Composition
+from lightwork.serve.engine import Engine
+from lightwork.serve.fleet import Fleet
 from lightwork.serve.http.app import create_app
 from lightwork.serve.http.draining import DRAIN_S, DrainingServer
 from lightwork.serve.http.metrics import Metrics
+from lightwork.serve.http.telemetry import Traced, telemetry
 from lightwork.serve.http.translate import Served, to_itself
 from lightwork.serve.opening import AnyModel, import_backend, open_engine
 from lightwork.serve.plan import Plan, Setting
-from lightwork.serve.service import Service
+from lightwork.serve.run_folder import Recorder, new_folder, trace_place
+from lightwork.serve.service import Service, Taker
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -48,9 +53,11 @@ class Loaded:
     nbytes: int
 
     def close(self) -> None:
-        """Stop serving, then what computes."""
+        """Stop serving, then what computes; then what was told of it is whole."""
         self.service.close()
         self.model.close()
+        for taker in self.service.takers:
+            taker.close()
 
     def started(self) -> str:
         """The start in one line: total, phases, the slowest first."""
@@ -67,34 +74,33 @@ def load(
     progress: Progress | None = None,
     keep_spans: int | None = KEPT_SPANS,
     observers: Sequence[Observer] = (),
+    record: Path | None = None,
 ) -> Loaded:
-    """Load a plan's model, start its engine, and make the app. Raises CheckpointError, SpecError."""
+    """Load a plan's model, start its engine, and make the app. record: a run folder to write.
+
+    Raises CheckpointError, SpecError.
+    """
+    if record is not None:
+        new_folder(record)  # before anything slow
     clock = WallClock()
     import_backend(plan.on)
     imported_s = clock.now()
     metrics = Metrics()
     trace = Trace(f"real: {plan.on}", keep=keep_spans, observers=[metrics, *observers])
     kernel = Kernel(WallClock(), trace=trace)
-    composition: Composition | None = plan.techniques().get("composition")
-    route = composition.router() if composition is not None else to_itself
     engine, model, settings = open_engine(plan, kernel, progress)
-    served_name = name or plan.model
     read_s = clock.now() - imported_s
     model.warm_up()
     warm_s = clock.now() - imported_s - read_s
-    _check_name(served_name, model, plan)
-    served = Served(
-        name=served_name,
-        tokenizer=model.tokenizer,
-        limits=engine.limits,
-        vocab_size=model.spec.vocab_size,
-        kv_tokens=engine.kv_tokens,
-        defaults=model.generation,
-        variants=model.variants,
-        route=route,
-    )
-    service = Service(kernel, engine, model.tokenizer)
+    served = _served(plan, engine, model, name or plan.model)
+    takers: list[Taker] = [Recorder(record, engine, trace)] if record is not None else []
+    if (spans := telemetry(kernel, served.name)) is not None:
+        takers.append(spans)
+        trace.observers.append(spans)
+    service = Service(kernel, engine, model.tokenizer, takers)
     app = create_app(service, served, metrics, created=unix_s(), api_key=api_key)
+    if spans is not None:
+        app.add_middleware(Traced)
     return Loaded(
         service=service,
         model=model,
@@ -107,8 +113,11 @@ def load(
     )
 
 
-def _check_name(name: str, model: AnyModel, plan: Plan) -> None:
-    tuning = plan.techniques().get("tuning")
+def _served(plan: Plan, engine: Engine | Fleet, model: AnyModel, name: str) -> Served:
+    """What requests are translated for. Raises SpecError for a name that a variant has."""
+    chosen = plan.techniques()
+    composition: Composition | None = chosen.get("composition")
+    tuning = chosen.get("tuning")
     if name in model.variants or (tuning is not None and name == tuning.name):
         model.close()
         raise SpecError(
@@ -116,6 +125,16 @@ def _check_name(name: str, model: AnyModel, plan: Plan) -> None:
             expected="names of their own",
             fix="--name another",
         )
+    return Served(
+        name=name,
+        tokenizer=model.tokenizer,
+        limits=engine.limits,
+        vocab_size=model.spec.vocab_size,
+        kv_tokens=engine.kv_tokens,
+        defaults=model.generation,
+        variants=model.variants,
+        route=composition.router() if composition is not None else to_itself,
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -149,18 +168,29 @@ def serve(
     api_key: str | None = None,
     drain_s: float = DRAIN_S,
     trace: str | None = None,
+    observers: Sequence[Observer] = (),
     add_page: Callable[[Loaded], None] | None = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM, then finish what was accepted, for at most drain_s seconds.
 
-    trace: write the run there as a Chrome trace. add_page: puts a page for people on the app, at /ui.
+    trace: write the run there, as a Chrome trace if that is a .json file, else as a run folder. add_page:
+    puts a page for people on the app, at /ui.
     """
     plan.techniques()
+    file, folder = trace_place(trace)
     listener = listen(host, port)
     try:
         with ProgressBar() as bar:
-            keep, told = None if trace else KEPT_SPANS, [_Epochs()]
-            loaded = load(plan, name=name, api_key=api_key, progress=bar, keep_spans=keep, observers=told)
+            keep, told = None if trace else KEPT_SPANS, [_Epochs(), *observers]
+            loaded = load(
+                plan,
+                name=name,
+                api_key=api_key,
+                progress=bar,
+                keep_spans=keep,
+                observers=told,
+                record=folder,
+            )
     except BaseException:
         listener.close()
         raise
@@ -174,8 +204,8 @@ def serve(
     finally:
         loaded.close()
         listener.close()
-        if trace:
-            write_chrome_trace(trace, [loaded.trace])
+        if file is not None:
+            write_chrome_trace(file, [loaded.trace])
 
 
 def _announce(loaded: Loaded, listener: socket.socket, host: str, *, paged: bool) -> None:
@@ -201,10 +231,10 @@ class _Epochs:
     def on(self, span: Span) -> None:
         if span.kind == "keep adapter" and span.args:
             told = "  kept after update {0}   loss {loss:.4g}   {tokens:,} tokens in all"
-            print(told.format(span.name, **span.args), file=sys.stderr, flush=True)
+            say(told.format(span.name, **span.args))
         if span.kind == "serve adapter" and span.args:
             told = "  trained {0}   loss {loss:.4g}   {tokens:,} tokens   {share:.0%} of the time"
-            print(told.format(span.name, **span.args), file=sys.stderr, flush=True)
+            say(told.format(span.name, **span.args))
 
 
 class BackgroundServer:

@@ -6,6 +6,7 @@ Suffixes are vLLM's, so its dashboards need only the prefix.
 from __future__ import annotations
 
 from math import nan
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -22,6 +23,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._times: dict[str, RequestTimes] = {}
+        self._models: dict[str, tuple[str, bool]] = {}  # of a sequence, and whether it runs
         g, c, h = self._gauge, self._counter, self._histogram
         self.running = g("num_requests_running", "Sequences in the running batch")
         self.waiting = g("num_requests_waiting", "Sequences in the queue")
@@ -36,6 +38,12 @@ class Metrics:
         self.training_tokens = c("training_tokens", "Tokens trained on, through all layers and back")
         self.training_loss = g("training_loss", "Of the last update; NaN before")
         self.training_loss.set(nan)
+        self.lora = Gauge(
+            "lightwork_lora_requests_info",
+            "Adapters, or models other than the first, of sequences that run and of those that wait",
+            ["running_lora_adapters", "waiting_lora_adapters"],
+            registry=self.registry,
+        )
         self.success = Counter(
             "lightwork_request_success",
             "Sequences finished, by reason",
@@ -65,6 +73,10 @@ class Metrics:
         self.running.set(running)
         self.waiting.set(waiting)
         self.kv_usage.set(kv_usage)
+        asked = [*self._models.values()]
+        names = (",".join(sorted({name for name, runs in asked if runs is those})) for those in (True, False))
+        self.lora.clear()
+        self.lora.labels(*names).set(1)
         return generate_latest(self.registry)
 
     def on(self, span: Span) -> None:
@@ -76,16 +88,23 @@ class Metrics:
     def _on_arrive(self, span: Span, args: dict[str, int]) -> None:
         self._times[span.name] = RequestTimes(span.start_s, args["prompt"])
         self.prompt_len.observe(args["prompt"])
+        self._asked_of(span, args, runs=False)
 
     def _on_admit(self, span: Span, args: dict[str, int]) -> None:
         self.prefix_queries.inc(args["known"])
         self.prefix_hits.inc(args["cached"])
+        self._asked_of(span, args, runs=True)
 
     def _on_update(self, span: Span, args: dict[str, float]) -> None:
         self.training_loss.set(args["loss"])
 
     def _on_preempt(self, span: Span, args: dict[str, int]) -> None:
         self.preemptions.inc()
+        self._asked_of(span, args, runs=False)
+
+    def _asked_of(self, span: Span, args: dict[str, Any], *, runs: bool) -> None:
+        if "model" in args:
+            self._models[span.name] = args["model"], runs
 
     def _on_step(self, span: Span, args: dict[str, list[tuple[int, int, int, int, int]]]) -> None:
         self.training_tokens.inc(trained_tokens(span))
@@ -116,6 +135,7 @@ class Metrics:
     def _on_finish(self, span: Span, args: dict[str, str | int]) -> None:
         self.success.labels(finished_reason=args["reason"]).inc()
         self.output_len.observe(int(args["output"]))
+        self._models.pop(span.name, None)
         times = self._times.pop(span.name, None)
         if times is None:
             return

@@ -253,6 +253,7 @@ FROZEN = [
     "num_requests_running",
     "num_requests_waiting",
     "kv_cache_usage_perc",
+    "lora_requests_info",
     "prompt_tokens_total",
     "generation_tokens_total",
     "prefix_cache_queries_total",

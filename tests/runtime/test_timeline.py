@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightwork.cli._timeline import coloured, draw, in_units, lanes, letters, ruler
+from lightwork.runtime.timeline import coloured, draw, in_units, lanes, letters, ruler
 from lightwork.runtime.trace import Span
 
 

@@ -1,17 +1,24 @@
-"""Spans as a picture of characters, one lane per rank, and what each lane did."""
+"""Spans as a picture, of characters or as SVG, one lane per rank, and what each lane did."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
+from itertools import groupby
 from typing import TYPE_CHECKING
+
+from lightwork.shown import FILLS, LABEL_PX, LANE_PX, WIDTH_PX, Table, box, label, svg
 
 if TYPE_CHECKING:
     from lightwork.runtime.trace import Span
 
 IDLE = "."
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+CELLS = 240
+"""Of a picture in a notebook: it stays small, however many spans there are."""
+MOST_LANES = 32
 COLOURS = ("44", "42", "43", "45", "46", "41", "100")
 
 
@@ -46,6 +53,18 @@ def lanes(spans: Iterable[Span]) -> list[Lane]:
             kinds[span.kind] += span.end_s - span.start_s
         made.append(Lane(rank=rank, spans=tuple(own), busy_s=_union_s(own), by_kind=dict(kinds)))
     return made
+
+
+def phases(spans: Iterable[Span]) -> list[Span]:
+    """What takes time, an engine's steps named by what they mostly did."""
+    shown = []
+    for span in spans:
+        if span.kind == "step" and span.args is not None:
+            rows = [chunk[2] for chunk in span.args["chunks"]]
+            shown.append(span._replace(kind="prefill" if sum(rows) > 2 * len(rows) else "decode"))
+        elif span.end_s > span.start_s:
+            shown.append(span)
+    return shown
 
 
 def letters(shown: Sequence[Lane]) -> dict[str, str]:
@@ -95,6 +114,71 @@ def coloured(line: str, letter: dict[str, str]) -> str:
     """The same line with each kind on a background of its own."""
     colour = {c: COLOURS[i % len(COLOURS)] for i, c in enumerate(letter.values())}
     return "".join(f"\x1b[{colour[c]}m{c}\x1b[0m" if c in colour else c for c in line)
+
+
+def lanes_table(title: str, lanes: Sequence[Lane], width: int = 72) -> Table:
+    """What each rank of a run did, and a picture of when."""
+    if not any(lane.spans for lane in lanes):
+        return Table(title=title, columns=("rank", "spans"), rows=())
+    shown = lanes[:MOST_LANES]
+    start_s = min(span.start_s for lane in lanes for span in lane.spans)
+    end_s = max(span.end_s for lane in lanes for span in lane.spans)
+    rows = tuple(
+        (lane.rank, len(lane.spans), in_units(lane.busy_s), _share(lane.busy_s, end_s - start_s), lane.mostly)
+        for lane in shown
+    )
+    more = f"; {len(lanes) - len(shown)} more ranks" if len(lanes) > len(shown) else ""
+    return Table(
+        title=title + more,
+        columns=("rank", "spans", "busy", "share", "mostly"),
+        rows=rows,
+        text=_in_characters(shown, start_s, end_s, width),
+        svg=_in_svg(shown, start_s, end_s),
+    )
+
+
+def _share(part_s: float, whole_s: float) -> str:
+    return f"{part_s / whole_s:.0%}" if whole_s > 0 else "-"
+
+
+def _lasting(shown: Sequence[Lane]) -> dict[str, str]:
+    """Letters of the kinds that take time; moments are in the table, and not to be seen in a picture."""
+    return {kind: c for kind, c in letters(shown).items() if any(lane.by_kind.get(kind) for lane in shown)}
+
+
+def _in_characters(shown: Sequence[Lane], start_s: float, end_s: float, width: int) -> str:
+    letter = _lasting(shown)
+    indent = max(len(lane.rank) for lane in shown) + 2
+    lines = [lane.rank.ljust(indent) + draw(lane, letter, start_s, end_s, width) for lane in shown]
+    lines.append(" " * indent + ruler(end_s - start_s, width))
+    lines.append(" " * indent + "  ".join(f"{c} {kind}" for kind, c in letter.items()) + f"  {IDLE} idle")
+    return "\n".join(lines)
+
+
+def _in_svg(shown: Sequence[Lane], start_s: float, end_s: float) -> str:
+    """The same lanes as rectangles: a run of cells that are of one kind is one."""
+    letter = _lasting(shown)
+    kinds = {c: kind for kind, c in letter.items()}
+    fill = {c: FILLS[i % len(FILLS)] for i, c in enumerate(letter.values())}
+    cell_px = WIDTH_PX / CELLS
+    parts = []
+    for row, lane in enumerate(shown):
+        top = row * LANE_PX
+        parts.append(label(0, top, lane.rank))
+        at = 0
+        for char, run in groupby(draw(lane, letter, start_s, end_s, CELLS)):
+            num = len([*run])
+            if char != IDLE:
+                x, told = LABEL_PX + at * cell_px, f"<title>{escape(kinds[char])}</title>"
+                parts.append(box(x, top, num * cell_px, fill[char], told))
+            at += num
+    below = len(shown) * LANE_PX
+    parts.append(label(LABEL_PX, below, "0"))
+    parts.append(label(LABEL_PX + WIDTH_PX, below, in_units(end_s - start_s), anchor="end"))
+    for i, (char, kind) in enumerate(kinds.items()):
+        parts.append(box(LABEL_PX + i * 110, below + LANE_PX, 10, fill[char]))
+        parts.append(label(LABEL_PX + i * 110 + 14, below + LANE_PX, kind))
+    return svg(parts, below + 2 * LANE_PX)
 
 
 def _union_s(spans: Sequence[Span]) -> float:
