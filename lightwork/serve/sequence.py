@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from lightwork.decode.acceptance import Acceptance
+from lightwork.decode.constraints import Constraint
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.errors import BusyError, CapacityError, RangeError
 
@@ -37,7 +38,8 @@ class Request:
     prompt_logprobs: report log-probabilities of the prompt's tokens, with this many alternatives; None
     reports none. tenant: on whose behalf, for schedulers that are fair. model: which of those that the engine
     serves; "" is the one it was opened with. encoded: the leading tokens of the prompt that an encoder reads,
-    all of them in one step; what follows is the decoder's, a token or more.
+    all of them in one step; what follows is the decoder's, a token or more. constraint: what each output has
+    to be; None: anything.
     """
 
     prompt: tuple[int, ...]
@@ -49,6 +51,7 @@ class Request:
     tenant: str = ""
     model: str = ""
     encoded: int = 0
+    constraint: Constraint | None = None
     id: str = ""
 
 
