@@ -1,11 +1,45 @@
-"""What a text has to be, and what of the vocabulary keeps it so."""
+"""What a text has to be, and which tokens keep it so.
+
+A constraint is compiled once per tokenizer; a matcher then says for any output so far which tokens may come
+next. It is a function of that output: what it remembers only saves time. So preemption, drafts that are
+rolled back, another engine or another process change nothing.
+
+llguidance does the matching: an Earley parser over derivatives of regular expressions, walked along the trie
+of the vocabulary. Where what comes next is certain, it allows the token alone that the tokenizer itself would
+write.
+
+V vocabulary size
+"""
 
 from __future__ import annotations
 
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from threading import Lock
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightwork.errors import ConstraintError, MissingExtraError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+    from lightwork.models.tokenizer import Tokenizer
 
 Kind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
+Allowed = NDArray[np.bool_]
+
+KEPT = 128
+"""Compiled constraints of one tokenizer, those used last; some 100 kB each."""
+SHOWN = 600
+"""Characters of what the compiler says."""
+SPACE = r"[\x20\x0A\x0D\x09]{1,32}"
+"""White space wherever JSON has room for it: without a bound, a model can fill a reply with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,3 +53,222 @@ class Constraint:
 
     kind: Kind
     text: str = ""
+
+
+class Grammars:
+    """Compiles constraints for one tokenizer, and keeps the latest. From any thread.
+
+    vocab_size: of the model's logits, which may be wider than the tokenizer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._vocabulary: LLTokenizer | None = None
+        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        self._compiling, self._looking = Lock(), Lock()
+
+    def __contains__(self, constraint: Constraint) -> bool:
+        return constraint in self._compiled
+
+    def matcher(self, constraint: Constraint) -> Matcher:
+        """At the start of an output; takes microseconds once the constraint has been compiled.
+
+        Raises ConstraintError for one that cannot be compiled, or that no text satisfies; MissingExtraError
+        without llguidance.
+        """
+        start = self._kept(constraint)
+        if start is None:
+            with self._compiling:
+                start = self._kept(constraint) or self._compile(constraint)
+            with self._looking:
+                self._compiled[constraint] = start
+                while len(self._compiled) > KEPT:
+                    self._compiled.popitem(last=False)
+        return Matcher(start, self._vocab_size, self._tokenizer.eos_ids)
+
+    def _kept(self, constraint: Constraint) -> LLMatcher | None:
+        with self._looking:
+            start = self._compiled.get(constraint)
+            if start is not None:
+                self._compiled.move_to_end(constraint)
+        return start
+
+    def _compile(self, constraint: Constraint) -> LLMatcher:
+        try:
+            import llguidance
+        except ModuleNotFoundError:
+            raise MissingExtraError("llguidance", "serve") from None
+        if self._vocabulary is None:
+            self._vocabulary = _read(self._tokenizer, self._vocab_size)
+        try:
+            grammar = _grammar(constraint)
+        except (ValueError, RecursionError) as error:
+            raise _refused(constraint, str(error)) from error
+        start = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0)
+        told = [start.get_error()] if start.is_error() else start.get_grammar_warnings()
+        if not told:
+            first = start.deep_copy()
+            first.compute_bitmask()  # fails if no text satisfies it
+            told = [first.get_error()] if first.is_error() else []
+        if told:
+            raise _refused(constraint, "; ".join(told))
+        return start
+
+
+@lru_cache(maxsize=16)
+def grammars(tokenizer: Tokenizer, vocab_size: int) -> Grammars:
+    """Of a tokenizer, the same for all who ask. Reads the vocabulary when something is compiled."""
+    return Grammars(tokenizer, vocab_size)
+
+
+class Matcher:
+    """What may follow an output so far. Every answer is a function of the output that it is asked about; the
+    parser stays where it was last, so outputs that share a beginning cost what is new. From any thread."""
+
+    __slots__ = ("_allowed", "_at", "_ends", "_lock", "_output", "_start", "_vocab_size")
+
+    def __init__(self, start: LLMatcher, vocab_size: int, ends: Iterable[int]) -> None:
+        self._start = start
+        self._vocab_size = vocab_size
+        self._ends = [*ends]
+        self._at = start.deep_copy()
+        self._output: list[int] = []
+        self._allowed: Allowed | None = None
+        self._lock = Lock()
+
+    def allowed(self, output: Sequence[int]) -> Allowed:
+        """bool [V]: tokens that may come next; where nothing more can, those that end a text.
+
+        Raises ConstraintError if the output breaks the constraint, or the parser's limits are reached.
+        """
+        with self._lock:
+            self._go(output)
+            return self._mask()
+
+    def end(self, output: Sequence[int], tokens: Sequence[int]) -> int | None:
+        """How many of the tokens behind the output make it whole, so that nothing can follow; None: it goes
+        on. Raises ConstraintError."""
+        with self._lock:
+            for i in range(1, len(tokens) + 1):
+                self._go([*output, *tokens[:i]])
+                if self._at.is_stopped() or (self._at.is_accepting() and self._only_ends()):
+                    return i
+        return None
+
+    def num_accepted(self, output: Sequence[int], tokens: Sequence[int]) -> int:
+        """How many of the tokens can follow the output, one after the other; at least as many as `allowed`
+        says. Raises ConstraintError."""
+        with self._lock:
+            self._go(output)
+            return 0 if self._at.is_stopped() else self._at.validate_tokens([*tokens])
+
+    def forced(self, output: Sequence[int]) -> list[int]:
+        """The tokens that certainly follow, as the tokenizer writes them. Raises ConstraintError."""
+        with self._lock:
+            self._go(output)
+            return [*self._at.compute_ff_tokens()]
+
+    def _go(self, output: Sequence[int]) -> None:
+        """Be behind this output."""
+        kept = _common(self._output, output)
+        if kept == len(self._output) == len(output):
+            return
+        self._allowed = None
+        back = len(self._output) - kept
+        del self._output[kept:]
+        if back and not self._at.rollback(back):
+            self._at = self._start.deep_copy()
+            self._output.clear()
+        new = [*output[len(self._output) :]]
+        taken = self._at.try_consume_tokens(new)
+        self._output += new[:taken]
+        if taken < len(new):
+            why = self._at.get_error() or f"token {new[taken]} is not allowed at {len(self._output)}"
+            raise _broken(why)
+
+    def _mask(self) -> Allowed:
+        if self._allowed is None:
+            packed = np.frombuffer(self._at.compute_bitmask(), np.uint8)
+            if self._at.is_error():
+                raise _broken(self._at.get_error())
+            bits = np.unpackbits(packed, bitorder="little")
+            self._allowed = np.zeros(self._vocab_size, np.bool_)
+            self._allowed[: len(bits)] = bits[: self._vocab_size]
+        return self._allowed
+
+    def _only_ends(self) -> bool:
+        allowed = self._mask()
+        return np.count_nonzero(allowed) == np.count_nonzero(allowed[self._ends])
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two outputs begin with alike."""
+    shorter = min(len(a), len(b))
+    if a[:shorter] == b[:shorter]:
+        return shorter
+    return next(i for i in range(shorter) if a[i] != b[i])
+
+
+def _read(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
+    """The vocabulary as the matcher walks it."""
+    from llguidance import LLTokenizer
+
+    if not tokenizer.eos_ids:
+        raise ConstraintError(
+            "this model has no token that ends a text, so a constraint could not end one",
+            expected="eos_token_id in its generation_config.json",
+            fix="ask without a constraint",
+        )
+    size = max(vocab_size, tokenizer.vocab_size)
+    try:
+        return LLTokenizer(tokenizer.json, n_vocab=size, eos_token=sorted(tokenizer.eos_ids))
+    except Exception as error:  # the library raises plain exceptions for tokenizers that it does not know
+        raise ConstraintError(
+            f"llguidance cannot read this model's tokenizer: {str(error)[:SHOWN]}",
+            expected="byte-level BPE, or pieces with bytes to fall back on",
+            fix="ask without a constraint",
+        ) from error
+
+
+def _grammar(constraint: Constraint) -> str:
+    """The constraint in llguidance's own form. Raises ValueError for what is not even JSON."""
+    from llguidance import LLMatcher, grammar_from
+
+    kind, text = constraint.kind, constraint.text
+    if kind == "choice":
+        choices = json.loads(text)
+        if not isinstance(choices, list) or not choices or not all(isinstance(c, str) for c in choices):
+            raise ValueError("it is not a list of strings, one or more")
+        return LLMatcher.grammar_from_regex("|".join(map(_literally, choices)))
+    if kind == "regex":
+        return LLMatcher.grammar_from_regex(text)
+    if kind == "lark":
+        return grammar_from("grammar", text)
+    schema = json.loads(text) if kind == "json_schema" else {"type": "object"}
+    if not isinstance(schema, dict):
+        raise ValueError("it is not a JSON object")
+    usual, fixed = {"whitespace_pattern": SPACE}, {"lenient": False}
+    return LLMatcher.grammar_from_json_schema(schema, defaults=usual, overrides=fixed)
+
+
+def _literally(text: str) -> str:
+    """An expression that matches this text alone."""
+    return "".join(c if c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
+
+
+def _refused(constraint: Constraint, why: str) -> ConstraintError:
+    what = {"json_object": "JSON", "json_schema": "JSON schema", "lark": "grammar"}
+    return ConstraintError(
+        f"the {what.get(constraint.kind, constraint.kind)} cannot be enforced: {why[:SHOWN]}",
+        expected="one that some text satisfies, of the keywords and syntax that llguidance knows",
+        fix="change what the message names; nothing was generated",
+    )
+
+
+def _broken(why: str) -> ConstraintError:
+    return ConstraintError(
+        f"the constraint cannot be followed further: {why[:SHOWN]}",
+        expected="a grammar within the parser's limits",
+        fix="make it simpler",
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from lightwork.decode.acceptance import Acceptance
-from lightwork.decode.constraints import Constraint
+from lightwork.decode.constraints import Constraint, Matcher
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.errors import BusyError, CapacityError, RangeError
 
@@ -102,6 +102,7 @@ class Sequence:
     cached: prompt tokens found in the prefix cache. drafted, accepted: draft rows run, and kept.
     acceptance: how its guesses have held lately, None before any.
     siblings: continuations of the same prompt that wait until this one has put it into the prefix cache.
+    matcher: which tokens its constraint allows; None where there is none, or nothing real is generated.
     """
 
     id: int
@@ -127,6 +128,7 @@ class Sequence:
     siblings: list[Sequence] = field(default_factory=list)
     source: Lender | None = None
     prompt_told: int = 0
+    matcher: Matcher | None = None
 
     @property
     def known(self) -> int:
