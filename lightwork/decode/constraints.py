@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
@@ -85,7 +85,13 @@ class Grammars:
                 self._compiled[constraint] = start
                 while len(self._compiled) > KEPT:
                     self._compiled.popitem(last=False)
-        return Matcher(start, self._vocab_size, self._tokenizer.eos_ids)
+        return Matcher(start, self._vocab_size, self._tokenizer.eos_ids, partial(self._forget, constraint))
+
+    def _forget(self, constraint: Constraint) -> None:
+        """Compile it anew when it is next asked for: matchers of one constraint share what they have learnt
+        of its expressions, so one that has reached a limit would be there again at once."""
+        with self._looking:
+            self._compiled.pop(constraint, None)
 
     def _kept(self, constraint: Constraint) -> LLMatcher | None:
         with self._looking:
@@ -126,12 +132,15 @@ class Matcher:
     """What may follow an output so far. Every answer is a function of the output that it is asked about; the
     parser stays where it was last, so outputs that share a beginning cost what is new. From any thread."""
 
-    __slots__ = ("_allowed", "_at", "_ends", "_lock", "_output", "_start", "_vocab_size")
+    __slots__ = ("_allowed", "_at", "_ends", "_failed", "_lock", "_output", "_start", "_vocab_size")
 
-    def __init__(self, start: LLMatcher, vocab_size: int, ends: Iterable[int]) -> None:
+    def __init__(
+        self, start: LLMatcher, vocab_size: int, ends: Iterable[int], failed: Callable[[], object]
+    ) -> None:
         self._start = start
         self._vocab_size = vocab_size
         self._ends = [*ends]
+        self._failed = failed
         self._at = start.deep_copy()
         self._output: list[int] = []
         self._allowed: Allowed | None = None
@@ -172,30 +181,37 @@ class Matcher:
     def _go(self, output: Sequence[int]) -> None:
         """Be behind this output."""
         kept = _common(self._output, output)
-        if kept == len(self._output) == len(output):
+        left = self._output[kept:]
+        if not left and kept == len(output) and not self._at.is_error():
             return
         self._allowed = None
-        back = len(self._output) - kept
         del self._output[kept:]
-        if back and not self._at.rollback(back):
+        # Of an end token the parser may have taken no notice, and it goes back by those that it counted.
+        back = left and not any(token in self._ends for token in left) and self._at.rollback(len(left))
+        if self._at.is_error() or (left and not back):
             self._at = self._start.deep_copy()
             self._output.clear()
         new = [*output[len(self._output) :]]
         taken = self._at.try_consume_tokens(new)
         self._output += new[:taken]
+        if self._at.is_error():
+            raise self._broken()
         if taken < len(new):
-            why = self._at.get_error() or f"token {new[taken]} is not allowed at {len(self._output)}"
-            raise _broken(why)
+            raise _off(f"token {new[taken]} is not allowed at {len(self._output)}")
 
     def _mask(self) -> Allowed:
         if self._allowed is None:
             packed = np.frombuffer(self._at.compute_bitmask(), np.uint8)
-            if self._at.is_error():
-                raise _broken(self._at.get_error())
+            if self._at.is_error():  # the mask is that of an end, then
+                raise self._broken()
             bits = np.unpackbits(packed, bitorder="little")
             self._allowed = np.zeros(self._vocab_size, np.bool_)
             self._allowed[: len(bits)] = bits[: self._vocab_size]
         return self._allowed
+
+    def _broken(self) -> ConstraintError:
+        self._failed()
+        return _off(self._at.get_error())
 
     def _only_ends(self) -> bool:
         allowed = self._mask()
@@ -266,7 +282,7 @@ def _refused(constraint: Constraint, why: str) -> ConstraintError:
     )
 
 
-def _broken(why: str) -> ConstraintError:
+def _off(why: str) -> ConstraintError:
     return ConstraintError(
         f"the constraint cannot be followed further: {why[:SHOWN]}",
         expected="a grammar within the parser's limits",

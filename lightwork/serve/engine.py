@@ -106,10 +106,10 @@ class Engine:
         is full, ConstraintError if outputs cannot be held to its constraint.
         """
         check_request(request, self.limits, self.kv.capacity(), self.num_unfinished - len(self.running))
-        matchers = [self._matcher(request) for _ in range(request.n)]
         seqs = begin(request, sink, self._ids, self.kernel.now())
-        for seq, matcher in zip(seqs, matchers, strict=True):
-            seq.matcher = matcher
+        if request.constraint is not None:
+            for seq in seqs:
+                seq.matcher = self._matcher(request.constraint)
         seqs[0].siblings = seqs[1:]
         self._held += request.n - 1
         self._queue([seqs[0]])
@@ -119,10 +119,8 @@ class Engine:
         self._ring()
         return seqs
 
-    def _matcher(self, request: Request) -> Matcher | None:
-        if request.constraint is None or self._constrain is None:
-            return None
-        return self._constrain(request.constraint)
+    def _matcher(self, constraint: Constraint) -> Matcher | None:
+        return None if self._constrain is None else self._constrain(constraint)
 
     def close(self) -> None:
         """End what guesses tokens, if anything does; called when no more is asked."""
@@ -407,9 +405,9 @@ class Engine:
     def adopt(self, seq: Seq, source: Lender | None = None) -> None:
         """Go on with a sequence of another engine, whose KV `source` lends; None: it is computed again."""
         seq.source = source
-        if seq.matcher is None:
+        if seq.request.constraint is not None and seq.matcher is None:
             with suppress(LightworkError):  # its next token will not be chosen without
-                seq.matcher = self._matcher(seq.request)
+                seq.matcher = self._matcher(seq.request.constraint)
         self._queue([seq])
         self._ring()
 
