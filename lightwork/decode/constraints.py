@@ -38,8 +38,9 @@ KEPT = 128
 """Compiled constraints of one tokenizer, those used last; some 100 kB each."""
 SHOWN = 600
 """Characters of what the compiler says."""
-SPACE = r"[\x20\x0A\x0D\x09]{1,32}"
-"""White space wherever JSON has room for it: without a bound, a model can fill a reply with it."""
+SPACE = r"\n( {0,24}|\t{0,8})| "
+"""Where JSON has room for white space: a line and its indentation, or one space, as every printer writes it. Of
+more a weak model makes a whole reply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +198,11 @@ class Matcher:
         if self._at.is_error():
             raise self._broken()
         if taken < len(new):
-            raise _off(f"token {new[taken]} is not allowed at {len(self._output)}")
+            raise ConstraintError(
+                f"token {new[taken]} is not allowed at {len(self._output)}",
+                expected="an output of allowed tokens",
+                fix="choose among them",
+            )
 
     def _mask(self) -> Allowed:
         if self._allowed is None:
@@ -211,7 +216,11 @@ class Matcher:
 
     def _broken(self) -> ConstraintError:
         self._failed()
-        return _off(self._at.get_error())
+        return ConstraintError(
+            f"the constraint cannot be followed further: {self._at.get_error()[:SHOWN]}",
+            expected="a grammar within the parser's limits",
+            fix="make it simpler",
+        )
 
     def _only_ends(self) -> bool:
         allowed = self._mask()
@@ -279,12 +288,4 @@ def _refused(constraint: Constraint, why: str) -> ConstraintError:
         f"the {what.get(constraint.kind, constraint.kind)} cannot be enforced: {why[:SHOWN]}",
         expected="one that some text satisfies, of the keywords and syntax that llguidance knows",
         fix="change what the message names; nothing was generated",
-    )
-
-
-def _off(why: str) -> ConstraintError:
-    return ConstraintError(
-        f"the constraint cannot be followed further: {why[:SHOWN]}",
-        expected="a grammar within the parser's limits",
-        fix="make it simpler",
     )
