@@ -39,17 +39,18 @@ KEPT = 128
 SHOWN = 600
 """Characters of what the compiler says."""
 SPACE = r"\n( {0,24}|\t{0,8})| "
-"""Where JSON has room for white space: a line and its indentation, or one space, as every printer writes it. Of
-more a weak model makes a whole reply."""
+"""Where JSON has room for white space: a line and its indentation, or one space, as every printer writes it.
+Of more a weak model makes a whole reply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint:
     """What the whole output has to be.
 
-    kind: any JSON object, JSON of a schema, a full match of a regular expression, one of several strings, or
-    a sentence of a Lark grammar. text: the schema or the list of strings as JSON, the expression or the
-    grammar as it is; "" for json_object.
+    kind: any JSON object, JSON of a schema, a full match of a regular expression (in Rust's syntax, with the
+    digits, words and spaces of ASCII), one of several strings, or a sentence of a grammar (in Lark's notation
+    or GBNF). text: the schema or the list of strings as JSON, the expression or the grammar as it is; "" for
+    json_object.
     """
 
     kind: Kind
@@ -224,7 +225,7 @@ class Matcher:
 
     def _only_ends(self) -> bool:
         allowed = self._mask()
-        return np.count_nonzero(allowed) == np.count_nonzero(allowed[self._ends])
+        return int(allowed.sum()) == int(allowed[self._ends].sum())
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -258,7 +259,7 @@ def _read(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
 
 def _grammar(constraint: Constraint) -> str:
     """The constraint in llguidance's own form. Raises ValueError for what is not even JSON."""
-    from llguidance import LLMatcher, grammar_from
+    from llguidance import LLMatcher, grammar_from, regex_to_lark
 
     kind, text = constraint.kind, constraint.text
     if kind == "choice":
@@ -267,14 +268,17 @@ def _grammar(constraint: Constraint) -> str:
             raise ValueError("it is not a list of strings, one or more")
         return LLMatcher.grammar_from_regex("|".join(map(_literally, choices)))
     if kind == "regex":
-        return LLMatcher.grammar_from_regex(text)
+        return LLMatcher.grammar_from_regex(regex_to_lark(text, use_ascii="dws"))
     if kind == "lark":
         return grammar_from("grammar", text)
     schema = json.loads(text) if kind == "json_schema" else {"type": "object"}
     if not isinstance(schema, dict):
         raise ValueError("it is not a JSON object")
-    usual, fixed = {"whitespace_pattern": SPACE}, {"lenient": False}
-    return LLMatcher.grammar_from_json_schema(schema, defaults=usual, overrides=fixed)
+    own = schema.get("x-guidance", {})
+    if not isinstance(own, dict):
+        raise ValueError("its x-guidance is not a JSON object")
+    options = {"whitespace_pattern": SPACE, **own, "lenient": False}
+    return LLMatcher.grammar_from_json_schema({**schema, "x-guidance": options})
 
 
 def _literally(text: str) -> str:

@@ -44,8 +44,8 @@ class Engine:
 
     waiting, running: sequences, in order of queue and admission. steps: how many were started. name: in the
     trace. ids: of its sequences, where several engines share a kernel. began, left: see `watch`. training:
-    what is trained beside; the runner computes it. predict: see `View`. num_probes: see `Drafting`. constrain:
-    compiles constraints; None where texts are made up, and so are held to none.
+    what is trained beside; the runner computes it. predict: see `View`. num_probes: see `Drafting`.
+    constrain: compiles constraints; None where texts are made up, and so are held to none.
     """
 
     def __init__(

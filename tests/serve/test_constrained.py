@@ -168,7 +168,9 @@ def test_texts_do_not_depend_on_how_they_are_computed(way: str, temperature: flo
 def test_free_texts_are_those_without_constraints_beside_them() -> None:
     load = [request for request in requests(temperature=1.0) if request.constraint is None]
     alone = outputs(serve(open_engine(), load))
-    assert alone == [said for request, said in zip(requests(), plain(1.0), strict=True) if not request.constraint]
+    assert alone == [
+        said for request, said in zip(requests(), plain(1.0), strict=True) if not request.constraint
+    ]
 
 
 def test_what_is_certain_costs_no_steps_of_its_own_and_always_holds() -> None:

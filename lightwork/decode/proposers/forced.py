@@ -29,7 +29,9 @@ class Forced:
     def __post_init__(self) -> None:
         if not 1 <= self.k <= MAX_NODES:
             raise RangeError(
-                f"Forced cannot draft k={self.k} tokens", expected=f"1 <= k <= {MAX_NODES}", fix="Forced(k=16)"
+                f"Forced cannot draft k={self.k} tokens",
+                expected=f"1 <= k <= {MAX_NODES}",
+                fix="Forced(k=16)",
             )
 
     def begin(self, target: Target) -> Forced:

@@ -20,7 +20,7 @@ ONE_OF: dict[str, Kind] = {
     "choice": "choice",
     "grammar": "lark",
 }
-"""Fields of `structured_outputs`; in vLLM before 0.12 each was a field of its own, `guided_json` and so on."""
+"""Fields of `structured_outputs`; before vLLM 0.12 each was a field of its own, `guided_json` and so on."""
 HARMLESS: dict[str, tuple[Any, ...]] = {
     "disable_fallback": (True, False),
     "disable_any_whitespace": (False,),
@@ -48,8 +48,8 @@ def refused_constraint(body: Body, error: ConstraintError) -> HttpError:
 
 def _asked(body: Body) -> list[tuple[str, Constraint | None]]:
     asked = [
-        ("response_format", _response_format(body.response_format or {"type": "text"})),
-        ("structured_outputs", _structured_outputs("structured_outputs", body.structured_outputs or {})),
+        ("response_format", _response_format(body.response_format)),
+        ("structured_outputs", _structured_outputs("structured_outputs", body.structured_outputs)),
     ]
     for name in ("json", "regex", "choice", "grammar"):
         value = getattr(body, f"guided_{name}")
@@ -58,10 +58,10 @@ def _asked(body: Body) -> list[tuple[str, Constraint | None]]:
     return asked
 
 
-def _response_format(asked: dict[str, Any]) -> Constraint | None:
-    kind, schema = asked.get("type"), asked.get("schema")
-    if kind == "text":
+def _response_format(asked: dict[str, Any] | None) -> Constraint | None:
+    if asked is None or asked.get("type") == "text":
         return None
+    kind, schema = asked.get("type"), asked.get("schema")
     if kind == "json_object" and schema is None:
         return Constraint(kind="json_object")
     if kind == "json_schema":
@@ -82,7 +82,9 @@ def _response_format(asked: dict[str, Any]) -> Constraint | None:
     return _schema("response_format", schema)
 
 
-def _structured_outputs(field: str, asked: dict[str, Any]) -> Constraint | None:
+def _structured_outputs(field: str, asked: dict[str, Any] | None) -> Constraint | None:
+    if asked is None:
+        return None
     given = {name: value for name, value in asked.items() if value is not None and value is not False}
     for name in [*given]:
         if name in HARMLESS and given[name] in HARMLESS[name]:
@@ -93,9 +95,7 @@ def _structured_outputs(field: str, asked: dict[str, Any]) -> Constraint | None:
     if len(given) > 1:
         raise refused(field, f"holds {' and '.join(given)}", expected="one of them")
     if not given:
-        if asked:
-            raise refused(field, "asks for nothing", expected=" or ".join(ONE_OF))
-        return None
+        raise refused(field, "asks for nothing", expected=" or ".join(ONE_OF))
     ((name, value),) = given.items()
     kind = ONE_OF[name]
     if kind == "json_object":
