@@ -1,4 +1,4 @@
-"""What a matcher allows is what the constraint says, and a function of the output; errors let nothing through."""
+"""What a matcher allows is what the constraint says, a function of the output; errors let nothing through."""
 
 from __future__ import annotations
 

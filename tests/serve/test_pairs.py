@@ -132,8 +132,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 def load(models: Sequence[str]) -> list[Request]:
-    """Prompts of 40 to 90 tokens, every other one behind a block that they share; one in three is sampled, one
-    in four has a form to keep to, longer than it gets."""
+    """Prompts of 40 to 90 tokens, every other one behind a block that they share; one in three is sampled,
+    one in four has a form to keep to, longer than it gets."""
     rng = np.random.default_rng(0)
     shared = rng.integers(0, 250, 66).tolist()
     return [
