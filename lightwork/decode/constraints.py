@@ -83,11 +83,14 @@ class Grammars:
         if start is None:
             with self._compiling:
                 start = self._kept(constraint) or self._compile(constraint)
-            with self._looking:
-                self._compiled[constraint] = start
-                while len(self._compiled) > KEPT:
-                    self._compiled.popitem(last=False)
+                self._keep(constraint, start)
         return Matcher(start, self._vocab_size, self._tokenizer.eos_ids, partial(self._forget, constraint))
+
+    def _keep(self, constraint: Constraint, start: LLMatcher) -> None:
+        with self._looking:
+            self._compiled[constraint] = start
+            while len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
 
     def _forget(self, constraint: Constraint) -> None:
         """Compile it anew when it is next asked for: matchers of one constraint share what they have learnt
@@ -124,7 +127,7 @@ class Grammars:
         return start
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def grammars(tokenizer: Tokenizer, vocab_size: int) -> Grammars:
     """Of a tokenizer, the same for all who ask. Reads the vocabulary when something is compiled."""
     return Grammars(tokenizer, vocab_size)
