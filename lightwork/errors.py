@@ -3,6 +3,7 @@
 LightworkError              says what was wrong, what was expected, what to do
 ├── UsageError              the caller's text or value is wrong (exit code 2, HTTP 400)
 │   ├── SpecError           a technique, plan or URI that cannot be understood
+│   ├── ConstraintError     what an output has to be cannot be enforced
 │   └── RangeError          a value outside its limits
 ├── CapacityError           the request can never fit: context, memory (HTTP 400)
 ├── CheckpointError         a model folder that cannot be loaded
@@ -40,6 +41,10 @@ class UsageError(LightworkError):
 
 class SpecError(UsageError):
     """A technique, plan or URI that cannot be understood."""
+
+
+class ConstraintError(UsageError):
+    """A schema or grammar that outputs cannot be held to."""
 
 
 class RangeError(UsageError):

@@ -34,7 +34,8 @@ class Pick(NamedTuple):
     A NamedTuple because one is made for every token: a third of the time of a frozen dataclass.
 
     logprob: natural log of the model's own probability of the token (before temperature, penalties and
-    filters).
+    filters). Under a constraint, of its share of what the tokens allowed there have, as vLLM tells it: the
+    probabilities of several choices sum to 1.
     top: (token, logprob) of the most probable tokens, most probable first.
     """
 
@@ -161,10 +162,12 @@ def pick(
 
 
 def describe(logits_V: Floats, token: int, num_top: int) -> Pick:
-    """A pick of `token` with its log-probability and those of the num_top most probable tokens."""
+    """A pick of `token` with its log-probability and those of the num_top most probable tokens; fewer where
+    no others are possible."""
     logprobs_V = log_softmax(logits_V)
     order = np.lexsort((np.arange(len(logprobs_V)), -logprobs_V))[:num_top] if num_top else ()
-    return Pick(token, float(logprobs_V[token]), tuple((int(i), float(logprobs_V[i])) for i in order))
+    possible = ((int(i), float(logprobs_V[i])) for i in order if np.isfinite(logprobs_V[i]))
+    return Pick(token, float(logprobs_V[token]), tuple(possible))
 
 
 def _adjust(logits_V: Floats, how: Sampling, prompt: Sequence[int], output: Sequence[int]) -> Floats:

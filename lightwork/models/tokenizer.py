@@ -39,6 +39,11 @@ class Tokenizer:
         """Every token, by its text as the vocabulary writes it."""
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
+    @property
+    def json(self) -> str:
+        """All of it, as tokenizer.json says it."""
+        return str(self._tokenizer.to_str())
+
     @cached_property
     def special(self) -> dict[str, str]:
         """Special tokens by role: bos_token, eos_token, ..."""

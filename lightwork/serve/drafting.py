@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable, Sequence
 
 from lightwork.decode.acceptance import Acceptance
-from lightwork.decode.proposers import MAX_NODES, Draft, Drafter
+from lightwork.decode.constraints import Matcher
+from lightwork.decode.proposers import MAX_NODES, ROOT, Draft, Drafter
 from lightwork.decode.verifiers import Verdict
-from lightwork.errors import InvariantError
+from lightwork.errors import ConstraintError, InvariantError
 from lightwork.memory.kv import KVCache
 from lightwork.serve.budget import Budget
 from lightwork.serve.schedulers import Step
@@ -63,7 +64,8 @@ class Drafting:
         if not chosen:
             return
         step.drafts = [Draft()] * len(step.chunks)
-        for (i, seq, _), draft in zip(chosen, drafts, strict=True):
+        for (i, seq, _), proposed in zip(chosen, drafts, strict=True):
+            draft = proposed if seq.matcher is None else _allowed(proposed, seq, seq.matcher)
             copies = self._kv.reserve(seq.id, step.chunks[i].end + len(draft))
             if copies is not None:
                 step.drafts[i] = draft
@@ -127,3 +129,24 @@ class Drafting:
     def _give_up(self, error: Exception) -> None:
         self.broken = error
         log.warning("%r guesses no more, and serving goes on without drafts: %s", self.proposer, error)
+
+
+def _allowed(draft: Draft, seq: Seq, matcher: Matcher) -> Draft:
+    """Without guesses that the constraint refuses: the target cannot choose them. None where it cannot be
+    followed any more, of which the scores will tell."""
+    output = seq.tokens[seq.prompt_len :]
+    paths: dict[int, list[int]] = {ROOT: []}
+    refused = set()
+    for node, (token, parent) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
+        if token < 0 or parent not in paths:
+            continue
+        path = [*paths[parent], token]
+        try:
+            num = matcher.num_accepted(output, path)
+        except ConstraintError:
+            return Draft()
+        if num == len(path):
+            paths[node] = path
+        else:
+            refused.add(node)
+    return draft.without(refused) if refused else draft

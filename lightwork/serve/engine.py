@@ -7,13 +7,15 @@ real requests and predicts a cluster. All methods are called on the kernel's thr
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
+from lightwork.decode.constraints import Constraint, Matcher
 from lightwork.decode.proposers import Drafter
 from lightwork.decode.verifiers import Verifier
 from lightwork.decode.verifiers.match import Match
-from lightwork.errors import InvariantError
+from lightwork.errors import InvariantError, LightworkError
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
@@ -43,6 +45,7 @@ class Engine:
     waiting, running: sequences, in order of queue and admission. steps: how many were started. name: in the
     trace. ids: of its sequences, where several engines share a kernel. began, left: see `watch`. training:
     what is trained beside; the runner computes it. predict: see `View`. num_probes: see `Drafting`.
+    constrain: compiles constraints; None where texts are made up, and so are held to none.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Engine:
         training: Training | None = None,
         predict: Callable[[Step], float] | None = None,
         num_probes: int = 0,
+        constrain: Callable[[Constraint], Matcher] | None = None,
     ) -> None:
         self.kernel = kernel
         self.runner = runner
@@ -78,6 +82,7 @@ class Engine:
         self.left: Callable[[Seq], None] | None = None
         self.training = training
         self.predict = predict
+        self._constrain = constrain
         self._drafting = None if proposer is None else Drafting(proposer, kv, vocab_size, predict, num_probes)
         self.steps = 0
         self._held = 0
@@ -98,10 +103,13 @@ class Engine:
         """Queue a request; one sequence per continuation, seeds counting up from the request's.
 
         Raises CapacityError if it can never fit, RangeError for impossible values, BusyError if the queue
-        is full.
+        is full, ConstraintError if outputs cannot be held to its constraint.
         """
         check_request(request, self.limits, self.kv.capacity(), self.num_unfinished - len(self.running))
         seqs = begin(request, sink, self._ids, self.kernel.now())
+        if request.constraint is not None:
+            for seq in seqs:
+                seq.matcher = self._matcher(request.constraint)
         seqs[0].siblings = seqs[1:]
         self._held += request.n - 1
         self._queue([seqs[0]])
@@ -110,6 +118,9 @@ class Engine:
         )
         self._ring()
         return seqs
+
+    def _matcher(self, constraint: Constraint) -> Matcher | None:
+        return None if self._constrain is None else self._constrain(constraint)
 
     def close(self) -> None:
         """End what guesses tokens, if anything does; called when no more is asked."""
@@ -394,6 +405,9 @@ class Engine:
     def adopt(self, seq: Seq, source: Lender | None = None) -> None:
         """Go on with a sequence of another engine, whose KV `source` lends; None: it is computed again."""
         seq.source = source
+        if seq.request.constraint is not None and seq.matcher is None:
+            with suppress(LightworkError):  # its next token will not be chosen without
+                seq.matcher = self._matcher(seq.request.constraint)
         self._queue([seq])
         self._ring()
 

@@ -27,7 +27,7 @@ from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.rows import build_rows, fed_rows
 from lightwork.serve.schedulers import Chunk, Step
-from lightwork.serve.scores import text_of
+from lightwork.serve.scores import restrict, text_of
 
 
 class GpuRunner:
@@ -201,7 +201,7 @@ def _plain(chunk: Chunk) -> bool:
     filtered = how.temperature > 0.0 and (how.top_k > 0 or how.top_p < 1.0 or how.min_p > 0.0)
     changed = how.penalised or bool(how.logit_bias)
     reported = how.logprobs is not None or chunk.seq.request.prompt_logprobs is not None
-    return not (filtered or changed or reported)
+    return not (filtered or changed or reported or chunk.seq.request.constraint is not None)
 
 
 class PickedScores:
@@ -211,7 +211,7 @@ class PickedScores:
     fed: see `LogitScores`.
     """
 
-    __slots__ = ("_fed", "_first", "_logits", "_step", "_tokens")
+    __slots__ = ("_fed", "_first", "_logits", "_step", "_tokens", "_wrong")
 
     def __init__(
         self,
@@ -226,6 +226,16 @@ class PickedScores:
         self._first = first
         self._tokens = tokens
         self._logits = logits
+        self._wrong: dict[int, Exception] = {}
+        for i, (chunk, known) in enumerate(zip(step.chunks, step.lengths(), strict=True)):
+            if chunk.seq.request.constraint is not None and chunk.end == known:
+                self._restrict(i)
+
+    def _restrict(self, chunk: int) -> None:
+        try:
+            restrict(self._step, chunk, self._fed, lambda node: self._logits[self._row(chunk, node)])
+        except Exception as error:  # it ends this sequence, when it is asked for; not the step
+            self._wrong[chunk] = error
 
     def pick(self, chunk: int, node: int, emitted: Sequence[int], top: int | None = None) -> Pick:
         if top is not None:
@@ -234,6 +244,8 @@ class PickedScores:
                 expected="a verifier that asks for none",
                 fix="Match()",
             )
+        if chunk in self._wrong:
+            raise self._wrong[chunk]
         seq, row = self._step.chunks[chunk].seq, self._row(chunk, node)
         position = self._step.lengths()[chunk] + len(emitted)
         if row in self._logits:

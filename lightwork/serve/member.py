@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from secrets import token_hex
 from typing import Any, BinaryIO
 
+from lightwork.decode.constraints import grammars
 from lightwork.decode.sampling import Pick
 from lightwork.errors import LightworkError
 from lightwork.memory.host import runs
@@ -59,6 +60,7 @@ class Hosted:
         self._lent: dict[int, Seq] = {}
         self._pools: dict[int, Any] = {}
         self._awaited: set[int] = set()
+        self._compiling: set[int] = set()
         self.kernel = Kernel(WallClock(order.moment), trace=Trace("real: cpu", keep=0, observers=[self]))
         import_backend(order.plan.on)
         self.engine, model, settings = open_one(
@@ -119,6 +121,9 @@ class Hosted:
         self.say("pong", self.engine.computing)
 
     def _on_submit(self, ids: Sequence[int], request: Request) -> None:
+        self._when_compiled(request, ids, lambda: self._submit(ids, request))
+
+    def _submit(self, ids: Sequence[int], request: Request) -> None:
         self._next_ids.extend(ids)
         try:
             seqs = self.engine.submit(request, self)
@@ -129,7 +134,26 @@ class Hosted:
             return
         self._seqs.update((seq.id, seq) for seq in seqs)
 
+    def _when_compiled(self, request: Request, ids: Sequence[int], then: Callable[[], object]) -> None:
+        """At once, unless there is a constraint that is new here: it is compiled beside the steps."""
+        constraint, known = request.constraint, grammars(self.model.tokenizer, self.engine.vocab_size)
+        if constraint is None or constraint in known:
+            then()
+            return
+        self._compiling.update(ids)
+
+        async def compiled() -> None:
+            with suppress(LightworkError):  # which the engine will say
+                await self.kernel.offload(known.matcher, constraint, background=True)
+            cancelled = [id for id in ids if id not in self._compiling]
+            self._compiling.difference_update(ids)
+            then()
+            self._on_cancel(cancelled)
+
+        self.kernel.spawn(compiled(), name=f"constraint of {ids[0]}")
+
     def _on_cancel(self, ids: Sequence[int]) -> None:
+        self._compiling.difference_update(ids)
         for id in self._awaited.intersection(ids):
             self._awaited.remove(id)
             del self._seqs[id]
@@ -137,6 +161,9 @@ class Hosted:
         self.engine.cancel([self._seqs[id] for id in ids if id in self._seqs])
 
     def _on_adopt(self, seq: Seq, number: int | None, table: Sequence[int]) -> None:
+        self._when_compiled(seq.request, [seq.id], lambda: self._adopt(seq, number, table))
+
+    def _adopt(self, seq: Seq, number: int | None, table: Sequence[int]) -> None:
         seq.sink = self
         self._seqs[seq.id] = seq
         if number is None:

@@ -7,10 +7,11 @@ while `generate` does.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
+from lightwork.decode.constraints import Constraint, grammars
 from lightwork.decode.sampling import Pick, Sampling, usual
 from lightwork.errors import RangeError
 from lightwork.runtime.clock import WallClock, local_date
@@ -75,22 +76,23 @@ class LLM:
         sampling: Sampling | Sequence[Sampling] | None = None,
         stop: Sequence[str] = (),
         model: str = "",
+        constraint: Constraint | None = None,
     ) -> list[Completion]:
         """A completion for each prompt, in their order, computed together.
 
         A conversation is written as the model's template says. sampling: of all, or of each; None: as the
         checkpoint's generation_config.json says, with a seed for each. stop: strings that end a text, and are
-        not part of it. model: which of several, "" the plan's own. Nothing is computed if one of the prompts
-        is refused: RangeError, CapacityError, UsageError. Raises what a text failed with, after the others
-        have ended.
+        not part of it. model: which of several, "" the plan's own. constraint: what each text has to be.
+        Nothing is computed if one of the prompts or the constraint is refused: RangeError, CapacityError,
+        UsageError. Raises what a text failed with, after the others have ended.
         """
         ids = [self._ids(prompt) for prompt in prompts]
         hows = self._each(sampling, len(ids))
         ends = self.tokenizer.eos_ids
-        requests = [
-            Request(prompt=tuple(i), max_tokens=max_tokens, sampling=how, stop_ids=ends, model=model)
-            for i, how in zip(ids, hows, strict=True)
-        ]
+        if constraint is not None:
+            grammars(self.tokenizer, self._engine.vocab_size).matcher(constraint)
+        asked = Request(prompt=(), max_tokens=max_tokens, stop_ids=ends, model=model, constraint=constraint)
+        requests = [replace(asked, prompt=tuple(i), sampling=how) for i, how in zip(ids, hows, strict=True)]
         for request in requests:
             check_request(request, self._engine.limits, self._engine.kv_tokens, 0)
         outputs = [_Output(TextOutput(self.tokenizer, stop, ends)) for _ in requests]

@@ -9,6 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lightwork.decode.constraints import grammars
 from lightwork.errors import SpecError
 from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8_DOT, PAGE
 from lightwork.memory.kv import KVCache
@@ -140,12 +141,12 @@ def open_one(
         make_runner, told = compose(plan, _local(model), make_runner, free, progress, name)
         settings.append(told)
         models = [*model.variants.values()]
-    threads = _threads(plan, model)
-    runner = make_runner(kernel, model, kv)
+    threads, runner = _threads(plan, model), make_runner(kernel, model, kv)
     runner, beside, more = _beside(chosen, runner, kernel, model, kv, timed="predict" in parts)
     settings += more
     max_len, vocab_size = int(longest.value), model.spec.vocab_size
     parts |= {**beside, "put_probes": _local(model).set_probes if num_ranks(plan) == 1 else None}
+    parts |= {"constrain": grammars(model.tokenizer, vocab_size).matcher}
     engine = make_engine(plan, kernel, kv, runner, max_len, vocab_size, models, **parts)
     if isinstance(runner, TrainingRunner):
         runner.publish = partial(put_adapter, engine, _local(model))

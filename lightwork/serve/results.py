@@ -84,6 +84,11 @@ class Results:
         left = request.max_tokens - len(seq.tokens) + seq.prompt_len
         if len(picks) >= left or request.stop_ids:
             picks, reason = _until_end(picks, left, request.stop_ids)
+        if seq.matcher is not None:
+            tokens = [pick.token for pick in picks]
+            whole = seq.matcher.end(seq.tokens[seq.prompt_len :], tokens)
+            if whole is not None:
+                picks, reason = picks[:whole], "stop"
         for pick in picks:
             seq.tokens.append(pick.token)
         if seq.ahead:

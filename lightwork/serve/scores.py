@@ -5,13 +5,14 @@ N scored rows, V vocabulary size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from lightwork.decode.choose import choose
 from lightwork.decode.proposers import ROOT
 from lightwork.decode.sampling import Floats, Pick, Sampling, describe, pick
+from lightwork.errors import InvariantError
 from lightwork.serve.schedulers import NO_DRAFT, Chunk, Step
 
 
@@ -20,10 +21,11 @@ class LogitScores:
     tokens, of chunks which did not know theirs when they were planned.
 
     All are made here, on the thread that ran the forward; after a draft node, the choice that holds if the
-    path to it is accepted. What `choose` leaves open is chosen when it is asked for.
+    path to it is accepted. What `choose` leaves open is chosen when it is asked for. What a constraint does
+    not allow is taken out of the logits before.
     """
 
-    __slots__ = ("_chosen", "_fed", "_first", "_known", "_logits_NV", "_picked", "_root", "_step")
+    __slots__ = ("_chosen", "_fed", "_first", "_known", "_logits_NV", "_picked", "_root", "_step", "_wrong")
 
     def __init__(
         self, step: Step, logits_NV: Floats, first: list[int], fed: Mapping[int, int] | None = None
@@ -35,6 +37,7 @@ class LogitScores:
         self._logits_NV = logits_NV
         self._first = first
         self._root: list[int] = []
+        self._wrong: dict[int, Exception] = {}
         rows: list[int] = []
         hows: list[Sampling] = []
         positions: list[int] = []
@@ -52,11 +55,25 @@ class LogitScores:
                         rows.append(root + 1 + node)
                         hows.append(chunk.seq.sampling)
                         positions.append(known + depth)
+                if chunk.seq.request.constraint is not None:
+                    self._restrict(i)
+        logits_NV = self._logits_NV
         asked_MV = logits_NV if len(rows) == len(logits_NV) else logits_NV[rows]
         tokens = choose(asked_MV, hows, positions)
         self._chosen = dict(zip(zip(rows, positions, strict=True), tokens, strict=True))
 
+    def _restrict(self, chunk: int) -> None:
+        if not self._logits_NV.flags.writeable:
+            self._logits_NV = np.array(self._logits_NV)
+        logits_NV, root = self._logits_NV, self._root[chunk]
+        try:
+            restrict(self._step, chunk, self._fed, lambda node: logits_NV[root + 1 + node])
+        except Exception as error:  # it ends this sequence, when it is asked for; not the step
+            self._wrong[chunk] = error
+
     def pick(self, chunk: int, node: int, emitted: Sequence[int], top: int | None = None) -> Pick:
+        if chunk in self._wrong:
+            raise self._wrong[chunk]
         if top is not None:
             token = self.pick(chunk, node, emitted).token
             return describe(self._logits_NV[self._root[chunk] + 1 + node], token, top)
@@ -103,6 +120,27 @@ def text_of(step: Step, chunk: int, fed: Mapping[int, int]) -> list[int]:
     """The tokens before the one that a chunk chooses, whether the engine knows the last one by now or not."""
     known, seq = step.lengths()[chunk], step.chunks[chunk].seq
     return [*seq.tokens[: known - 1], fed[chunk]] if chunk in fed else seq.tokens[:known]
+
+
+def restrict(step: Step, chunk: int, fed: Mapping[int, int], logits: Callable[[int], Floats]) -> None:
+    """Take out of the logits after ROOT, and after each draft node that can be accepted, what the constraint
+    does not allow there. logits(node): float32 [V], written.
+
+    Raises ConstraintError, and InvariantError where nobody has compiled the constraint: no text without it.
+    """
+    seq = step.chunks[chunk].seq
+    if seq.matcher is None:
+        raise InvariantError(f"{seq} has a constraint and no matcher", expected="one made by its engine")
+    output = text_of(step, chunk, fed)[seq.prompt_len :]
+    paths: dict[int, list[int]] = {ROOT: output}
+    allowed = {ROOT: seq.matcher.allowed(output)}
+    draft = step.draft(chunk)
+    for node, (token, parent) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
+        if token >= 0 and parent in allowed and allowed[parent][token]:
+            paths[node] = [*paths[parent], token]
+            allowed[node] = seq.matcher.allowed(paths[node])
+    for node, allowed_V in allowed.items():
+        np.putmask(logits(node), ~allowed_V, -np.inf)
 
 
 def _reports(chunk: Chunk) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from lightwork.decode.acceptance import Acceptance
+from lightwork.decode.constraints import Constraint, Matcher
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.errors import BusyError, CapacityError, RangeError
 
@@ -37,7 +38,8 @@ class Request:
     prompt_logprobs: report log-probabilities of the prompt's tokens, with this many alternatives; None
     reports none. tenant: on whose behalf, for schedulers that are fair. model: which of those that the engine
     serves; "" is the one it was opened with. encoded: the leading tokens of the prompt that an encoder reads,
-    all of them in one step; what follows is the decoder's, a token or more.
+    all of them in one step; what follows is the decoder's, a token or more. constraint: what each output has
+    to be; None: anything.
     """
 
     prompt: tuple[int, ...]
@@ -49,6 +51,7 @@ class Request:
     tenant: str = ""
     model: str = ""
     encoded: int = 0
+    constraint: Constraint | None = None
     id: str = ""
 
 
@@ -99,6 +102,7 @@ class Sequence:
     cached: prompt tokens found in the prefix cache. drafted, accepted: draft rows run, and kept.
     acceptance: how its guesses have held lately, None before any.
     siblings: continuations of the same prompt that wait until this one has put it into the prefix cache.
+    matcher: which tokens its constraint allows; None where there is none, or nothing real is generated.
     """
 
     id: int
@@ -124,6 +128,7 @@ class Sequence:
     siblings: list[Sequence] = field(default_factory=list)
     source: Lender | None = None
     prompt_told: int = 0
+    matcher: Matcher | None = None
 
     @property
     def known(self) -> int:

@@ -13,6 +13,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from lightwork.decode.constraints import grammars
 from lightwork.decode.sampling import Pick
 from lightwork.errors import LightworkError, NotReadyError
 from lightwork.models.tokenizer import Tokenizer
@@ -213,9 +214,14 @@ class Service:
     async def submit(self, request: Request, stop: Sequence[str] = ()) -> Stream:
         """Start a request; returns its stream once the engine has accepted it.
 
-        Raises what `Engine.submit` raises, and NotReadyError when the service has stopped or is draining.
+        Raises what `Engine.submit` raises, and NotReadyError when the service has stopped or is draining. A
+        constraint is compiled first, beside the engine's thread.
         """
         self.check_ready()
+        if request.constraint is not None:
+            known = grammars(self.tokenizer, self.engine.vocab_size)
+            if request.constraint not in known:
+                await asyncio.to_thread(known.matcher, request.constraint)
         stream = Stream(self, asyncio.get_running_loop(), request, stop)
         self.kernel.post(stream.start)
         try:

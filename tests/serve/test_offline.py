@@ -8,8 +8,9 @@ import pytest
 
 import lightwork
 from lightwork import LLM, Plan
+from lightwork.decode.constraints import Constraint
 from lightwork.decode.sampling import Sampling
-from lightwork.errors import CapacityError, RangeError
+from lightwork.errors import CapacityError, ConstraintError, RangeError
 
 GREEDY = Sampling(temperature=0.0)
 PROMPTS = ["red is", "What is next to the house?", "one two three"]
@@ -76,6 +77,16 @@ def test_a_prompt_that_cannot_be_served_stops_all_before_the_first_step(llm: LLM
         llm.generate(["short", "long " * 50_000], max_tokens=4)
     with pytest.raises(RangeError, match="2 samplings for 1 prompts"):
         llm.generate(["short"], sampling=[GREEDY, GREEDY])
+    assert len(llm.trace.spans) == steps
+
+
+def test_texts_are_what_a_constraint_says_or_none_is_written(llm: LLM):
+    pytest.importorskip("llguidance")
+    said = llm.generate(PROMPTS, max_tokens=9, constraint=Constraint(kind="choice", text='["left", "right"]'))
+    assert {c.text for c in said} <= {"left", "right"}
+    steps = len(llm.trace.spans)
+    with pytest.raises(ConstraintError, match="unclosed group"):
+        llm.generate(PROMPTS, max_tokens=9, constraint=Constraint(kind="regex", text="(a"))
     assert len(llm.trace.spans) == steps
 
 

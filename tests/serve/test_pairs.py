@@ -19,6 +19,7 @@ import pytest
 pytest.importorskip("numba")
 pytest.importorskip("torch")
 
+from lightwork.decode.constraints import Constraint
 from lightwork.decode.sampling import Sampling
 from lightwork.errors import SpecError
 from lightwork.memory.residencies.belady import Belady
@@ -44,6 +45,7 @@ from lightwork.testing import random_adapter, tiny_checkpoint
 
 MAX_LEN, SLOTS = 128, 3
 NAMES = ("one", "two")
+FORM = Constraint(kind="regex", text="colours: [a-d]{90}")
 ACTING = {
     "ByModel": "ByModel(max_steps=5)",
     "FastSwitch": "FastSwitch(every=3, stay=0.3)",
@@ -130,7 +132,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 def load(models: Sequence[str]) -> list[Request]:
-    """Prompts of 40 to 90 tokens, every other one behind a block that they share; one in three is sampled."""
+    """Prompts of 40 to 90 tokens, every other one behind a block that they share; one in three is sampled,
+    one in four has a form to keep to, longer than it gets."""
     rng = np.random.default_rng(0)
     shared = rng.integers(0, 250, 66).tolist()
     return [
@@ -140,6 +143,7 @@ def load(models: Sequence[str]) -> list[Request]:
             sampling=Sampling(temperature=0.8 if i % 3 == 2 else 0.0, seed=i),
             tenant="ab"[i % 2],
             model=models[i % len(models)],
+            constraint=FORM if i % 4 == 3 else None,
         )
         for i in range(12)
     ]
@@ -271,7 +275,7 @@ def test_the_load_is_one_that_techniques_act_on(place: Place, alone: Callable[..
         return found | ({"accepted"} if any(seq.accepted for seq in seqs) else set())
 
     assert {"preempt", "cached"} <= seen()
-    for name in ("Ngram", "DraftModel", "Pearl", "Cascade"):
+    for name in ("Ngram", "DraftModel", "Pearl", "Cascade", "Forced"):
         assert "accepted" in seen(name)
     assert {"fetch", "preempt"} <= seen("FastSwitch", "HostMemory")
     assert "switch" in seen("Experts")

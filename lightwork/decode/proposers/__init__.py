@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lightwork.decode.constraints import Matcher
 from lightwork.decode.sampling import Sampling
 from lightwork.decode.verifiers import Verdict
 from lightwork.errors import InvariantError
@@ -22,12 +23,14 @@ MAX_NODES = 64
 
 
 class Text(Protocol):
-    """What a proposer may see of a sequence. sampling: how its tokens are chosen, with which seed."""
+    """What a proposer may see of a sequence. sampling: how its tokens are chosen, with which seed. matcher:
+    which tokens its constraint allows, None without one."""
 
     id: int
     tokens: list[int]
     prompt_len: int
     sampling: Sampling
+    matcher: Matcher | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,15 @@ class Draft:
                 chain.append(i)
                 node = i
         return chain
+
+    def without(self, nodes: Collection[int]) -> Draft:
+        """Cut off these nodes, and what is under them."""
+        place = {ROOT: ROOT}
+        for i, parent in enumerate(self.parents):
+            if parent in place and i not in nodes:
+                place[i] = len(place) - 1
+        kept = [i for i in place if i != ROOT]
+        return Draft(tuple(self.tokens[i] for i in kept), tuple(place[self.parents[i]] for i in kept))
 
     def depths(self) -> list[int]:
         """Depth of each node; a child of the root has depth 1."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from lightwork.decode.acceptance import chain_gain
+from lightwork.decode.constraints import Matcher
 from lightwork.decode.proposers import ROOT, Draft, Drafter, Proposer, Target, Text
 from lightwork.decode.proposers._agreement import agreement
 from lightwork.decode.proposers.draft_model import DraftModel
@@ -64,6 +65,7 @@ class _Copy:
     tokens: list[int]
     prompt_len: int
     sampling: Sampling
+    matcher: Matcher | None = None
 
 
 class Writer:

@@ -12,10 +12,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from lightwork import __version__
-from lightwork.errors import LightworkError
+from lightwork.errors import ConstraintError, LightworkError
 from lightwork.runtime.clock import unix_s
 from lightwork.serve.http import errors, replies
 from lightwork.serve.http.choices import ChatChoices, CompletionChoices
+from lightwork.serve.http.constraints import refused_constraint
 from lightwork.serve.http.guard import Guard
 from lightwork.serve.http.metrics import Metrics
 from lightwork.serve.http.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, Lenient, TokenizeBody
@@ -120,6 +121,8 @@ class Api:
         except BaseException as error:
             for stream in streams:
                 stream.cancel()
+            if isinstance(error, ConstraintError):
+                raise refused_constraint(body, error) from error
             if isinstance(error, LightworkError):
                 self.service.check_ready()
             raise

@@ -14,6 +14,7 @@ from lightwork.decode.sampling import Sampling
 from lightwork.errors import RangeError
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.clock import local_date
+from lightwork.serve.http.constraints import constraint_of
 from lightwork.serve.http.errors import HttpError, refused
 from lightwork.serve.http.schemas import (
     IGNORED,
@@ -151,9 +152,7 @@ def _encode(text: str, served: Served, field: str, *, add_special: bool) -> list
 def _request(
     body: Body, prompt: list[int], asked: int | None, logprobs: int | None, served: Served
 ) -> Request:
-    kind = (body.response_format or {}).get("type", "text")
-    if kind != "text":
-        raise refused("response_format", f"{kind!r} is not supported yet", expected='{"type": "text"}')
+    constraint = constraint_of(body)
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options", "needs stream", expected="stream: true")
     if body.prompt_logprobs is not None and body.stream:
@@ -167,11 +166,12 @@ def _request(
         prompt=tuple(prompt),
         max_tokens=asked if asked is not None else max(1, room),
         sampling=_sampling(body, logprobs, served),
-        stop_ids=frozenset() if body.ignore_eos else served.tokenizer.eos_ids,
+        stop_ids=served.tokenizer.eos_ids if constraint or not body.ignore_eos else frozenset(),
         n=body.n,
         prompt_logprobs=body.prompt_logprobs,
         tenant=body.user,
         model=served.variants[body.model] if body.model in served.variants else served.route(prompt),
+        constraint=constraint,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from lightwork import models
+from lightwork.decode.constraints import Constraint, grammars
 from lightwork.decode.proposers import Draft
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.proposers.ppd import PPD
@@ -37,6 +39,7 @@ from lightwork.serve.simulate import run_load
 Make = Callable[..., Path]
 TEXT = np.random.default_rng(0).integers(0, 256, 40).tolist()
 SMALL = {"num_hidden_layers": 2}
+PAIRS = Constraint(kind="regex", text="a(b|c)(bc|d)*x{40}")
 
 
 def logits(forward: Model | GpuStep, model: Model) -> list[torch.Tensor]:
@@ -99,14 +102,18 @@ def test_served_texts_equal_those_of_torch(checkpoint: Make) -> None:
         Request(prompt=tuple(TEXT[:4]), max_tokens=4, sampling=Sampling(temperature=1.2, seed=(1 << 64) - 3)),
         Request(prompt=tuple(TEXT[4:7]), max_tokens=4, sampling=Sampling(seed=3, top_p=0.8, logprobs=2)),
         Request(prompt=tuple(TEXT[4:8]), max_tokens=3, sampling=Sampling(seed=4), prompt_logprobs=1),
+        Request(prompt=repeated, max_tokens=5, sampling=Sampling(temperature=0.0), constraint=PAIRS),
     ]
+    size = model.spec.vocab_size
+    constrain = grammars(model.tokenizer, size).matcher
     texts = []
     for runner in (GpuRunner, LocalRunner):
         kernel = Kernel(WallClock())
         plan, kv = Plan(use=(Ngram(k=2),)), KVCache(64, 4)
-        engine = make_engine(plan, kernel, kv, runner(kernel, model, kv), 200, model.spec.vocab_size)
+        engine = make_engine(plan, kernel, kv, runner(kernel, model, kv), 200, size, constrain=constrain)
         texts.append([seq.tokens for seq in run_load(engine, [0.0] * len(load), load)])
     assert texts[0] == texts[1]
+    assert re.fullmatch("a[bc](bc|d)*(b|x*)", model.tokenizer.decode(texts[0][-1][len(repeated) :]))
 
 
 def test_probes_say_the_same_as_those_of_torch(checkpoint: Make, tmp_path: Path) -> None:
@@ -145,12 +152,16 @@ def test_tokens_are_fed_where_the_device_has_them(checkpoint: Make) -> None:
         Request(prompt=tuple(TEXT[5:9]), max_tokens=6, sampling=Sampling(temperature=1.2, seed=5)),
         Request(prompt=tuple(TEXT[4:7]), max_tokens=5, sampling=Sampling(seed=3, repetition_penalty=1.5)),
         Request(prompt=tuple(TEXT[4:8]), max_tokens=4, sampling=Sampling(seed=4), prompt_logprobs=1),
+        Request(prompt=tuple(TEXT[3:8]), max_tokens=6, sampling=Sampling(seed=6), constraint=PAIRS),
     ]
+    size = model.spec.vocab_size
+    constrain = grammars(model.tokenizer, size).matcher
     texts = []
     for ahead in (False, True):
         kernel, kv = Kernel(WallClock()), KVCache(64, 4)
         runner = GpuRunner(kernel, model, kv, ahead=ahead)
-        engine = make_engine(Plan(use=(Sarathi(chunk=6),)), kernel, kv, runner, 200, model.spec.vocab_size)
+        plan = Plan(use=(Sarathi(chunk=6),))
+        engine = make_engine(plan, kernel, kv, runner, 200, size, constrain=constrain)
         texts.append([seq.tokens for seq in run_load(engine, [0.0] * len(load), load)])
         assert engine.runner.depth == 1 + ahead
     assert texts[0] == texts[1]

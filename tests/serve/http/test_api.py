@@ -186,7 +186,7 @@ def test_unknown_fields_are_named_and_unsupported_ones_refused(http: httpx.Clien
     assert reply.headers["x-lightwork-ignored"] == "temprature"
     refusals = {
         "store": True,
-        "response_format": {"type": "json_object"},
+        "response_format": {"type": "xml"},
         "tools": [{"type": "function", "function": {"name": "f"}}],
         "tool_choice": "required",
         "audio": {"voice": "x"},

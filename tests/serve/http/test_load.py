@@ -84,6 +84,7 @@ ignore_eos presence_penalty repetition_penalty logit_bias stream stream_options 
 top_logprobs echo prompt_logprobs response_format tools tool_choice parallel_tool_calls
 reasoning_effort chat_template_kwargs user store audio messages prompt model nonsense
 best_of suffix verbosity service_tier modalities moderation metadata
+structured_outputs guided_json guided_regex guided_choice guided_grammar
 """
 
 
@@ -100,7 +101,7 @@ def junk(rng: random.Random, depth: int = 0) -> object:
         return rng.choice(["user", "text", "", NAME, "auto", "none", {"type": "text"}, [], {}])
     if kind == 6:
         return [junk(rng, depth + 1) for _ in range(rng.randrange(4))]
-    names = ("type", "text", "role", "content", "self", "now", "65", "9" * 5000)
+    names = ("type", "text", "role", "content", "self", "now", "65", "9" * 5000, "json", "regex", "schema")
     return {
         rng.choice((*names, str(junk(rng, 9))[:8])): junk(rng, depth + 1) for _ in range(rng.randrange(4))
     }
