@@ -151,7 +151,7 @@ class Workers:
 
     depth: stages. into, out: pipes to the ranks of the first, and from those of the last. threads: of each.
     master: tokens go to the first rank alone. nbytes: of all weights. held: of each rank's. lost: why they
-    compute no more. reads_once: see `CompiledModel`. Commands are sent and answers collected by a thread each.
+    compute no more. reads_once: see `CompiledModel`. Commands are sent and answers collected by threads.
     """
 
     reads_once = False
