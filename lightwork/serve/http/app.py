@@ -12,6 +12,7 @@ from lightwork import __version__
 from lightwork.serve.http import errors
 from lightwork.serve.http.about import About
 from lightwork.serve.http.completions import Completions
+from lightwork.serve.http.embeddings import Embeddings
 from lightwork.serve.http.guard import Guard
 from lightwork.serve.http.handling import Handling
 from lightwork.serve.http.metrics import Metrics
@@ -61,9 +62,11 @@ def _routes(handling: Handling, metrics: Metrics, created: int) -> Sequence[Rout
     about = About(handling, metrics, created)
     chosen = "id object created model choices usage timings"
     model = "id object created owned_by max_model_len"
+    embedded = "object data model usage"
     return [
         Route("POST", "/v1/chat/completions", completions.chat, chosen, streams=True),
         Route("POST", "/v1/completions", completions.complete, chosen, streams=True),
+        Route("POST", "/v1/embeddings", Embeddings(handling).create, embedded),
         Route("GET", "/v1/models", about.models, "object data"),
         Route("GET", "/v1/models/{name:path}", about.model, model),
         Route("POST", "/tokenize", about.tokenize, "tokens count max_model_len"),

@@ -179,6 +179,19 @@ class CompletionBody(Body):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
+class EmbeddingBody(Lenient):
+    """One embedding per input."""
+
+    unsupported = {"dimensions": ()}
+    hints = IGNORED
+
+    model: str
+    input: Text
+    encoding_format: Literal["float", "base64"] = "float"
+    add_special_tokens: bool = True
+    user: str = ""
+
+
 class TokenizeBody(Lenient):
     model: str | None = None
     prompt: str | None = None

@@ -17,6 +17,7 @@ from lightwork.serve.http.schemas import (
     UNSUPPORTED,
     ChatBody,
     CompletionBody,
+    EmbeddingBody,
     StreamOptions,
 )
 
@@ -50,6 +51,10 @@ def test_every_field_openai_defines_is_known_here() -> None:
     assert theirs <= set(ChatBody.model_fields) | set(UNSUPPORTED) | IGNORED
     theirs = set(completions.CompletionCreateParamsBase.__annotations__)
     assert theirs <= set(CompletionBody.model_fields) | set(UNSUPPORTED) | IGNORED
+    from openai.types.embedding_create_params import EmbeddingCreateParams
+
+    theirs = set(EmbeddingCreateParams.__annotations__)
+    assert theirs <= set(EmbeddingBody.model_fields) | set(EmbeddingBody.unsupported) | IGNORED
     assert set(ChatCompletionStreamOptionsParam.__annotations__) <= set(StreamOptions.model_fields)
 
 
