@@ -11,6 +11,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from lightwork import __version__
 from lightwork.serve.http import errors
 from lightwork.serve.http.about import About
+from lightwork.serve.http.adapters.messages import Messages
+from lightwork.serve.http.adapters.responses import Responses
 from lightwork.serve.http.completions import Completions
 from lightwork.serve.http.embeddings import Embeddings
 from lightwork.serve.http.guard import Guard
@@ -58,15 +60,20 @@ def create_app(
 
 
 def _routes(handling: Handling, metrics: Metrics, created: int) -> Sequence[Route]:
-    completions = Completions(handling)
+    completions, messages = Completions(handling), Messages(handling)
     about = About(handling, metrics, created)
     chosen = "id object created model choices usage timings"
+    response = "id object created_at model status output usage error incomplete_details"
+    message = "id type role model content stop_reason stop_sequence usage"
     model = "id object created owned_by max_model_len"
     embedded = "object data model usage"
     return [
         Route("POST", "/v1/chat/completions", completions.chat, chosen, streams=True),
         Route("POST", "/v1/completions", completions.complete, chosen, streams=True),
         Route("POST", "/v1/embeddings", Embeddings(handling).create, embedded),
+        Route("POST", "/v1/responses", Responses(handling).create, response, streams=True),
+        Route("POST", "/v1/messages", messages.create, message, streams=True),
+        Route("POST", "/v1/messages/count_tokens", messages.count_tokens, "input_tokens"),
         Route("GET", "/v1/models", about.models, "object data"),
         Route("GET", "/v1/models/{name:path}", about.model, model),
         Route("POST", "/tokenize", about.tokenize, "tokens count max_model_len"),
