@@ -41,10 +41,10 @@ class Handling:
     def ignored(self, body: Lenient) -> dict[str, str]:
         """The header that names fields nobody defines; each is logged once."""
         unknown = unknown_fields(body)
-        for name in unknown:
+        for name in (full[:80] for full in unknown):
             if name not in self._told and len(self._told) < 1000:
                 self._told.add(name)
-                log.warning("requests hold the unknown field %r, which is ignored", name[:80])
+                log.warning("requests hold the unknown field %r, which is ignored", name)
         shown = ", ".join(n for n in unknown if n.isascii() and n.isprintable())[:1000]
         return {"x-lightwork-ignored": shown} if unknown else {}
 
