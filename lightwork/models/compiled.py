@@ -240,21 +240,36 @@ class CompiledModel:
         InvariantError for a block, slot, token or position that does not exist, before anything is computed.
         """
         with self._one_at_a_time:
-            self._use(kv)
-            self._arrange(plan or self._one_by_one, rows)
             logits = self._buffers.logits(len(rows.scored))
-            parts = [*rows.parts(ROWS_AT_ONCE)]
-            for part in parts:
-                self._fill(part, kv, logits)
-            done, shared_S = 0, np.zeros(len(rows.known), np.int64)
-            for part in parts:
-                if len(parts) > 1:
-                    self._fill(part, kv, logits[done:])
-                self._pass()
-                done += len(part.scored)
-                np.maximum(shared_S, self._buffers.shared_keys(part), out=shared_S)
-            self.shared_keys = shared_S.tolist()
+            _, self.shared_keys = self._run(rows, kv, plan or self._one_by_one, logits)
             return logits
+
+    def last_state(self, rows: Rows, kv: CompiledKV) -> NDArray[np.float32]:
+        """The hidden state of the last row, which is scored, behind the last norm, [d]. From any thread: it
+        waits for a step that runs, and leaves that one's logits alone."""
+        logits = np.empty((len(rows.scored), self.spec.vocab_size), np.float32)
+        with self._one_at_a_time:
+            part, _ = self._run(rows, kv, self._one_by_one, logits)
+            state = self._state.arrays["mixed"][len(part.scored) - 1, : self.spec.hidden_size]
+            return np.array(state, np.float32)
+
+    def _run(
+        self, rows: Rows, kv: CompiledKV, plan: LayerPlan, logits: NDArray[np.float32]
+    ) -> tuple[Rows, list[int]]:
+        """Compute rows, part by part; returns the last part, and of each sequence the keys that it shared."""
+        self._use(kv)
+        self._arrange(plan, rows)
+        parts = [*rows.parts(ROWS_AT_ONCE)]
+        for part in parts:
+            self._fill(part, kv, logits)
+        done, shared_S = 0, np.zeros(len(rows.known), np.int64)
+        for part in parts:
+            if len(parts) > 1:
+                self._fill(part, kv, logits[done:])
+            self._pass()
+            done += len(part.scored)
+            np.maximum(shared_S, self._buffers.shared_keys(part), out=shared_S)
+        return part, shared_S.tolist()
 
     def _pass(self) -> None:
         """Compute the rows that the record is filled with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -21,6 +22,17 @@ from lightwork.errors import CheckpointError, UsageError
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_PENDING = 16
 """Tokens after which bytes that still make no character are shown as they are: no character is that long."""
+
+
+def _bytes_by_letter() -> dict[str, int]:
+    """How byte-level vocabularies write bytes: printable ones as they are in Latin-1, the others from U+0100
+    on (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(rest)}
+
+
+_BYTE_OF = _bytes_by_letter()
 
 
 class Tokenizer:
@@ -69,6 +81,17 @@ class Tokenizer:
     def token_text(self, token: int) -> str:
         """The token as it is written in the vocabulary's text, special tokens included."""
         return self.decode([token])
+
+    def token_bytes(self, token: int) -> bytes:
+        """The token's own bytes, where they make no whole character either."""
+        text = self.token_text(token)
+        if REPLACEMENT not in text:
+            return text.encode()
+        name = self._tokenizer.id_to_token(token) or ""
+        if match := re.fullmatch(r"<0x([0-9A-F]{2})>", name):
+            return bytes.fromhex(match[1])
+        known = [_BYTE_OF.get(char) for char in name]
+        return text.encode() if None in known else bytes(byte for byte in known if byte is not None)
 
     def stream(self) -> Detokenizer:
         return Detokenizer(self)

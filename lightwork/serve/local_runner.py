@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import replace
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lightwork.decode.choose import compiled
 from lightwork.errors import SpecError
@@ -31,6 +35,13 @@ millisecond, and requests can wait so long."""
 PIECE_BYTES, PAUSES = 1 << 20, 4
 """Keys and values are copied so much at a time; while a step runs on the same cores, pauses last so many
 times as long as a piece."""
+
+
+@runtime_checkable
+class _States(Protocol):
+    """A model that can show the last row's hidden state, [d]."""
+
+    def last_state(self, rows: Rows, kv: Any) -> NDArray[np.float32]: ...
 
 
 class LocalRunner:
@@ -79,6 +90,22 @@ class LocalRunner:
         expected_s = self._last_s * max(1.0, len(rows.tokens) / self._last_rows)
         start = self.kernel.attempt if expected_s < BRIEF_S else self.kernel.offload
         return start(self._forward, step, rows, first)
+
+    def embed(self, tokens: Sequence[int], model: str) -> NDArray[np.float32] | None:
+        """The hidden state of the last of these tokens, [d]; None where a model has no such thing.
+
+        model: as `Request.model`. From any thread, beside the steps, with keys and values of its own.
+        """
+        if not isinstance(self.model, _States) or getattr(self.model, "chains", None) is not None:
+            return None
+        size, last = self.kv.block_size, len(tokens) - 1
+        rows = replace(
+            Rows.of_text(np.array(tokens, np.int64), size),
+            scored=np.array([last]),
+            models=(model,) if model else (),
+        )
+        states: _States = self.model
+        return states.last_state(rows, self.model.new_kv(last // size + 1, size))
 
     def pull(
         self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int

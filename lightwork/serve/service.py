@@ -13,13 +13,17 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lightwork.decode.constraints import grammars
 from lightwork.decode.sampling import Pick
-from lightwork.errors import LightworkError, NotReadyError
+from lightwork.errors import LightworkError, NotReadyError, UsageError
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
+from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.sequence import FinishReason, Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.text import TextOutput
@@ -48,7 +52,7 @@ class Usage:
 class Delta:
     """What is new of one continuation (of n).
 
-    The last one has a reason and usage, and error if that failed.
+    The last one has a reason and usage, error if that failed, and the stop string that was found, if any.
     """
 
     index: int
@@ -58,6 +62,7 @@ class Delta:
     reason: FinishReason | None = None
     error: Exception | None = None
     usage: Usage | None = None
+    stop: str = ""
 
 
 class Taker(Protocol):
@@ -124,8 +129,10 @@ class Stream:
 
     def finish(self, seq: Seq, reason: FinishReason, error: Exception | None) -> None:
         index = self._index(seq)
-        text = self._texts[index].flush() if reason in ("stop", "length") else ""
-        self._service.put(self, Delta(index=index, text=text, reason=reason, error=error, usage=_usage(seq)))
+        output = self._texts[index]
+        text = output.flush() if reason in ("stop", "length") else ""
+        last = Delta(index=index, text=text, reason=reason, error=error, usage=_usage(seq), stop=output.found)
+        self._service.put(self, last)
 
     def _index(self, seq: Seq) -> int:
         return seq.sampling.seed - self.request.sampling.seed
@@ -245,6 +252,21 @@ class Service:
         answer: asyncio.Future[Any] = loop.create_future()
         self.kernel.post(lambda: loop.call_soon_threadsafe(_resolve, answer, read(self.engine)))
         return await answer
+
+    def embed(self, tokens: Sequence[int], model: str) -> NDArray[np.float32]:
+        """The hidden state of the last of these tokens, [d]; takes as long as a step. From any thread.
+
+        model: as `Request.model`. Raises UsageError where the model is not in this process, or has none.
+        """
+        runner = self.engine.runner if isinstance(self.engine, Engine) else None
+        state = runner.embed(tokens, model) if isinstance(runner, LocalRunner) else None
+        if state is None:
+            raise UsageError(
+                "this server's plan gives no hidden states",
+                expected="a decoder that this process computes by itself, on a CPU",
+                fix="serve the model for embeddings apart: lightwork serve MODEL --on cpu",
+            )
+        return state
 
     async def drain(self) -> None:
         """Take no new requests and end training; return when the accepted requests have finished and what was

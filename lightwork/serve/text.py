@@ -12,7 +12,7 @@ class TextOutput:
     """The text of one continuation.
 
     Text is handed out as soon as it is certain: a half character, or what may be the beginning of a stop
-    string, is held back. A stop string ends the text and is not part of it.
+    string, is held back. A stop string ends the text and is not part of it. found: that stop string.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], hidden: frozenset[int]) -> None:
@@ -20,6 +20,7 @@ class TextOutput:
         self._stop = tuple(s for s in stop if s)
         self._hidden = hidden
         self._held = ""
+        self.found = ""
 
     def push(self, picks: Sequence[Pick]) -> tuple[str, int | None]:
         """Text that is certain now, and, if a stop string was completed, how many of the picks stand."""
@@ -45,8 +46,11 @@ class TextOutput:
         return rest
 
     def _find_stop(self) -> int | None:
-        found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
-        return min(found) if found else None
+        found = [(at, s) for s in self._stop if (at := self._held.find(s)) >= 0]
+        if not found:
+            return None
+        at, self.found = min(found)
+        return at
 
     def _overlap(self) -> int:
         """Length of the longest end of the held text that may begin a stop string."""

@@ -21,10 +21,16 @@ ROLES = ("system", "user", "assistant", "tool")
 SPECIAL = (BOS, END, *(f"<|{role}|>" for role in ROLES))
 SPLIT = r" join\(\)|\n?[0-9]+\.|\n-|\n| ?\$?[A-Za-z0-9]+:?| ?[^A-Za-z0-9\s]+|\s"
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
+    "{{ bos_token }}{% if tools %}{{ '<|system|>' }}{% for tool in tools %}"
+    "{{ (tool.function if tool.function is defined else tool) | tojson + '\\n' }}{% endfor %}"
+    '{{ \'Call them as <tool_call>{"name": NAME, "arguments": {}}</tool_call><|end|>\' }}{% endif %}'
+    "{% for message in messages %}"
     "{% if message['role'] not in ['" + "', '".join(ROLES) + "'] %}"
     "{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}{% endfor %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] | trim }}"
+    "{% for call in message.tool_calls or [] %}"
+    "{{ '<tool_call>\\n' + call.function | tojson + '\\n</tool_call>' }}{% endfor %}"
+    "{{ '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 

@@ -8,24 +8,31 @@ from typing import Any
 from lightwork.decode.sampling import Pick
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.serve.http import replies
+from lightwork.serve.http.calls import CallParser, Piece
 from lightwork.serve.http.schemas import ChatBody, CompletionBody
 from lightwork.serve.sequence import Request
 from lightwork.serve.service import Delta
 
 
 class ChatChoices:
-    """Entries of a chat reply."""
+    """Entries of a chat reply. Calls that are streamed are remembered, so one object serves one reply."""
 
     def __init__(self, body: ChatBody, tokenizer: Tokenizer) -> None:
         self._body = body
         self._tokenizer = tokenizer
+        self._parsers = [CallParser(reads_calls=body.reads_calls) for _ in range(body.n)]
 
     def whole(self, c: replies.Choice) -> dict[str, Any]:
+        parser = self._parsers[c.index]
+        text, calls = _told([*parser.push(c.text), *parser.finish()])
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": text or None, "tool_calls": [_without_index(call) for call in calls]}
         return {
             "index": c.index,
-            "message": {"role": "assistant", "content": c.text, "refusal": None},
+            "message": message,
             "logprobs": self._logprobs(c.picks),
-            "finish_reason": c.reason,
+            "finish_reason": None if c.reason is None else parser.reason(c.reason),
         }
 
     def opening(self) -> list[dict[str, Any]]:
@@ -33,15 +40,39 @@ class ChatChoices:
         return [{"index": i, **role} for i in range(self._body.n)]
 
     def piece(self, delta: Delta, at: int) -> dict[str, Any] | None:
-        logprobs = self._logprobs(delta.picks) if delta.picks else None
-        reason = delta.reason
-        if not delta.text and logprobs is None and reason is None:
+        parser, logprobs = self._parsers[at], self._logprobs(delta.picks) if delta.picks else None
+        pieces = parser.push(delta.text)
+        if delta.reason is not None:
+            pieces += parser.finish()
+        text, calls = _told(pieces)
+        if not pieces and logprobs is None and delta.reason is None:
             return None
-        content = {"content": delta.text} if delta.text or reason is None else {}
-        return {"index": at, "delta": content, "logprobs": logprobs, "finish_reason": reason}
+        new: dict[str, Any] = {"content": text} if text or not (calls or delta.reason) else {}
+        if calls:
+            new["tool_calls"] = calls
+        reason = None if delta.reason is None else parser.reason(delta.reason)
+        return {"index": at, "delta": new, "logprobs": logprobs, "finish_reason": reason}
 
     def _logprobs(self, picks: Sequence[Pick]) -> dict[str, Any] | None:
         return replies.chat_logprobs(picks, self._tokenizer) if self._body.logprobs else None
+
+
+def _told(pieces: Sequence[Piece]) -> tuple[str, list[dict[str, Any]]]:
+    """Text, and OpenAI's entries of calls, each whole or what is new of it."""
+    text, calls = "", dict[int, dict[str, Any]]()
+    for piece in pieces:
+        if isinstance(piece, str):
+            text += piece
+            continue
+        call = calls.setdefault(piece.number, {"index": piece.number, "function": {"arguments": ""}})
+        if piece.id:
+            call |= {"id": piece.id, "type": "function", "function": {"name": piece.name, "arguments": ""}}
+        call["function"]["arguments"] += piece.arguments
+    return text, [*calls.values()]
+
+
+def _without_index(call: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in call.items() if name != "index"}
 
 
 class CompletionChoices:
@@ -77,7 +108,8 @@ class CompletionChoices:
         if self._body.logprobs is not None and delta.picks:
             offset = self._shown_chars.get(at, 0)
             logprobs = replies.completion_logprobs(delta.picks, self._tokenizer, offset)
-            self._shown_chars[at] = offset + sum(map(len, logprobs["tokens"]))
+            texts = map(self._tokenizer.token_text, (pick.token for pick in delta.picks))
+            self._shown_chars[at] = offset + sum(map(len, texts))
         if not text and logprobs is None and reason is None:
             return None
         return {"index": at, "text": text, "logprobs": logprobs, "finish_reason": reason}

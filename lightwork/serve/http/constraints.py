@@ -39,8 +39,8 @@ def constraint_of(body: Body) -> Constraint | None:
 
 
 def refused_constraint(body: Body, error: ConstraintError) -> HttpError:
-    """The same, with the field that it is about."""
-    field = next((field for field, c in _asked(body) if c is not None), None)
+    """The same, with the field that it is about: nothing else than tools asks for one beside these."""
+    field = next((field for field, c in _asked(body) if c is not None), "tools")
     return HttpError(
         400, error.wrong, expected=error.expected, fix=error.fix, param=field, code=type(error).__name__
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,6 +22,24 @@ from lightwork.errors import (
 )
 
 log = logging.getLogger(__name__)
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+"""Of every error's body, for /openapi.json."""
 
 
 class HttpError(LightworkError):
@@ -72,8 +91,11 @@ def _status(error: Exception) -> int:
     return 500
 
 
-def error_response(error: Exception) -> JSONResponse:
+def error_response(error: Exception, path: str) -> JSONResponse:
+    """path: what was asked for; Anthropic's clients know errors by one field more."""
     status, body = error_body(error)
+    if path.startswith("/v1/messages"):
+        body = {"type": "error", **body}
     headers = {}
     if isinstance(error, BusyError | NotReadyError):
         headers["Retry-After"] = str(error.retry_after_s)
@@ -95,7 +117,12 @@ def invalid_body(error: RequestValidationError) -> HttpError:
     if first["type"] == "json_invalid":
         why = first.get("ctx", {}).get("error", "it does not parse")
         return HttpError(400, f"the body is not JSON: {why}", expected="a JSON object", fix="see /docs")
-    where = ".".join(str(p) for p in first["loc"][1:] if not _UNION_BRANCH.match(str(p)))
+    return invalid_value(first, 1)
+
+
+def invalid_value(first: Mapping[str, Any], skip: int) -> HttpError:
+    """What pydantic says of one value. skip: leading parts of its location that are no field."""
+    where = ".".join(str(p) for p in first["loc"][skip:] if not _UNION_BRANCH.match(str(p)))
     where = where.encode("ascii", "backslashreplace").decode()[:200]
     if first["type"] == "missing":
         return HttpError(
@@ -107,7 +134,7 @@ def invalid_body(error: RequestValidationError) -> HttpError:
     return HttpError(400, wrong, expected=first["msg"][:300], fix="see /docs", param=where or None)
 
 
-_UNION_BRANCH = re.compile(r"(str|int|list\[.*|constrained-.*|function-.*)$")
+_UNION_BRANCH = re.compile(r"(str|int|list\[.*|literal\[.*|constrained-.*|function-.*)$")
 """What pydantic adds to a location to say which type of a union it tried."""
 
 _PLAIN = {
@@ -120,19 +147,20 @@ _PLAIN = {
 def install(app: FastAPI) -> None:
     """Answer every exception of the app in this shape."""
 
-    async def ours(_: Request, error: Exception) -> JSONResponse:
-        return error_response(error)
+    async def ours(request: Request, error: Exception) -> JSONResponse:
+        return error_response(error, request.url.path)
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(invalid_body(error))
+        return error_response(invalid_body(error), request.url.path)
 
-    async def plain(_: Request, error: Exception) -> JSONResponse:
+    async def plain(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        path = request.url.path
         if isinstance(error.__cause__, HttpError):
-            return error_response(error.__cause__)
+            return error_response(error.__cause__, path)
         expected = _PLAIN.get(error.status_code, "what /docs says")
-        response = error_response(HttpError(error.status_code, str(error.detail), expected=expected))
+        response = error_response(HttpError(error.status_code, str(error.detail), expected=expected), path)
         response.headers.update(error.headers or {})
         return response
 

@@ -47,15 +47,18 @@ class Guard:
                 problem = error
             else:
                 return
-        await error_response(problem)(scope, receive, send_with_id)
+        await error_response(problem, scope["path"])(scope, receive, send_with_id)
 
     def _unauthorised(self, path: str, headers: dict[bytes, bytes]) -> HttpError | None:
         if self.api_key is None or path in OPEN_PATHS:
             return None
-        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        bearer = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        given = bearer or headers.get(b"x-api-key", b"")
         if secrets.compare_digest(given, self.api_key.encode()):
             return None
-        return HttpError(401, "the api key is missing or wrong", expected="Authorization: Bearer KEY")
+        return HttpError(
+            401, "the api key is missing or wrong", expected="Authorization: Bearer KEY, or x-api-key: KEY"
+        )
 
     def _too_long(self, headers: dict[bytes, bytes]) -> HttpError | None:
         length = headers.get(b"content-length", b"0")

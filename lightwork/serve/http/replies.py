@@ -132,10 +132,22 @@ def timings_object(usages: Sequence[Usage | None], requests: Sequence[Request]) 
     }
 
 
+def token_name(token: int, tokenizer: Tokenizer) -> str:
+    r"""A token's text. Of one that is no whole characters its bytes, as OpenAI writes them (bytes:\xe2\x82),
+    of one without any its number, as vLLM does: no two tokens share a name."""
+    text, raw = tokenizer.token_text(token), tokenizer.token_bytes(token)
+    if text.encode() != raw:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+    return text or f"token_id:{token}"
+
+
 def chat_logprobs(picks: Sequence[Pick], tokenizer: Tokenizer) -> dict[str, Any]:
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
-        text = tokenizer.token_text(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {
+            "token": token_name(token, tokenizer),
+            "logprob": logprob,
+            "bytes": [*tokenizer.token_bytes(token)],
+        }
 
     return {
         "content": [
@@ -149,9 +161,9 @@ def completion_logprobs(picks: Sequence[Pick], tokenizer: Tokenizer, offset: int
     """The older shape: parallel lists. offset: characters before the first token."""
     texts = [tokenizer.token_text(p.token) for p in picks]
     return {
-        "tokens": texts,
+        "tokens": [token_name(p.token, tokenizer) for p in picks],
         "token_logprobs": [p.logprob for p in picks],
-        "top_logprobs": [{tokenizer.token_text(t): lp for t, lp in p.top} for p in picks],
+        "top_logprobs": [{token_name(t, tokenizer): lp for t, lp in p.top} for p in picks],
         "text_offset": [offset + n for n in accumulate((len(t) for t in texts[:-1]), initial=0)][
             : len(texts)
         ],

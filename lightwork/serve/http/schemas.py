@@ -6,14 +6,15 @@ and named in a reply header.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Text = str | list[str] | list[int] | list[list[int]]
 
-# Defined by OpenAI and not done here. The values beside each ask for nothing: they are accepted, as null is.
+# Defined by OpenAI and not done here, with the values that ask for nothing: they are accepted, as null is.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -41,9 +42,15 @@ IGNORED = frozenset(
 
 
 class Lenient(BaseModel):
-    """Null stands for a field left out, as in OpenAI's own schema; unknown fields are kept to be named."""
+    """Null stands for a field left out, as in OpenAI's own schema; unknown fields are kept to be named.
+
+    unsupported: fields that its API defines and that are not done here, with values that ask for nothing.
+    hints: fields that are accepted, and nothing in a reply depends on.
+    """
 
     model_config = ConfigDict(extra="allow")
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    hints: ClassVar[Collection[str]] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -61,6 +68,9 @@ class StreamOptions(Lenient):
 
 class Body(Lenient):
     """What chat and completions share."""
+
+    unsupported = UNSUPPORTED
+    hints = IGNORED
 
     model: str
     temperature: float | None = None
@@ -98,10 +108,52 @@ class Part(BaseModel):
     text: str | None = None
 
 
+class SaidFunction(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    name: str
+    arguments: str = ""
+
+
+class SaidCall(BaseModel):
+    """A call that the assistant made earlier. arguments: JSON, as a string."""
+
+    model_config = ConfigDict(extra="allow")
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: SaidFunction
+
+
 class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
+    tool_calls: list[SaidCall] | None = None
+    tool_call_id: str | None = None
+
+
+class Function(Lenient):
+    """parameters: a JSON schema of an object; without one, there are none."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool = False
+
+
+class Tool(Lenient):
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(Lenient):
+    name: str
+
+
+class NamedChoice(Lenient):
+    """The function that is to be called."""
+
+    type: Literal["function"]
+    function: ChosenFunction
 
 
 class ChatBody(Body):
@@ -109,11 +161,16 @@ class ChatBody(Body):
     max_completion_tokens: Count | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def reads_calls(self) -> bool:
+        """Whether calls in its reply are calls, or text."""
+        return bool(self.tools) and self.tool_choice != "none"
 
 
 class CompletionBody(Body):
@@ -122,11 +179,28 @@ class CompletionBody(Body):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
+class EmbeddingBody(Lenient):
+    """One embedding per input."""
+
+    unsupported = {"dimensions": ()}
+    hints = IGNORED
+
+    model: str
+    input: Text
+    encoding_format: Literal["float", "base64"] = "float"
+    add_special_tokens: bool = True
+    user: str = ""
+
+
 class TokenizeBody(Lenient):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
-    add_special_tokens: bool = False
+    tools: list[Tool] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class DetokenizeBody(Lenient):

@@ -10,22 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lightwork.decode.constraints import Constraint
 from lightwork.decode.sampling import Sampling
 from lightwork.errors import RangeError
 from lightwork.models.tokenizer import Tokenizer
-from lightwork.runtime.clock import local_date
 from lightwork.serve.http.constraints import constraint_of
+from lightwork.serve.http.conversation import chat_ids, encode
 from lightwork.serve.http.errors import HttpError, refused
 from lightwork.serve.http.schemas import (
-    IGNORED,
-    UNSUPPORTED,
     Body,
     ChatBody,
     CompletionBody,
     Lenient,
-    Message,
+    Text,
     TokenizeBody,
 )
+from lightwork.serve.http.tool_grammar import chat_constraint
+from lightwork.serve.http.tools import check_tools
 from lightwork.serve.sequence import Limits, Request
 
 
@@ -56,63 +57,58 @@ class Served:
         return [self.name, *self.variants]
 
 
-def unknown_fields(body: Lenient) -> list[str]:
-    """Fields that nobody defines.
+def unknown_fields(body: Lenient, inside: str = "") -> list[str]:
+    """Fields that nobody defines. inside: what the body is of, with a dot.
 
-    Raises HttpError for one that OpenAI defines and this server does not do.
+    Raises HttpError for one that its API defines and this server does not do.
     """
     unknown = []
     for name, value in (body.model_extra or {}).items():
-        if name in UNSUPPORTED:
-            harmless = UNSUPPORTED[name]
+        if name in body.unsupported:
+            harmless = body.unsupported[name]
             if value is not None and value not in harmless:
                 allowed = " or ".join(repr(v) for v in harmless)
-                raise refused(name, "is not supported", expected=allowed or "null")
-        elif name not in IGNORED:
-            unknown.append(name)
-    if isinstance(body, Body) and body.stream_options is not None:
-        unknown += [f"stream_options.{name}" for name in body.stream_options.model_extra or ()]
+                raise refused(inside + name, "is not supported", expected=allowed or "null")
+        elif name not in body.hints:
+            unknown.append(inside + name)
+    for name in type(body).model_fields:
+        part = getattr(body, name)
+        if isinstance(part, Lenient):
+            unknown += unknown_fields(part, f"{inside}{name}.")
     return unknown
 
 
 def chat_request(body: ChatBody, served: Served) -> Request:
     """One engine request for a conversation."""
-    if body.tools and body.tool_choice != "none":
-        raise refused("tools", "are not supported yet", expected='tool_choice "none"')
-    if body.tool_choice not in (None, "none", "auto"):
-        raise refused("tool_choice", "is not supported yet", expected='"none"')
+    check_tools(body, served.tokenizer.chat_template)
     if body.top_logprobs is not None and not body.logprobs:
         raise refused("top_logprobs", "needs logprobs", expected="logprobs: true")
-    variables = dict(body.chat_template_kwargs or {})
+    variables = _template_variables(body)
     for name in ("reasoning_effort", "parallel_tool_calls"):
         if getattr(body, name) is not None:
             variables[name] = getattr(body, name)
+    prompt = chat_ids(body.messages, served.tokenizer, variables)
+    asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return _request(body, prompt, asked, logprobs, chat_constraint(body), served)
+
+
+def _template_variables(body: ChatBody | TokenizeBody) -> dict[str, Any]:
+    """What the chat template is given beside the messages."""
+    variables = dict(body.chat_template_kwargs or {})
     for reserved in ("self", "messages", "tools", "add_generation_prompt", "now"):
         if reserved in variables:
             raise refused(
                 "chat_template_kwargs", f"may not hold {reserved}", expected="the template's variables"
             )
-    prompt = chat_ids(body.messages, served, tools=body.tools, **variables)
-    asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _request(body, prompt, asked, logprobs, served)
-
-
-def chat_ids(messages: list[Message], served: Served, **variables: Any) -> list[int]:
-    """Token ids of a conversation as the model's template writes it."""
-    written = [message_dict(m) for m in messages]
-    try:
-        text = served.tokenizer.chat_text(written, now=local_date(), **variables)
-    except RecursionError:
-        raise refused("messages", "or tools nest too deeply", expected="a few levels") from None
-    return _encode(text, served, "messages", add_special=False)
+    return {**variables, "tools": [tool.model_dump(exclude_unset=True) for tool in body.tools or ()]}
 
 
 def completion_requests(body: CompletionBody, served: Served) -> list[Request]:
     """One engine request per prompt."""
     if body.stream and body.echo and body.logprobs is not None:
         raise refused("echo", "with logprobs cannot be streamed", expected="stream: false")
-    prompts = _prompts(body, served)
+    prompts = token_lists(body.prompt, served, "prompt")
     if len(prompts) * body.n > served.limits.max_waiting:
         raise refused(
             "prompt",
@@ -121,9 +117,10 @@ def completion_requests(body: CompletionBody, served: Served) -> list[Request]:
             fix="send several requests",
         )
     asked = body.max_tokens if body.max_tokens is not None else 16
+    constraint = constraint_of(body)
     made = []
     for ids in prompts:
-        request = _request(body, ids, asked, body.logprobs, served)
+        request = _request(body, ids, asked, body.logprobs, constraint, served)
         if body.echo and body.logprobs is not None and request.prompt_logprobs is None:
             request = replace(request, prompt_logprobs=body.logprobs)
         made.append(request)
@@ -133,26 +130,22 @@ def completion_requests(body: CompletionBody, served: Served) -> list[Request]:
 def tokenize_ids(body: TokenizeBody, served: Served) -> list[int]:
     """Token ids of a text or of a conversation."""
     if body.messages is not None and body.prompt is None:
-        return chat_ids(body.messages, served)
+        variables = {**_template_variables(body), "add_generation_prompt": body.add_generation_prompt}
+        return chat_ids(body.messages, served.tokenizer, variables, add_special=bool(body.add_special_tokens))
     if body.prompt is None or body.messages is not None:
         raise refused("prompt", "or messages, one of the two, must be given", fix="send one of them")
-    return _encode(body.prompt, served, "prompt", add_special=body.add_special_tokens)
-
-
-def _encode(text: str, served: Served, field: str, *, add_special: bool) -> list[int]:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise refused(
-            field, "hold half a surrogate pair", expected="text", fix="send whole characters"
-        ) from None
-    return served.tokenizer.encode(text, add_special=add_special)
+    add_special = body.add_special_tokens is not False
+    return encode(body.prompt, served.tokenizer, "prompt", add_special=add_special)
 
 
 def _request(
-    body: Body, prompt: list[int], asked: int | None, logprobs: int | None, served: Served
+    body: Body,
+    prompt: list[int],
+    asked: int | None,
+    logprobs: int | None,
+    constraint: Constraint | None,
+    served: Served,
 ) -> Request:
-    constraint = constraint_of(body)
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options", "needs stream", expected="stream: true")
     if body.prompt_logprobs is not None and body.stream:
@@ -216,36 +209,25 @@ def _bias(body: Body, served: Served) -> tuple[tuple[int, float], ...]:
     return tuple(bias)
 
 
-def _prompts(body: CompletionBody, served: Served) -> list[list[int]]:
-    prompt = body.prompt
+def token_lists(given: Text, served: Served, field: str, *, add_special: bool = True) -> list[list[int]]:
+    """The tokens of each text that a field holds: one or several, as strings or as token ids."""
     texts: list[str | list[int]]
-    if isinstance(prompt, str):
-        texts = [prompt]
-    elif prompt and isinstance(prompt[0], int):
-        texts = [[t for t in prompt if isinstance(t, int)]]
+    if isinstance(given, str):
+        texts = [given]
+    elif given and isinstance(given[0], int):
+        texts = [[t for t in given if isinstance(t, int)]]
     else:
-        texts = [t for t in prompt if not isinstance(t, int)]
+        texts = [t for t in given if not isinstance(t, int)]
     if not 1 <= len(texts) <= 256:
-        raise refused(
-            "prompt", f"holds {len(texts)} prompts", expected="1 to 256", fix="send several requests"
-        )
+        raise refused(field, f"holds {len(texts)} texts", expected="1 to 256", fix="send several requests")
     made: list[list[int]] = []
     for text in texts:
-        ids = _encode(text, served, "prompt", add_special=True) if isinstance(text, str) else text
-        if not ids or not all(0 <= t < served.vocab_size for t in ids):
+        known = (
+            encode(text, served.tokenizer, field, add_special=add_special) if isinstance(text, str) else text
+        )
+        if not known or not all(0 <= t < served.vocab_size for t in known):
             raise refused(
-                "prompt", "is empty or holds unknown tokens", expected=f"ids below {served.vocab_size}"
+                field, "is empty or holds unknown tokens", expected=f"ids below {served.vocab_size}"
             )
-        made.append(ids)
+        made.append(known)
     return made
-
-
-def message_dict(message: Message) -> dict[str, Any]:
-    """A message as templates expect it: parts of text joined into one string."""
-    content = message.content
-    if isinstance(content, list):
-        wrong = next((part.type for part in content if part.type != "text"), None)
-        if wrong is not None:
-            raise refused("messages", f"hold a part of type {wrong[:40]!r}", expected="text")
-        content = "".join(part.text or "" for part in content)
-    return {**(message.model_extra or {}), "role": message.role, "content": content or ""}

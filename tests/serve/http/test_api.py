@@ -84,7 +84,8 @@ def test_chat_logprobs_are_probabilities_of_the_text(client: openai.OpenAI) -> N
             (t.logprob for t in token.top_logprobs), reverse=True
         )
         assert 0 < sum(math.exp(t.logprob) for t in token.top_logprobs) <= 1.0001
-        assert bytes(token.bytes or []).decode() == token.token
+        written = token.token.startswith(("bytes:", "token_id:"))  # half a character, or no text
+        assert written or bytes(token.bytes or []).decode() == token.token
 
 
 @pytest.mark.peer
@@ -187,7 +188,7 @@ def test_unknown_fields_are_named_and_unsupported_ones_refused(http: httpx.Clien
     refusals = {
         "store": True,
         "response_format": {"type": "xml"},
-        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "tools": [{"type": "function", "function": {"name": "f"}}] * 2,
         "tool_choice": "required",
         "audio": {"voice": "x"},
         "functions": [{"name": "f"}],

@@ -150,3 +150,23 @@ def test_a_dead_engine_ends_streams_with_an_error_and_is_seen_from_outside(
         assert late.status_code == http.get("/ready").status_code == http.get("/health").status_code == 503
         assert "boom" in late.json()["error"]["message"]
         assert http.get("/metrics").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 200}),
+    ],
+)
+def test_streams_of_other_apis_end_with_an_error_too(
+    checkpoint: Callable[..., Path], path: str, fields: dict[str, Any]
+) -> None:
+    loaded = load(Plan(model=str(checkpoint("llama")), max_len=256), name=NAME)
+    engine = loaded.service.engine
+    engine.scheduler = Broken(engine.scheduler, after=1)
+    with BackgroundServer(loaded) as url:
+        reply = httpx.post(f"{url}{path}", json={"model": NAME, "stream": True, **fields}, timeout=60)
+    last = events(reply)[-1]
+    assert "event: error\n" in reply.text
+    assert (last["type"], last["error"]["type"]) == ("error", "server_error")

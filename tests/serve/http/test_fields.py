@@ -12,7 +12,14 @@ import pytest
 
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.serve.http.main import Loaded
-from lightwork.serve.http.schemas import IGNORED, UNSUPPORTED, ChatBody, CompletionBody, StreamOptions
+from lightwork.serve.http.schemas import (
+    IGNORED,
+    UNSUPPORTED,
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    StreamOptions,
+)
 
 NAME = "tiny"
 CHAT = {"model": NAME, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -44,6 +51,10 @@ def test_every_field_openai_defines_is_known_here() -> None:
     assert theirs <= set(ChatBody.model_fields) | set(UNSUPPORTED) | IGNORED
     theirs = set(completions.CompletionCreateParamsBase.__annotations__)
     assert theirs <= set(CompletionBody.model_fields) | set(UNSUPPORTED) | IGNORED
+    from openai.types.embedding_create_params import EmbeddingCreateParams
+
+    theirs = set(EmbeddingCreateParams.__annotations__)
+    assert theirs <= set(EmbeddingBody.model_fields) | set(EmbeddingBody.unsupported) | IGNORED
     assert set(ChatCompletionStreamOptionsParam.__annotations__) <= set(StreamOptions.model_fields)
 
 
@@ -122,6 +133,32 @@ def test_parallel_tool_calls_and_reasoning_effort_reach_the_template(
     assert post(http, {**CHAT, **extra, "chat_template_kwargs": {"think": 1}}).status_code == 200
     assert seen["parallel_tool_calls"] is False
     assert (seen["reasoning_effort"], seen["think"], seen["tools"]) == ("low", 1, tools)
+
+
+def test_developers_speak_as_the_system_where_a_template_does_not_know_them(http: httpx.Client) -> None:
+    said = [
+        post(http, {"messages": [{"role": role, "content": "Be brief"}]}, "/tokenize").json()["tokens"]
+        for role in ("developer", "system", "user")
+    ]
+    assert said[0] == said[1] != said[2]
+
+
+@pytest.mark.parametrize("field", ["function_call", "audio"])
+def test_what_of_a_message_no_template_reads_is_refused(http: httpx.Client, field: str) -> None:
+    messages = [*CHAT["messages"], {"role": "assistant", "content": "x", field: {"name": "f"}}]
+    assert refusal(http, {**CHAT, "messages": messages})["param"] == "messages"
+
+
+def test_tokenize_says_what_a_chat_with_tools_is_made_of(http: httpx.Client) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    body = {**CHAT, "tools": tools}
+    told = post(http, {"messages": CHAT["messages"], "tools": tools, "return_token_strs": True}, "/tokenize")
+    assert told.json()["count"] == post(http, body).json()["usage"]["prompt_tokens"]
+    assert "".join(told.json()["token_strs"]).count('"name": "f"') == 1
+    plain = {"messages": CHAT["messages"], "add_generation_prompt": False}
+    assert post(http, plain, "/tokenize").json()["count"] < told.json()["count"]
+    bare = post(http, {"prompt": "x", "add_special_tokens": False}, "/tokenize").json()["count"]
+    assert bare <= post(http, {"prompt": "x"}, "/tokenize").json()["count"]
 
 
 def test_unknown_fields_are_named_wherever_they_are(http: httpx.Client) -> None:

@@ -162,6 +162,7 @@ def test_a_full_queue_answers_429_and_a_wrong_key_401(small: Loaded) -> None:
     with BackgroundServer(small) as url:
         assert httpx.get(f"{url}/v1/models").status_code == 401
         assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/v1/models", headers={"x-api-key": "secret"}).status_code == 200
         replies = asyncio.run(main(url))
     refused = [r for r in replies if r.status_code == 429]
     assert refused

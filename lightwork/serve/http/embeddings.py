@@ -1,0 +1,93 @@
+"""/v1/embeddings of a causal model: the hidden state of the last token behind the last norm, of unit length.
+
+So does vLLM with models that were not trained for anything else. They are computed beside the scheduler, one
+at a time, and a step waits as long as one takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from numpy.typing import NDArray
+
+from lightwork.errors import BusyError, CapacityError
+from lightwork.serve.http.handling import Handling
+from lightwork.serve.http.schemas import EmbeddingBody
+from lightwork.serve.http.translate import Served, token_lists
+
+
+class Embeddings:
+    """The handler."""
+
+    def __init__(self, handling: Handling) -> None:
+        self.handling = handling
+        self.served = handling.served
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lightwork-embed")
+        self._waiting = 0
+
+    async def create(self, body: EmbeddingBody, request: Request) -> Response:
+        headers = self.handling.begin(body, body.model)
+        texts = await self.handling.translate(request, _texts, body, self.served)
+        vectors = await self.handling.until_left(request, self._embed(texts, body.model))
+        num_tokens = sum(map(len, texts))
+        shown = [
+            {"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format)}
+            for i, vector in enumerate(vectors)
+        ]
+        reply = {
+            "object": "list",
+            "data": shown,
+            "model": body.model,
+            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        }
+        return JSONResponse(reply, headers=headers)
+
+    async def _embed(self, texts: Sequence[Sequence[int]], name: str) -> list[NDArray[np.float32]]:
+        """Raises BusyError where too many texts wait."""
+        most = self.served.limits.max_waiting
+        if self._waiting + len(texts) > most:
+            raise BusyError(
+                f"{self._waiting} texts wait to be embedded",
+                expected=f"at most {most}",
+                fix="send it again later",
+            )
+        self._waiting += len(texts)
+        loop, model = asyncio.get_running_loop(), self.served.variants.get(name, "")
+        try:
+            states = [
+                await loop.run_in_executor(self._thread, self.handling.service.embed, text, model)
+                for text in texts
+            ]
+        finally:
+            self._waiting -= len(texts)
+        return [_unit(state) for state in states]
+
+
+def _texts(body: EmbeddingBody, served: Served) -> list[list[int]]:
+    texts = token_lists(body.input, served, "input", add_special=body.add_special_tokens)
+    longest = max(map(len, texts))
+    if longest > served.limits.max_len:
+        raise CapacityError(
+            f"a text of the input has {longest} tokens",
+            expected=f"at most {served.limits.max_len}",
+            fix="shorten it",
+        )
+    return texts
+
+
+def _unit(state: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A vector of length 1; one without a direction stays what it is."""
+    length = float(np.linalg.norm(state))
+    return state / np.float32(length) if length else state
+
+
+def _written(vector: NDArray[np.float32], how: str) -> Any:
+    """Numbers, or the base64 of their little-endian float32 bytes."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode() if how == "base64" else vector.tolist()
