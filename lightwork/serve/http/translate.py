@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightwork.decode.constraints import Constraint
-from lightwork.decode.sampling import Sampling
+from lightwork.decode.sampling import Sampling, usual
 from lightwork.errors import RangeError
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.serve.http.constraints import constraint_of
@@ -170,20 +170,17 @@ def _request(
 
 def _sampling(body: Body, logprobs: int | None, served: Served) -> Sampling:
     """What the request leaves open comes from the model's generation config: greedy where that says so."""
-    config = served.defaults
-    usual = 0.0 if config.get("do_sample") is False else _or(config.get("temperature"), 1.0)
-    top_k = body.top_k if body.top_k is not None else int(config.get("top_k") or 0)
-    bias = _bias(body, served)
+    base, bias = usual(served.defaults), _bias(body, served)
     try:
         return Sampling(
-            temperature=_or(body.temperature, usual),
-            top_p=_or(body.top_p, _or(config.get("top_p"), 1.0)),
-            top_k=max(0, top_k),
-            min_p=_or(body.min_p, _or(config.get("min_p"), 0.0)),
+            temperature=_or(body.temperature, base.temperature),
+            top_p=_or(body.top_p, base.top_p),
+            top_k=max(0, base.top_k if body.top_k is None else body.top_k),
+            min_p=_or(body.min_p, base.min_p),
             seed=body.seed if body.seed is not None else secrets.randbits(53),
             frequency_penalty=body.frequency_penalty,
             presence_penalty=body.presence_penalty,
-            repetition_penalty=_or(body.repetition_penalty, _or(config.get("repetition_penalty"), 1.0)),
+            repetition_penalty=_or(body.repetition_penalty, base.repetition_penalty),
             logit_bias=bias,
             logprobs=logprobs,
         )
