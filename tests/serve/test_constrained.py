@@ -69,6 +69,8 @@ CONSTRAINTS = [
     Constraint(kind="lark", text='start: "[" item ("," item)~0..2 "]"\nitem: /[0-9]{1,2}/ | "x"'),
 ]
 
+NEW = Constraint(kind="regex", text="[a-f]{199}")
+
 
 @cache
 def tokenizer() -> Tokenizer:
@@ -294,11 +296,13 @@ def test_processes_say_the_same_and_lose_nothing(use: str, opened: Callable[...,
     import signal
 
     fleet = opened(use, prefix_cache=False)
-    kernel, seqs = fleet.kernel, []
+    kernel, seqs, left = fleet.kernel, [], []
 
     async def main() -> None:
         for request in requests(temperature=1.0):
             seqs.extend(fleet.submit(request))
+        left.extend(fleet.submit(Request(prompt=(1, 2), max_tokens=200, constraint=NEW)))
+        fleet.cancel(left)  # while its constraint is compiled
         while sum(seq.num_output for seq in seqs) < 40:
             await kernel.sleep(0.001)
         os.kill(fleet.engines[1].child.process.pid, signal.SIGKILL)
@@ -308,6 +312,8 @@ def test_processes_say_the_same_and_lose_nothing(use: str, opened: Callable[...,
     kernel.run(main())
     serving.cancel()
     assert outputs(seqs) == plain(1.0)
+    assert outputs(left) == [([], "cancelled")]
+    assert [member.requests for member in fleet.members] == [0, 0]
 
 
 @pytest.fixture
