@@ -29,21 +29,23 @@ BATCH_SIZE = 8
 
 @click.command()
 @click.argument("model", default="tiny:llama")
-@click.option("--num", default=3, help="Prompt tokens.")
+@click.option("--num", default=3, help="Prompts.")
+@click.option("--virtual", default=1, help="Virtual tokens of each, whose guesses are averaged.")
 @click.option("--seed", default=0, help="Of texts and first embeddings.")
 @click.option("--out", type=click.Path(path_type=Path), help="File; by default, beside the weights.")
-def main(model: str, num: int, seed: int, out: Path | None) -> None:
+def main(model: str, num: int, virtual: int, seed: int, out: Path | None) -> None:
     """Train on the model's answers to questions of PlanWorld, and measure on others."""
     torch.set_num_threads(1)
     found = load(model)
     texts = answers(model, "train", TEXTS, seed)
     judged = answers(model, "train", JUDGED, seed + 1)
-    prompts = initial_prompts(found.weights, num, seed)
-    rounds = -(-SETTINGS.steps * BATCH_SIZE // len(texts))
-    for done in train_prompts(prompts, found.weights, found.spec, as_batches(texts, BATCH_SIZE, rounds)):
+    prompts = initial_prompts(found.weights, num * virtual, seed)
+    batches = as_batches(texts, BATCH_SIZE, -(-SETTINGS.steps * BATCH_SIZE // len(texts)))
+    for done in train_prompts(prompts, found.weights, found.spec, batches, virtual=virtual):
         if (done.step + 1) % 100 == 0:
             click.echo(f"step {done.step + 1} loss {done.loss:.4f}")
-    right = accuracy(prompts, found.weights, found.spec, as_batches(judged, BATCH_SIZE))
+    judged_batches = as_batches(judged, BATCH_SIZE)
+    right = accuracy(prompts, found.weights, found.spec, judged_batches, virtual=virtual)
     write_prompt_tokens(out or resolve(model) / FILE, PromptTokens(prompts.detach().numpy(), right))
     click.echo(np.array2string(right, precision=3))
 

@@ -38,16 +38,17 @@ ROUNDS = 20
 @dataclass(frozen=True, slots=True)
 class Tree:
     """parents, ranks: of each guess, parents before children, its parent or ROOT and its place in the list of
-    its depth. probes: of ROOT and then of each guess, how many are under it.
+    its depth. probes: of ROOT and then of each guess, how many are under it. virtual: rows of each probe.
     """
 
     parents: tuple[int, ...] = ()
     ranks: tuple[int, ...] = ()
     probes: tuple[int, ...] = (0,)
+    virtual: int = 1
 
     def __len__(self) -> int:
         """Rows."""
-        return len(self.parents) + sum(self.probes)
+        return len(self.parents) + self.virtual * sum(self.probes)
 
     def draft(self, lists: Sequence[Sequence[int]]) -> Draft:
         """With tokens. lists: of each depth, the tokens by rank."""
@@ -114,14 +115,13 @@ class Trees:
 
 @lru_cache(maxsize=1024)
 def _layout(tree: Tree) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...], tuple[int, ...]]:
-    """Of a draft: the guesses' places in lists, the tokens of the probes behind them, parents of all."""
+    """Of a draft: the guesses' places in lists, the tokens of the probes behind them, parents of all. A
+    probe's rows follow those of the probe before it one by one, in chains that do not see each other."""
     levels = (depth - 1 for depth in Draft(tree.ranks, tree.parents).depths())
     parents, probes = list(tree.parents), []
     for node, num in enumerate(tree.probes, ROOT):
-        above = node
-        for i in range(num):
-            parents.append(above)
-            above = len(parents) - 1
+        for i in range(num * tree.virtual):
+            parents.append(node if i < tree.virtual else len(parents) - tree.virtual)
             probes.append(-1 - i)
     return tuple(zip(levels, tree.ranks, strict=True)), tuple(probes), tuple(parents)
 
@@ -148,28 +148,28 @@ def most_accurate(accuracy_mR: Floats, num: int) -> tuple[tuple[int, ...], tuple
     return tuple(parent for parent, _ in found), tuple(rank for _, rank in found)
 
 
-def best_tree(accuracy_mR: Floats, state: int, rows: int, values_S: Floats) -> Tree:
+def best_tree(accuracy_mR: Floats, state: int, rows: int, values_S: Floats, virtual: int = 1) -> Tree:
     """With the most guesses accepted and the best state afterwards, of all numbers of guesses.
 
     Without guesses there is nothing to do but ask for some, whatever a value says.
     """
     if state == 0:
-        return Tree(probes=(min(rows, len(accuracy_mR)),))
+        return Tree(probes=(min(rows // virtual, len(accuracy_mR)),), virtual=virtual)
     parents, ranks = most_accurate(accuracy_mR[:state], rows)
     reached = Tree(parents, ranks).reached(accuracy_mR)
     most, best = -inf, Tree()
     for num in range(len(parents) + 1):
         ends = _ends(parents[:num], reached[:num])
-        probes = _probes(ends, rows - num, values_S)
+        probes = _probes(ends, (rows - num) // virtual, values_S)
         worth = float(reached[:num].sum() + ends @ values_S[probes])
         if worth > most:
-            most, best = worth, Tree(parents[:num], ranks[:num], tuple(map(int, probes)))
+            most, best = worth, Tree(parents[:num], ranks[:num], tuple(map(int, probes)), virtual)
     return _depth_first(best)
 
 
 def _depth_first(tree: Tree) -> Tree:
-    """The same with every node's likeliest child right behind it: the likeliest path needs no moves of keys
-    and values, and is computed with these in the places of plain decoding."""
+    """The same with every node's likeliest child right behind it: the likeliest path is in the places of
+    plain decoding, so that its keys and values are neither copied to be read nor moved when accepted."""
     paths: list[tuple[int, ...]] = []
     for parent, rank in zip(tree.parents, tree.ranks, strict=True):
         paths.append((rank,) if parent == ROOT else (*paths[parent], rank))
@@ -179,6 +179,7 @@ def _depth_first(tree: Tree) -> Tree:
         tuple(place[tree.parents[node]] for node in order),
         tuple(tree.ranks[node] for node in order),
         (tree.probes[0], *(tree.probes[node + 1] for node in order)),
+        tree.virtual,
     )
 
 
@@ -188,24 +189,26 @@ def _ends(parents: Sequence[int], reached: Floats) -> Floats:
     return np.asarray(np.maximum(ends, 0.0))
 
 
-def _probes(ends: Floats, rows: int, values_S: Floats) -> NDArray[np.int64]:
-    """How many probes are under each node: those whose level is worth most where verification may end."""
+def _probes(ends: Floats, most: int, values_S: Floats) -> NDArray[np.int64]:
+    """How many probes are under each node, `most` in all: those whose level is worth most where verification
+    may end."""
     worth_m = np.maximum(np.minimum.accumulate(np.diff(values_S)), 0.0)  # the i-th not before those above it
     worth = np.outer(ends, worth_m)
-    order = np.argsort(-worth, axis=None, kind="stable")[:rows]
+    order = np.argsort(-worth, axis=None, kind="stable")[:most]
     order = order[worth.ravel()[order] > 0.0]
     return np.bincount(order // len(worth_m), minlength=len(ends))
 
 
-def best_trees(accuracy_mR: Floats, rows: int, like: Trees | None = None) -> Trees:
-    """The trees of at most `rows` rows that make the most tokens per step. like: where to begin, of fewer."""
+def best_trees(accuracy_mR: Floats, rows: int, like: Trees | None = None, virtual: int = 1) -> Trees:
+    """The trees of at most `rows` rows that make the most tokens per step. like: where to begin, of fewer.
+    virtual: rows of a probe."""
     levels = len(accuracy_mR)
     values_S = np.arange(levels + 1.0) if like is None else like.values_S()
     best, before = like, None
     for _ in range(ROUNDS):
         found = Trees(
             accuracy_mR,
-            tuple(best_tree(accuracy_mR, state, rows, values_S) for state in range(levels + 1)),
+            tuple(best_tree(accuracy_mR, state, rows, values_S, virtual) for state in range(levels + 1)),
         )
         if best is None or found.tokens_per_step > best.tokens_per_step:
             best = found
@@ -216,11 +219,11 @@ def best_trees(accuracy_mR: Floats, rows: int, like: Trees | None = None) -> Tre
     return best
 
 
-def all_trees(accuracy_mR: Floats, most: int) -> list[Trees]:
-    """The best for 0, 1, ..., `most` rows; tokens per step never fall."""
-    found = [best_trees(accuracy_mR, 0)]
+def all_trees(accuracy_mR: Floats, most: int, virtual: int = 1) -> list[Trees]:
+    """The best for 0, 1, ..., `most` rows; tokens per step never fall. virtual: rows of a probe."""
+    found = [best_trees(accuracy_mR, 0, None, virtual)]
     for rows in range(1, most + 1):
-        found.append(best_trees(accuracy_mR, rows, found[-1] if rows > 1 else None))
+        found.append(best_trees(accuracy_mR, rows, found[-1] if rows > 1 else None, virtual))
     return found
 
 

@@ -1,8 +1,9 @@
 """Prompt tokens of a model on disk: embeddings that ask for its next tokens but one, and what came of it.
 
-One safetensors file of one tensor, `embeddings`, float32 [m, d], and in its header how often the guesses of
-each were right: `accuracy`, JSON, [m, R] by rank. The i-th prompt token behind a token guesses the i-th
-after the next.
+One safetensors file of one tensor, `embeddings`, float32 [P, d], and in its header how often the guesses of
+each prompt were right: `accuracy`, JSON, [m, R] by rank. The i-th prompt behind a token guesses the i-th
+after the next. It is v = P / m virtual tokens, whose logits are averaged; its j-th sees the j-th of the
+prompts before it and none of the others. The first prompt's come first.
 """
 
 from __future__ import annotations
@@ -26,12 +27,17 @@ FILE = "prompt_tokens.safetensors"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptTokens:
-    """embeddings: float32 [m, d]. accuracy: [m, R], probability that the r-th most likely token of the i-th
+    """embeddings: float32 [m v, d]. accuracy: [m, R], probability that the r-th most likely token of the i-th
     list is right, if those of the lists before it were found; falling by rank.
     """
 
-    embeddings_md: NDArray[np.float32]
+    embeddings_Pd: NDArray[np.float32]
     accuracy_mR: NDArray[np.float64]
+
+    @property
+    def virtual(self) -> int:
+        """Tokens of each prompt."""
+        return len(self.embeddings_Pd) // len(self.accuracy_mR)
 
 
 def as_probes(embeddings_Pd: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.float32]:
@@ -44,7 +50,7 @@ def as_probes(embeddings_Pd: NDArray[np.float32], spec: ModelSpec) -> NDArray[np
 def write_prompt_tokens(file: Path, tokens: PromptTokens) -> None:
     """Raises LightworkError if there is no room."""
     told = {"accuracy": json.dumps(np.round(tokens.accuracy_mR, 6).tolist())}
-    save(file, lambda part: save_file({"embeddings": tokens.embeddings_md}, part, metadata=told))
+    save(file, lambda part: save_file({"embeddings": tokens.embeddings_Pd}, part, metadata=told))
 
 
 def read_prompt_tokens(file: Path, spec: ModelSpec) -> PromptTokens:
@@ -61,11 +67,11 @@ def read_prompt_tokens(file: Path, spec: ModelSpec) -> PromptTokens:
         ) from error
     num, wide = embeddings.shape if embeddings.ndim == 2 else (0, 0)
     fits = embeddings.dtype == np.float32 and wide == spec.hidden_size and bool(np.isfinite(embeddings).all())
-    ranked = accuracy.ndim == 2 and len(accuracy) == num and 0 < accuracy.shape[1] <= spec.vocab_size
-    if not (fits and num and ranked and _are_accuracies(accuracy)):
+    ranked = accuracy.ndim == 2 and len(accuracy) > 0 and 0 < accuracy.shape[1] <= spec.vocab_size
+    if not (fits and num and ranked and num % len(accuracy) == 0 and _are_accuracies(accuracy)):
         raise CheckpointError(
             f"{file} holds prompt tokens {embeddings.dtype} {embeddings.shape}, right {accuracy.tolist()}",
-            expected=f"float32 [m, {spec.hidden_size}], and [m, ranks] probabilities that fall by rank",
+            expected=f"float32 [m v, {spec.hidden_size}], and [m, ranks] probabilities that fall by rank",
             fix="train them for this model",
         )
     return PromptTokens(embeddings, accuracy)

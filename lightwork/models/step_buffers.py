@@ -20,6 +20,7 @@ from lightwork.kernels.cpu.state import (
     FIRST_OF_GROUP,
     MAX_TILE_ROWS,
     MEMBER_COLUMNS,
+    PATH_PAGES,
     PLAN_COLUMNS,
     ROW_TILE,
     RUNS_PER_THREAD,
@@ -173,6 +174,7 @@ def _thread_arrays(spec: ModelSpec, threads: int, pages: int) -> dict[str, Any]:
     """What each thread works in, and the partials of heads that are cut."""
     most = max(MAX_TILE_ROWS, spec.num_heads // spec.num_kv_heads)
     wide, chunks = padded(spec.head_size), -(-pages // CHUNK_PAGES)
+    path = (PATH_PAGES, spec.num_kv_heads)
 
     def floats(*size: int) -> NDArray[np.float32]:
         return zeros((threads, *size))
@@ -191,6 +193,13 @@ def _thread_arrays(spec: ModelSpec, threads: int, pages: int) -> dict[str, Any]:
         "out": floats(most, wide),
         "out_sums": floats(most, 2),
         "tile_rows": most,
+        # In bytes the most that there can be: those of the pool may be of smaller numbers.
+        "path_keys": floats(*path, spec.head_size * formats.PAGE),
+        "path_values": floats(*path, wide * formats.PAGE),
+        "path_key_scales": floats(*path, formats.PAGE),
+        "path_value_scales": floats(*path, formats.PAGE),
+        "path_tables": np.zeros((threads, CHUNK_PAGES), np.int32),
+        "path_begun": np.zeros((threads, spec.num_kv_heads), np.int64),
         "partials": np.empty((threads * RUNS_PER_THREAD, chunks, most, wide + 2), np.float32),
         "chunks": chunks,
         "expert_scores": floats(max(1, spec.num_experts)),

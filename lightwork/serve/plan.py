@@ -193,7 +193,8 @@ class Plan:
 
     def _check_prompts(self, chosen: dict[str, Any]) -> None:
         proposer, is_cut = chosen.get("proposer"), (self.tp or 1) * (self.pp or 1) > 1
-        if contains(proposer, PPD) and (isinstance(proposer, Pearl) or "composition" in chosen or is_cut):
+        prompts_target = contains(proposer, PPD, outside=DraftModel)
+        if prompts_target and (isinstance(proposer, Pearl) or "composition" in chosen or is_cut):
             raise SpecError(
                 f"{proposer!r} guesses in the passes of one model, which one process computes",
                 expected="no composition of models, no Pearl around it, neither tp nor pp",
@@ -206,11 +207,13 @@ def mixes(chosen: Mapping[str, Any]) -> bool:
     return "composition" in chosen and chosen["composition"].turns() is None
 
 
-def contains(technique: object, cls: type) -> bool:
-    """Whether a technique is of a class, or one that it holds is."""
+def contains(technique: object, cls: type, *, outside: type | tuple[()] = ()) -> bool:
+    """Whether a technique is of a class, or one that it holds is. outside: a class that does not count."""
+    if isinstance(technique, outside):
+        return False
     if isinstance(technique, cls) or not is_dataclass(technique):
         return isinstance(technique, cls)
-    return any(contains(getattr(technique, field.name), cls) for field in fields(technique))
+    return any(contains(getattr(technique, field.name), cls, outside=outside) for field in fields(technique))
 
 
 def _check_together(chosen: Mapping[str, Any], on: str) -> None:

@@ -3,12 +3,13 @@
 From "Hardware-Aware Parallel Prompt Decoding for Memory-Efficient Acceleration of LLM Inference", 2024
 (section on training). Texts are the model's own greedy continuations. Behind a token of such a text stand m
 prompt tokens; the i-th sees the text up to there and the prompts before it, and learns the distribution that
-the model itself has i tokens later (Kullback-Leibler, weighted 0.8**i). Texts are cut behind each of their
-own tokens rather than behind one at random: all cuts share one pass over the text, whose keys and values need
-no gradient.
+the model itself has i tokens later (Kullback-Leibler, weighted 0.8**i). A prompt may be v virtual tokens:
+what they say is averaged, and the j-th of each see none but the j-th of those before. Texts are cut behind
+each of their own tokens rather than behind one at random: all cuts share one pass over the text, whose keys
+and values need no gradient.
 
-B sequences  T tokens  P cuts  m prompts  R ranks  d hidden  H heads  G key-value heads  D head size
-V vocabulary
+B sequences  T tokens  P cuts, or m v tokens of prompts  m prompts  R ranks  d hidden  H heads
+G key-value heads  D head size  V vocabulary
 """
 
 from __future__ import annotations
@@ -48,41 +49,46 @@ class Ahead:
 
 
 def initial_prompts(weights: Weights, num: int, seed: int) -> Tensor:
-    """Embeddings [m, d] of random tokens, to be trained."""
+    """Embeddings [num, d] of random tokens, to be trained."""
     rng = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(weights.embed), (num,), generator=rng)
     return weights.embed[chosen].detach().clone().requires_grad_(True)
 
 
 def train_prompts(
-    prompts_md: Tensor,
+    prompts_Pd: Tensor,
     weights: Weights,
     spec: ModelSpec,
     batches: Iterable[Batch],
     settings: Settings = SETTINGS,
+    *,
+    virtual: int = 1,
 ) -> Iterator[Progress]:
     """Train the embeddings in place; the weights stay as they are.
 
-    batches: `scored_BT` marks the tokens that the model said itself, greedily.
+    batches: `scored_BT` marks the tokens that the model said itself, greedily. virtual: tokens of a prompt.
     """
 
     def loss(batch: Batch) -> Tensor:
-        ahead = look_ahead(weights, spec, prompts_md, batch)
+        ahead = look_ahead(weights, spec, prompts_Pd, batch, virtual)
         each_BPm = F.kl_div(
             ahead.guesses.log_softmax(-1), ahead.own.log_softmax(-1), reduction="none", log_target=True
         ).sum(-1)
-        counts_BPm = ahead.there * FADE ** torch.arange(len(prompts_md))
+        counts_BPm = ahead.there * FADE ** torch.arange(len(prompts_Pd) // virtual)
         return (each_BPm * counts_BPm).sum() / counts_BPm.sum()
 
-    return optimise([prompts_md], loss, batches, settings)
+    return optimise([prompts_Pd], loss, batches, settings)
 
 
-def look_ahead(weights: Weights, spec: ModelSpec, prompts_md: Tensor, batch: Batch) -> Ahead:
-    """What prompts say behind every token whose next two the model said itself, and what it says later.
+def look_ahead(
+    weights: Weights, spec: ModelSpec, prompts_Pd: Tensor, batch: Batch, virtual: int = 1
+) -> Ahead:
+    """What prompts of so many virtual tokens say behind every token whose next two the model said itself, and
+    what it says later.
 
     Raises UsageError if there are none, or for texts longer than a sliding window.
     """
-    tokens_BT, num = batch.tokens_BT, len(prompts_md)
+    tokens_BT, num = batch.tokens_BT, len(prompts_Pd) // virtual
     if spec.windowed and tokens_BT.shape[1] + num > (spec.sliding_window or 0):
         raise UsageError(
             f"texts of {tokens_BT.shape[1]} tokens",
@@ -100,28 +106,28 @@ def look_ahead(weights: Weights, spec: ModelSpec, prompts_md: Tensor, batch: Bat
     with torch.no_grad():
         hidden_BTd = _of_text(weights, spec, tokens_BT, kept)
         own = logits(weights, hidden_BTd[lines_B11, later_BPm.clamp(max=ends)])
-    x_Rd = prompts_md.expand(*cuts_BP.shape, -1, -1).reshape(-1, spec.hidden_size)
-    at_R = later_BPm.reshape(-1)
+    x_Rd = prompts_Pd.expand(*cuts_BP.shape, -1, -1).reshape(-1, spec.hidden_size)
+    at_R = later_BPm.reshape(-1).repeat_interleave(virtual)
     if weights.positions is not None:
         x_Rd = x_Rd + F.embedding(at_R, weights.positions)
-    x_Rd = run_layers(weights.layers, spec, x_Rd, at_R, _behind(kept, cuts_BP, num))
-    guesses = logits(weights, normalise(weights, spec, x_Rd)).view(*later_BPm.shape, -1)
+    x_Rd = run_layers(weights.layers, spec, x_Rd, at_R, _behind(kept, cuts_BP, num, virtual))
+    guesses = logits(weights, normalise(weights, spec, x_Rd)).view(*later_BPm.shape, virtual, -1).mean(3)
     return Ahead(guesses, own, tokens_BT[lines_B11, said_BPm], there_BPm)
 
 
 def accuracy(
-    prompts_md: Tensor, weights: Weights, spec: ModelSpec, batches: Iterable[Batch]
+    prompts_Pd: Tensor, weights: Weights, spec: ModelSpec, batches: Iterable[Batch], *, virtual: int = 1
 ) -> NDArray[np.float64]:
     """[m, R]: how often each rank of each prompt's guesses is what the model said, where those of the
     prompts before it were among the R; falling by rank.
 
     Raises UsageError for texts too short for a guess of the last prompt.
     """
-    num = len(prompts_md)
+    num = len(prompts_Pd) // virtual
     hits_mR, tried_m = np.zeros((num, RANKS)), np.zeros(num)
     for batch in batches:
         with torch.no_grad():
-            ahead = look_ahead(weights, spec, prompts_md, batch)
+            ahead = look_ahead(weights, spec, prompts_Pd, batch, virtual)
         said_BPm1 = ahead.said[..., None]
         rank_BPm = (ahead.guesses > ahead.guesses.gather(-1, said_BPm1)).sum(-1)
         found_BP = torch.ones_like(ahead.there[..., 0])
@@ -186,12 +192,14 @@ def _of_text(
     return forward(weights, spec, tokens_BT.reshape(-1), at_R, keep).view(num, length, -1)
 
 
-def _behind(kept: Sequence[tuple[Tensor, Tensor]], cuts_BP: Tensor, prompts: int) -> Attend:
-    """Attention of prompts: to the text up to their cut, and to those before them behind the same cut."""
-    (num, cuts), length = cuts_BP.shape, kept[0][0].shape[1]
-    cut_BR = cuts_BP.repeat_interleave(prompts, 1)
-    of_R, nth_R = torch.arange(cuts).repeat_interleave(prompts), torch.arange(prompts).repeat(cuts)
-    own_RR = (of_R[:, None] == of_R) & (nth_R[:, None] >= nth_R)
+def _behind(kept: Sequence[tuple[Tensor, Tensor]], cuts_BP: Tensor, prompts: int, virtual: int) -> Attend:
+    """Attention of prompts: to the text up to their cut, and to those before them behind the same cut, each
+    virtual token to its like."""
+    (num, cuts), length, each = cuts_BP.shape, kept[0][0].shape[1], prompts * virtual
+    cut_BR = cuts_BP.repeat_interleave(each, 1)
+    nth_R = torch.arange(each).repeat(cuts)
+    chain_R = torch.arange(cuts).repeat_interleave(each) * virtual + nth_R % virtual
+    own_RR = (chain_R[:, None] == chain_R) & (nth_R[:, None] >= nth_R)
     text_T = torch.arange(length)
     mask_BRK = torch.cat((text_T <= cut_BR[..., None], own_RR.expand(num, -1, -1)), -1)
 

@@ -114,10 +114,11 @@ def test_a_probe_without_an_embedding_is_refused() -> None:
     compiled.close()
 
 
-def put_prompts(folder: Path, num: int = 3, seed: int = 0) -> Path:
+def put_prompts(folder: Path, num: int = 3, seed: int = 0, virtual: int = 1) -> Path:
     """Random ones, said to be good."""
     spec = models.read_shape(str(folder))
-    embeddings = np.random.default_rng(seed).normal(0, 0.3, (num, spec.hidden_size)).astype(np.float32)
+    shape = (num * virtual, spec.hidden_size)
+    embeddings = np.random.default_rng(seed).normal(0, 0.3, shape).astype(np.float32)
     write_prompt_tokens(folder / FILE, PromptTokens(embeddings, USUAL[:num]))
     return folder / FILE
 
@@ -142,9 +143,9 @@ def served(model: str, requests: Sequence[Request], *use: object) -> tuple[list[
     return [seq.tokens for seq in (*seqs, *after)], sum(seq.accepted for seq in seqs)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_texts_are_those_of_plain_decoding(folder: Path, temperature: float) -> None:
-    put_prompts(folder)
+@pytest.mark.parametrize(("temperature", "virtual"), [(0.0, 1), (0.8, 1), (0.0, 2)])
+def test_texts_are_those_of_plain_decoding(folder: Path, temperature: float, virtual: int) -> None:
+    put_prompts(folder, virtual=virtual)
     how = Sampling(temperature=temperature, seed=3)
     rng = np.random.default_rng(0)
     requests = [
@@ -189,6 +190,22 @@ def test_guesses_are_of_the_text_they_were_made_for() -> None:
     assert drafter.propose([text], [3]) == [first]
 
 
+def test_what_virtual_tokens_of_a_prompt_say_is_averaged() -> None:
+    drafter, text = PromptDrafter(PPD(k=9), USUAL, most_likely, virtual=2), Text([1, 2, 3])
+    (first,) = drafter.propose([text], [9])
+    assert first == Draft((-1, -2, -3, -4, -5, -6), (-1, -1, 0, 1, 2, 3))
+    probes = np.zeros((4, 10), np.float32)
+    probes[0, [4, 7]] = 5, 4
+    probes[1, [7, 2]] = 4, 1
+    probes[2, 9] = probes[3, 9] = 3
+    drafter.accept([text], [Verdict((Pick(6),), (), probes)])
+    text.tokens.append(6)
+    (draft,) = drafter.propose([text], [9])
+    assert draft.tokens[0] == 7  # 4 on average; 4 has 2.5
+    assert draft.depth() >= 1
+    assert len(draft) <= 9
+
+
 def test_a_text_that_is_guessed_badly_gets_fewer_rows() -> None:
     drafter, text = PromptDrafter(PPD(k=8), USUAL, most_likely), Text([1])
     solved, probes = drafter.gain(text, 0.5), np.zeros((3, 10), np.float32)
@@ -221,10 +238,13 @@ def test_prompts_take_their_numbers_and_no_more(tmp_path: Path) -> None:
     embeddings = np.ones((3, spec.hidden_size), np.float32)
     write_prompt_tokens(tmp_path / FILE, PromptTokens(embeddings, USUAL))
     found = read_prompt_tokens(tmp_path / FILE, spec)
-    assert np.array_equal(found.embeddings_md, embeddings)
+    assert np.array_equal(found.embeddings_Pd, embeddings)
     assert found.accuracy_mR == pytest.approx(USUAL)
+    assert found.virtual == 1
     header = int.from_bytes((tmp_path / FILE).read_bytes()[:8], "little")
     assert (tmp_path / FILE).stat().st_size == 8 + header + 3 * spec.hidden_size * 4
+    write_prompt_tokens(tmp_path / FILE, PromptTokens(np.tile(embeddings, (4, 1)), USUAL))
+    assert read_prompt_tokens(tmp_path / FILE, spec).virtual == 4
 
 
 @pytest.mark.parametrize(
@@ -270,7 +290,7 @@ def test_a_target_without_probes_is_refused() -> None:
 
 
 def test_keys_and_values_are_those_of_plain_decoding(tmp_path: Path) -> None:
-    """Nothing of a probe or of a wrong guess is left; sums over keys in other places may round otherwise."""
+    """Nothing of a probe or of a wrong guess is left, to the bit."""
     model = str(tiny_checkpoint(tmp_path))
     put_prompts(tmp_path)
     request = Request(prompt=(1, 2, 3), max_tokens=90, sampling=Sampling(temperature=0.0))
@@ -283,8 +303,8 @@ def test_keys_and_values_are_those_of_plain_decoding(tmp_path: Path) -> None:
         pages.append((seq.tokens, pool.keys[block].copy(), pool.values[block].copy()))
         opened.close()
     assert pages[0][0] == pages[1][0]
-    np.testing.assert_allclose(pages[0][1], pages[1][1], atol=1e-5)
-    np.testing.assert_allclose(pages[0][2], pages[1][2], atol=1e-5)
+    np.testing.assert_array_equal(pages[0][1], pages[1][1])
+    np.testing.assert_array_equal(pages[0][2], pages[1][2])
 
 
 def test_rows_have_limits() -> None:

@@ -34,14 +34,17 @@ def accuracies(draw: st.DrawFn, levels: int = 3, ranks: int = 3) -> Floats:
 
 
 @settings(max_examples=60)
-@given(accuracy=accuracies(), rows=st.integers(0, 12))
-def test_every_tree_keeps_to_its_rows_and_every_chain_is_one(accuracy: Floats, rows: int) -> None:
-    found = best_trees(accuracy, rows)
+@given(accuracy=accuracies(), rows=st.integers(0, 12), virtual=st.integers(1, 3))
+def test_every_tree_keeps_to_its_rows_and_every_chain_is_one(
+    accuracy: Floats, rows: int, virtual: int
+) -> None:
+    found = best_trees(accuracy, rows, None, virtual)
     assert len(found.by_state) == len(accuracy) + 1
     for state, tree in enumerate(found.by_state):
         assert len(tree) <= rows
         draft = tree.draft([[10 * level + rank for rank in range(3)] for level in range(state)])
-        draft.check("tree", max_rows=rows, vocab_size=100, num_probes=len(accuracy))
+        draft.check("tree", max_rows=rows, vocab_size=100, num_probes=virtual * len(accuracy))
+        assert len(draft) == len(tree)
         assert draft.depth() <= state
         assert tree.ends(accuracy).sum() == pytest.approx(1.0)
     assert found.chain_SS.sum(1) == pytest.approx(1.0)
@@ -124,6 +127,22 @@ def test_a_draft_holds_guesses_and_then_chains_of_probes() -> None:
     draft = tree.draft([[7, 8], [9]])
     assert draft.tokens == (8, 9, -1, -1, -2)
     assert draft.parents == (ROOT, 0, ROOT, 1, 3)
+
+
+def test_virtual_tokens_are_chains_that_do_not_see_each_other() -> None:
+    tree = Tree((ROOT,), (0,), (2, 1), virtual=2)
+    draft = tree.draft([[7]])
+    assert len(tree) == len(draft) == 7
+    assert draft.tokens == (7, -1, -2, -3, -4, -1, -2)
+    assert draft.parents == (ROOT, ROOT, ROOT, 1, 2, 0, 0)
+    assert draft.probes(ROOT) == [1, 2, 3, 4]
+    assert draft.probes(0) == [5, 6]
+
+
+def test_prompts_of_more_rows_are_fewer() -> None:
+    tokens = [all_trees(USUAL, 12, virtual)[-1].tokens_per_step for virtual in (1, 2, 4, 13)]
+    assert tokens == sorted(tokens, reverse=True)
+    assert tokens[2] > tokens[3] == 1.0
 
 
 def test_the_size_follows_what_rows_cost() -> None:

@@ -54,6 +54,18 @@ def test_prompts_say_what_the_same_tokens_would_say_behind_the_cut(weights: Weig
                     assert int(ahead.said[line, number, i]) == tokens[cut + 2 + i]
 
 
+def test_virtual_tokens_see_their_like_and_are_averaged(weights: Weights) -> None:
+    ones, others, batch = torch.tensor([11, 30]), torch.tensor([4, 9]), next(as_batches(TEXTS, 2))
+    apart = [look_ahead(weights, SPEC, weights.embed[chosen], batch) for chosen in (ones, others)]
+    both = weights.embed[torch.stack((ones, others), 1).reshape(-1)]
+    together = look_ahead(weights, SPEC, both, batch, 2)
+    expected = (apart[0].guesses + apart[1].guesses) / 2
+    torch.testing.assert_close(together.guesses, expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(together.there, apart[0].there)
+    assert torch.equal(together.said, apart[0].said)
+    assert accuracy(both, weights, SPEC, as_batches(lessons(8), 4), virtual=2).shape == (2, RANKS)
+
+
 def test_own_logits_are_those_of_the_text(weights: Weights) -> None:
     tokens, given = TEXTS[0]
     ahead = look_ahead(weights, SPEC, weights.embed[:2], next(as_batches(TEXTS[:1], 1)))

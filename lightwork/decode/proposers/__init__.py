@@ -85,13 +85,12 @@ class Draft:
         return max((d for d, t in zip(self.depths(), self.tokens, strict=True) if t >= 0), default=0)
 
     def probes(self, node: int) -> list[int]:
-        """The chain of probes under a node, in order."""
-        chain: list[int] = []
+        """The probes under a node, in chains or one, with no guess between; in the draft's order."""
+        found: list[int] = []
         for i, parent in enumerate(self.parents):
-            if parent == node and self.tokens[i] < 0:
-                chain.append(i)
-                node = i
-        return chain
+            if self.tokens[i] < 0 and (parent == node or parent in found):
+                found.append(i)
+        return found
 
     def without(self, nodes: Collection[int]) -> Draft:
         """Cut off these nodes, and what is under them."""

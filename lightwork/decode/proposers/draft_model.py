@@ -13,24 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from operator import add
+from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from lightwork.decode.acceptance import chain_gain
 from lightwork.decode.choose import choose
 from lightwork.decode.proposers import MAX_NODES, Draft, Target, Text
 from lightwork.decode.proposers._agreement import agreement
+from lightwork.decode.proposers._own_guesses import OwnGuesses, Written
+from lightwork.decode.proposers._rows import rows_of
 from lightwork.decode.proposers._vocabulary import check_vocabularies
+from lightwork.decode.proposers.ppd import PPD
 from lightwork.decode.sampling import pick
 from lightwork.decode.verifiers import Verdict
 from lightwork.errors import CapacityError, InvariantError, RangeError
 from lightwork.kernels.cpu.formats import PAGE
 from lightwork.kernels.rows import Rows
-from lightwork.memory.kv import KVCache
+from lightwork.memory.kv import Copy, KVCache
 from lightwork.models import compiles, load, load_compiled
 from lightwork.models.layer_plan import LayerPlan
 from lightwork.models.precisions.stored import Stored
@@ -44,12 +43,14 @@ class DraftModel:
     """model: URI of a model with the target's vocabulary. k: tokens that it writes at a time.
 
     gb: the most memory for its keys and values; sequences beyond that get no drafts. threads: of a CPU.
+    guess: by prompt tokens of this model, which then writes several tokens in a pass of guess.k rows more.
     """
 
     model: str = "tiny:draft"
     k: int = 4
     gb: float = 1.0
     threads: int = 1
+    guess: PPD | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= MAX_NODES or self.gb <= 0.0 or self.threads < 1:
@@ -93,7 +94,12 @@ class DraftRunner:
                 expected=f"at least {block_bytes / 1e9:.2g}",
                 fix="raise gb",
             )
-        longest = min(target.max_len, self._max_len)
+        self._own: OwnGuesses | None = None
+        self._own_rows = 0
+        if how.guess is not None:
+            own = how.guess.begin(replace(target, model=how.model, put_probes=model.set_probes))
+            self._own, self._own_rows = OwnGuesses(own, self._max_len), own.k
+        longest = min(target.max_len, self._max_len) + self._own_rows
         self._kv = KVCache(min(blocks, target.max_seqs * -(-longest // block_size)), block_size)
         self._pool = model.new_kv(self._kv.total, block_size)
 
@@ -123,13 +129,12 @@ class DraftRunner:
         chains: list[list[int]] = [[] for _ in texts]
         going = [i for i, n in enumerate(most) if n]
         while going:
-            tokens = self._write([texts[i] for i in going], [chains[i] for i in going], plan)
+            written = self._write([texts[i] for i in going], [chains[i] for i in going], plan)
             plan = self._plan
-            for i, token in zip(going, tokens, strict=True):
-                if token < 0:
+            for i, some in zip(going, written, strict=True):
+                chains[i] += some[: most[i] - len(chains[i])]
+                if not some:
                     most[i] = 0
-                else:
-                    chains[i].append(token)
             going = [i for i in going if len(chains[i]) < most[i]]
         if self._calibrate:
             for text, chain in zip(texts, chains, strict=True):
@@ -141,10 +146,14 @@ class DraftRunner:
         """Nothing to learn: the texts say what was kept."""
 
     def forget(self, seq_id: int) -> None:
+        if self._own is not None:
+            self._own.forget(seq_id)
         if self._computed.pop(seq_id, None) is not None:
             self._kv.release(seq_id)
 
     def close(self) -> None:
+        if self._own is not None:
+            self._own.close()
         self._model.close()
 
     def check(self) -> None:
@@ -167,18 +176,24 @@ class DraftRunner:
             self._computed[text.id] = text.tokens[:num]
         computed = self._computed[text.id]
         del computed[min(agreement(computed, text.tokens), known - 1) :]
-        copies = self._kv.reserve(text.id, known + most - 1)
+        copies = self._kv.reserve(text.id, known + most - 1 + self._own_rows)
         if copies is None:
             return 0
+        self._copy(copies)
+        return most
+
+    def _copy(self, copies: Sequence[Copy]) -> None:
         for src, dst, num in copies:
             self._pool.copy(range(src, src + num), range(dst, dst + num))
-        return most
 
     def _write(
         self, texts: Sequence[Text], chains: Sequence[Sequence[int]], plan: LayerPlan | None
-    ) -> list[int]:
-        """The next token of each text and what was drafted of it; -1 where its scores say nothing."""
-        logits_SV = self._model.logits(self._rows(texts, chains), self._pool, plan)
+    ) -> list[list[int]]:
+        """The next token of each text and what was drafted of it, or more of them; none where scores say
+        nothing."""
+        if self._own is not None:
+            return self._write_more(self._own, texts, chains, plan)
+        logits_SV = self._model.logits(self._rows(texts, chains, [Draft()] * len(texts)), self._pool, plan)
         for text in texts:
             self._kv.commit(text.id, text.tokens, text.prompt_len)
         hows = [text.sampling for text in texts]
@@ -190,39 +205,42 @@ class DraftRunner:
                 with suppress(InvariantError):
                     told = pick(logits_SV[i], hows[i], positions[i], text.tokens[: text.prompt_len], output)
                     tokens[i] = told.token
-        return tokens
+        return [[token] if token >= 0 else [] for token in tokens]
 
-    def _rows(self, texts: Sequence[Text], chains: Sequence[Sequence[int]]) -> Rows:
-        """What is new of each text, the last row of each scored; it counts as computed from now on."""
-        tokens: list[int] = []
-        starts, counts = [], []
+    def _write_more(
+        self,
+        own: OwnGuesses,
+        texts: Sequence[Text],
+        chains: Sequence[Sequence[int]],
+        plan: LayerPlan | None,
+    ) -> list[list[int]]:
+        """As `_write`, by a pass with guesses of what the model will write; those that hold are kept."""
+        so_far = [
+            Written(text.id, [*text.tokens, *chain], text.prompt_len, text.sampling)
+            for text, chain in zip(texts, chains, strict=True)
+        ]
+        drafts = own.draft(so_far)
+        logits_NV = self._model.logits(self._rows(texts, chains, drafts), self._pool, plan)
+        written, at = [], 0
+        for text, mine, draft in zip(texts, so_far, drafts, strict=True):
+            scores_NV, verdict = logits_NV[at : at + 1 + len(draft)], Verdict(())
+            at += len(scores_NV)
+            with suppress(InvariantError):
+                verdict = own.verify(mine, draft, scores_NV)
+            computed = self._computed[text.id]
+            self._copy(self._kv.keep(text.id, len(computed), verdict.path))
+            computed += (draft.tokens[node] for node in verdict.path)
+            self._kv.commit(text.id, text.tokens, text.prompt_len)
+            written.append([pick.token for pick in verdict.emitted])
+        return written
+
+    def _rows(self, texts: Sequence[Text], chains: Sequence[Sequence[int]], drafts: Sequence[Draft]) -> Rows:
+        """What is new of each text, which counts as computed from now on, and a draft behind it."""
+        starts, news = [], []
         for text, chain in zip(texts, chains, strict=True):
             computed, known = self._computed[text.id], len(text.tokens)
             new = [*text.tokens[len(computed) :], *chain[max(0, len(computed) - known) :]]
             starts.append(len(computed))
-            counts.append(len(new))
-            tokens += new
+            news.append(new)
             computed += new
-        ends = np.cumsum(counts)
-        seqs_R = np.arange(len(texts), dtype=np.int32).repeat(counts)
-        index_R = np.arange(len(tokens)) + (np.array(starts) - ends + counts)[seqs_R]
-        tables = self._tables(texts)
-        block_R, size = index_R // self._kv.block_size, self._kv.block_size
-        return Rows(
-            tokens=np.array(tokens),
-            positions=index_R,
-            slots=index_R + (tables[seqs_R, block_R] - block_R) * size,
-            seqs=seqs_R,
-            index=index_R,
-            ancestors=np.zeros(len(tokens), np.uint64),
-            known=np.array([*map(add, starts, counts)]),
-            tables=tables,
-            scored=ends - 1,
-        )
-
-    def _tables(self, texts: Sequence[Text]) -> NDArray[np.int32]:
-        lists = [self._kv.table(text.id) for text in texts]
-        tables = np.full((len(lists), max(map(len, lists))), -1, np.int32)
-        for row, blocks in zip(tables, lists, strict=True):
-            row[: len(blocks)] = blocks
-        return tables
+        return rows_of(self._kv, [text.id for text in texts], starts, news, drafts)

@@ -3,8 +3,9 @@
 Paper:  "Hardware-Aware Parallel Prompt Decoding for Memory-Efficient Acceleration of LLM Inference", 2024
 Idea:   behind a token stand prompt tokens that nobody else sees, the i-th of which says what may follow i
         tokens after the next one; a tree of these guesses, and of prompts under each, is the next draft
-Shapes: m embeddings of d numbers; trees of n rows, one for each number 0..m of levels of guesses there are
-Cost:   n rows a step in the target's pass, and the best R of m rows of logits; no model, 4 m d bytes
+Shapes: m prompts of v embeddings of d numbers each, v = 1 the fastest; trees of n rows, one for each number
+        0..m of levels of guesses there are
+Cost:   n rows a step in the target's pass, and the best R of m rows of logits; no model, 4 m v d bytes
 Claims: ppd
 Differs: exact verification, where the publication accepts what is typical; trees are valued by all steps to
          come (decode/tree.py); sampled text is guessed with the target's own noise of (seed, position)
@@ -59,8 +60,8 @@ class PPD:
             )
         file = Path(self.prompts) if self.prompts else resolve(target.model) / FILE
         prompts = read_prompt_tokens(file, read_shape(target.model))
-        target.put_probes(prompts.embeddings_md)
-        return PromptDrafter(self, prompts.accuracy_mR, most_likely)
+        target.put_probes(prompts.embeddings_Pd)
+        return PromptDrafter(self, prompts.accuracy_mR, most_likely, prompts.virtual)
 
 
 @dataclass(slots=True)
@@ -94,13 +95,14 @@ class Guess(Protocol):
 
 
 class PromptDrafter:
-    """Keeps, of each text, what the prompts under its last accepted token said."""
+    """Keeps, of each text, what the prompts under its last accepted token said. virtual: tokens of each."""
 
-    def __init__(self, how: PPD, accuracy_mR: NDArray[np.float64], guess: Guess) -> None:
+    def __init__(self, how: PPD, accuracy_mR: NDArray[np.float64], guess: Guess, virtual: int = 1) -> None:
         self._how = how
         self._guess = guess
+        self._virtual = virtual
         self._ranks = accuracy_mR.shape[1]
-        self._trees: list[Trees] = all_trees(accuracy_mR, how.k)
+        self._trees: list[Trees] = all_trees(accuracy_mR, how.k, virtual)
         self._gain = concave([trees.tokens_per_step for trees in self._trees])
         self._kept: dict[int, Kept] = {}
 
@@ -130,6 +132,8 @@ class PromptDrafter:
     def accept(self, texts: Sequence[Text], verdicts: Sequence[Verdict]) -> None:
         for text, verdict in zip(texts, verdicts, strict=True):
             kept, probes = self._kept[text.id], verdict.probes
+            if probes is not None and self._virtual > 1:  # of a prompt, on average
+                probes = probes.reshape(-1, self._virtual, probes.shape[1]).mean(1)
             kept.hits = KEEP * kept.hits + len(verdict.path)
             kept.hoped = KEEP * kept.hoped + kept.expected
             kept.known = len(text.tokens) + len(verdict.emitted)

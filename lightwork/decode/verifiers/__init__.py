@@ -22,7 +22,8 @@ class Verdict(NamedTuple):
 
     emitted: at least one pick: the accepted path and the target's own choice after it.
     path: node ids of the accepted draft rows, root to leaf, whose KV is kept. probes: float32 [c, V], the
-    logits of the probes under the last of these; the engine adds them, None if there are none.
+    logits of the probes under the last of these, in the draft's order; the engine adds them, None if there
+    are none.
     """
 
     emitted: tuple[Pick, ...]

@@ -6,7 +6,8 @@ order of their chunks, so the bits depend neither on the number of threads nor o
 and a key that a row does not see adds exactly nothing. Work is split as in "Lean Attention: Hardware-Aware
 Scalable Attention Mechanism for the Decode-Phase of Transformers", 2024: all chunks of all heads in one line,
 cut into equal runs; only heads that a cut goes through have to be merged afterwards. Keys that sequences
-share come first (attention_plan.py); each one's own keys go on from what they gave.
+share come first (attention_plan.py); each one's own keys go on from what they gave. A row of a draft tree has
+the bits that its path has as a text (paths.py).
 
 Queries and weights are rounded to bfloat16 (BF16_DOT), or to int16 for keys and values in bytes (INT8_DOT).
 pages.py says where keys and values lie.
@@ -24,6 +25,7 @@ from lightwork.kernels.cpu.attention_plan import find
 from lightwork.kernels.cpu.compiled import compiled
 from lightwork.kernels.cpu.formats import BF16_DOT, F32, INT8_DOT, PAGE
 from lightwork.kernels.cpu.pages import bytes_per_number, page_of
+from lightwork.kernels.cpu.paths import keys_of, lay_keys, lay_values, path_table
 from lightwork.kernels.cpu.primitives import bits_at, copy, floats, int32s, int_at, multiply, shorts
 from lightwork.kernels.cpu.rowwise import exp2, to_bfloat16, to_shorts
 from lightwork.kernels.cpu.softmax import HIDDEN, hide, weigh_floats, weigh_halves
@@ -35,6 +37,7 @@ from lightwork.kernels.cpu.state import (
     FIRST_ROW,
     NUM_CHUNKS,
     NUM_ROWS,
+    PATH,
     SEQ,
     STAGE,
     UNFINISHED,
@@ -100,7 +103,8 @@ def _operand(t: Any, thread: int, i: int, floats_: int, halves: int, width: int)
 class Piece(NamedTuple):
     """What a thread goes over at once: a chunk of keys, for the rows of a tile and some neighbouring heads.
 
-    rows: of each head. table: the pages of the chunk. following: address of the keys that are wanted next.
+    rows: of each head. table: the pages of the chunk; -1 and -2 are laid out for each row of the tile, see
+    paths.py. following: address of the keys that are wanted next.
     """
 
     thread: int
@@ -110,6 +114,7 @@ class Piece(NamedTuple):
     rows: int
     table: Any
     following: int
+    tile: Any
 
 
 @compiled
@@ -149,6 +154,8 @@ def _wanted(t: Any, piece: Any, n: int) -> Any:
     if wanted >= 2 * blocks:
         return piece.following + min(wanted - 2 * blocks, piece.heads - 1) * key_bytes
     i = wanted % blocks
+    if piece.table[i // piece.heads] < 0:
+        return piece.following
     place = page_of(t, piece.layer, piece.table[i // piece.heads], piece.head + i % piece.heads)
     return t.keys + place * key_bytes if wanted < blocks else t.values + place * value_bytes
 
@@ -156,35 +163,64 @@ def _wanted(t: Any, piece: Any, n: int) -> Any:
 @compiled
 def _score_keys(t: Any, piece: Any, scores: int) -> None:
     """scores = q @ keys."""
-    page_bytes = t.head_size * PAGE * bytes_per_number(t)
+    page_bytes, share = t.head_size * PAGE * bytes_per_number(t), t.heads // t.kv_heads
     for n in range(piece.table.shape[0] * piece.heads):
         p, h = n // piece.heads, n % piece.heads
-        first, place = h * piece.rows, page_of(t, piece.layer, piece.table[p], piece.head + h)
-        out, keys = scores + 4 * (first * CHUNK + p * PAGE), t.keys + place * page_bytes
-        x, stride = _operand(t, piece.thread, first, t.q, t.half_q, t.padded_head)
-        _product(t.kv_wide, keys, x, stride, piece.rows, out, CHUNK, t.head_size, True, _wanted(t, piece, n))
-        if t.kv_format == INT8_DOT:
-            q_scales = floats(_place(t, t.q_scales, piece.thread, first, 1), piece.rows)
-            _decode_scores(out, floats(t.key_scales + 4 * place * PAGE, PAGE), q_scales)
+        first, page, head = h * piece.rows, piece.table[p], piece.head + h
+        out, wanted = scores + 4 * (first * CHUNK + p * PAGE), _wanted(t, piece, n)
+        if page < 0:
+            for r in range(piece.rows // share):
+                keys, scales = lay_keys(t, piece, r, page, head)
+                at = out + 4 * r * share * CHUNK
+                _score_page(t, piece.thread, first + r * share, share, keys, scales, at, wanted)
+        else:
+            place = page_of(t, piece.layer, page, head)
+            keys, scales = t.keys + place * page_bytes, t.key_scales + 4 * place * PAGE
+            _score_page(t, piece.thread, first, piece.rows, keys, scales, out, wanted)
+
+
+@compiled
+def _score_page(
+    t: Any, thread: int, first: int, rows: int, keys: int, scales: int, out: int, wanted: int
+) -> None:
+    """The scores of a page of keys, for some rows of a tile. wanted: what is fetched meanwhile."""
+    x, stride = _operand(t, thread, first, t.q, t.half_q, t.padded_head)
+    _product(t.kv_wide, keys, x, stride, rows, out, CHUNK, t.head_size, True, wanted)
+    if t.kv_format == INT8_DOT:
+        q_scales = floats(_place(t, t.q_scales, thread, first, 1), rows)
+        _decode_scores(out, floats(scales, PAGE), q_scales)
 
 
 @compiled
 def _add_values(t: Any, piece: Any) -> None:
     """part = weights @ values."""
-    size, blocks = bytes_per_number(t), piece.table.shape[0] * piece.heads
+    page_bytes, share = t.padded_head * PAGE * bytes_per_number(t), t.heads // t.kv_heads
+    blocks = piece.table.shape[0] * piece.heads
     for n in range(blocks):
         p, h = n // piece.heads, n % piece.heads
-        first, place = h * piece.rows, page_of(t, piece.layer, piece.table[p], piece.head + h)
-        part = _place(t, t.part, piece.thread, first, t.padded_head)
-        values, ahead = t.values + place * t.padded_head * PAGE * size, _wanted(t, piece, blocks + n)
-        x, stride = _operand(t, piece.thread, first, t.chunk_scores, t.half_scores, CHUNK)
-        x += stride // CHUNK * p * PAGE
-        d = 0
-        while d < t.padded_head:
-            wide, kernel = (64, t.kv_wide) if t.padded_head - d >= 64 else (16, t.kv_narrow)
-            out, at, fresh = part + 4 * d, d * PAGE * size, p == 0
-            _product(kernel, values + at, x, stride, piece.rows, out, t.padded_head, PAGE, fresh, ahead + at)
-            d += wide
+        first, page, head = h * piece.rows, piece.table[p], piece.head + h
+        ahead = _wanted(t, piece, blocks + n)
+        if page < 0:
+            for r in range(piece.rows // share):
+                values, _ = lay_values(t, piece, r, page, head)
+                _add_page(t, piece.thread, first + r * share, share, p, values, ahead)
+        else:
+            values = t.values + page_of(t, piece.layer, page, head) * page_bytes
+            _add_page(t, piece.thread, first, piece.rows, p, values, ahead)
+
+
+@compiled
+def _add_page(t: Any, thread: int, first: int, rows: int, p: int, values: int, ahead: int) -> None:
+    """part = weights @ values of page p of the chunk, for some rows of a tile; added but for the first."""
+    size, part = bytes_per_number(t), _place(t, t.part, thread, first, t.padded_head)
+    x, stride = _operand(t, thread, first, t.chunk_scores, t.half_scores, CHUNK)
+    x += stride // CHUNK * p * PAGE
+    d = 0
+    while d < t.padded_head:
+        wide, kernel = (64, t.kv_wide) if t.padded_head - d >= 64 else (16, t.kv_narrow)
+        out, at, fresh = part + 4 * d, d * PAGE * size, p == 0
+        _product(kernel, values + at, x, stride, rows, out, t.padded_head, PAGE, fresh, ahead + at)
+        d += wide
 
 
 @compiled
@@ -223,8 +259,12 @@ def _encode_weights(t: Any, piece: Any, scores: int) -> None:
     for i in range(piece.heads * piece.rows):
         row = floats(scores + 4 * i * CHUNK, width)
         for p in range(piece.table.shape[0]):
-            place = page_of(t, piece.layer, piece.table[p], piece.head + i // piece.rows)
-            scales, part = floats(t.value_scales + 4 * place * PAGE, PAGE), row[p * PAGE : (p + 1) * PAGE]
+            page, head = piece.table[p], piece.head + i // piece.rows
+            if page < 0:
+                _, at = lay_values(t, piece, i % piece.rows // (t.heads // t.kv_heads), page, head)
+            else:
+                at = t.value_scales + 4 * page_of(t, piece.layer, page, head) * PAGE
+            scales, part = floats(at, PAGE), row[p * PAGE : (p + 1) * PAGE]
             for k in range(PAGE):
                 part[k] *= scales[k]
         to, _ = _operand(t, piece.thread, i, t.chunk_scores, t.half_scores, CHUNK)
@@ -250,6 +290,8 @@ def _hide_keys(t: Any, heads: int, scores: int, ancestors: int, window: int, til
         known = int_at(t.known, int_at(t.seqs, row))
         oldest = int_at(t.row_positions, row) - window + 1 if window else 0
         mask = visible(page, int_at(t.index, row), known, oldest, bits_at(ancestors, row))
+        if tile[PATH]:
+            mask = visible(page, keys_of(t, row) - 1, keys_of(t, row), oldest, np.uint64(0))
         if mask != ~np.uint64(0):
             for h in range(heads):
                 for s in range(share):
@@ -274,8 +316,8 @@ def merge(out: Any, out_sums: Any, part: Any, part_sums: Any) -> None:
 def _pages(t: Any, tile: Any, chunk: int) -> tuple[int, Any]:
     """The first page of a chunk, and where its pages lie that a tile's last row sees."""
     first = chunk * CHUNK_PAGES
-    last = int_at(t.index, _row(t, tile, tile[NUM_ROWS] - 1)) // PAGE
-    count = min(CHUNK_PAGES, last + 1 - first)
+    keys = tile[PATH] if tile[PATH] else int_at(t.index, _row(t, tile, tile[NUM_ROWS] - 1)) + 1
+    count = min(CHUNK_PAGES, (keys - 1) // PAGE + 1 - first)
     return first, int32s(t.tables + 4 * (tile[SEQ] * t.table_width + first), count)
 
 
@@ -396,9 +438,11 @@ def attend_run(
         for u in range(unit, last):
             chunk = u - start
             first_page, table = _pages(t, tile, tile[FIRST_CHUNK] + chunk)
+            if tile[PATH]:
+                table = path_table(t, thread, tile, first_page, table)
             # The next run is most likely this thread's too.
             following = _first_keys(t, layer, plan, count, min(u + 1, units - 1))
-            piece = Piece(thread, layer, head, heads, rows // heads, table, following)
+            piece = Piece(thread, layer, head, heads, rows // heads, table, following, tile)
             attend_chunk(t, piece, ancestors, window, tile, first_page)
             for i in range(rows):
                 part = _place(t, t.part, thread, i, t.padded_head)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lightwork.kernels.cpu.compiled import compiled
+from lightwork.kernels.cpu.paths import forget_paths, keys_of, lies_apart
 from lightwork.kernels.cpu.primitives import bits_at, copy, int32s, int_at, ints
 from lightwork.kernels.cpu.state import (
     ALIKE,
@@ -29,6 +30,7 @@ from lightwork.kernels.cpu.state import (
     MEMBER_COLUMNS,
     NUM_CHUNKS,
     NUM_ROWS,
+    PATH,
     PLAN_COLUMNS,
     SAVED,
     SEQ,
@@ -44,6 +46,7 @@ UNITS_PER_THREAD = 4
 @compiled
 def plan_attention(t: Any) -> None:
     """Plan a step: its groups, and the tiles of layers without and with a window."""
+    forget_paths(t)
     members = _sort_sequences(t)
     _choose_groups(t, members)
     _order_rows(t, members)
@@ -199,6 +202,8 @@ def _cut(
     order = ints(t.row_order, t.rows)
     while row < end:
         last = min(end, row + per_tile) - 1
+        path = 0 if stage == UNFINISHED else _longest_path(t, row, last)
+        keys = path if path else int_at(t.index, order[last]) + 1
         oldest = 0
         if window:
             first = int_at(t.row_positions, order[row])
@@ -206,19 +211,31 @@ def _cut(
                 first = min(first, int_at(t.row_positions, order[r]))
             oldest = max(0, first - window + 1)
         begin = min(oldest, int_at(t.index, order[row])) // CHUNK
-        stop = int_at(t.index, order[last]) // CHUNK + 1
+        stop = (keys - 1) // CHUNK + 1
         if stage == UNFINISHED:  # one chunk at least, though nobody may see it
             begin, stop = min(begin, alike - 1), alike
         else:
             begin = max(begin, alike)
         tile = ints(tiles + 8 * PLAN_COLUMNS * count, PLAN_COLUMNS)
         tile[SEQ], tile[FIRST_ROW], tile[NUM_ROWS] = int_at(t.seqs, order[row]), row, last + 1 - row
-        tile[FIRST_CHUNK], tile[NUM_CHUNKS] = begin, stop - begin
+        tile[FIRST_CHUNK], tile[NUM_CHUNKS], tile[PATH] = begin, stop - begin, path
         tile[UNITS_BEFORE], tile[STAGE], tile[HEADS] = units, stage, _heads_together(t, tile)
         units += (t.kv_heads + tile[HEADS] - 1) // tile[HEADS] * tile[NUM_CHUNKS]
         count += 1
         row = last + 1
     return count, units
+
+
+@compiled
+def _longest_path(t: Any, row: int, last: int) -> int:
+    """The most keys that one of the rows from `row` to `last` sees; 0 if no ancestors lie apart."""
+    order, most = ints(t.row_order, t.rows), 0
+    for r in range(row, last + 1):
+        if lies_apart(t, order[r]):
+            for other in range(row, last + 1):
+                most = max(most, keys_of(t, order[other]))
+            return most
+    return 0
 
 
 @compiled

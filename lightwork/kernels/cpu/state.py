@@ -48,6 +48,8 @@ SCRATCH = (
     "q chunk_scores part part_sums out out_sums tile_rows",  # float32 [threads, tile_rows, ...]
     "half_q half_scores q_scales weight_scales",  # the first two in 16 bits, and with bytes their scales
     "partials chunks",  # float32 [runs, chunks, tile_rows, padded_head + 2]
+    "path_keys path_values path_key_scales path_value_scales",  # [threads, PATH_PAGES, G, ...]: as the pool's
+    "path_tables path_begun",  # int32 [threads, CHUNK_PAGES]; int64 [threads, G]: whose known keys are there
     "plan windowed_plan",  # int64 [1 + tiles, PLAN_COLUMNS]
     "members row_order row_sums",  # int64 [S, MEMBER_COLUMNS]; int64 [R]; float32 [P R, H, 2]
     "expert_scores expert_of gate_of order starts expert_out",
@@ -76,9 +78,9 @@ RUN_FIRST, RUN_ROWS, RUN_ADAPTER, RUN_COLUMNS = range(4)
 PRODUCTS_PER_LAYER, DELTAS_PER_PRODUCT = 4, 3
 QKV_PRODUCT, OUT_PRODUCT, UP_PRODUCT, DOWN_PRODUCT = range(PRODUCTS_PER_LAYER)
 """The table has lines for each layer, product, and part of it (queries, keys, values; gate, up)."""
-SEQ, FIRST_ROW, NUM_ROWS, FIRST_CHUNK, NUM_CHUNKS, UNITS_BEFORE, STAGE, HEADS, PLAN_COLUMNS = range(9)
+SEQ, FIRST_ROW, NUM_ROWS, FIRST_CHUNK, NUM_CHUNKS, UNITS_BEFORE, STAGE, HEADS, PATH, PLAN_COLUMNS = range(10)
 """Columns of a tile of attention, whose units are its chunks of keys for so many key-value heads. Rows are
-counted in row_order."""
+counted in row_order. PATH: 0 unless a row's ancestors lie apart (paths.py), then the most keys of a row."""
 ALONE, UNFINISHED, BEGUN = range(3)
 """Stages of a tile: all chunks of its rows, those that a group shares, those that follow them."""
 ALIKE, FIRST_OF_GROUP, SAVED, MEMBER_COLUMNS = range(3, 7)
@@ -86,6 +88,8 @@ ALIKE, FIRST_OF_GROUP, SAVED, MEMBER_COLUMNS = range(3, 7)
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
 PHASES_PER_LAYER = 18
+PATH_PAGES = 2
+"""Pages on which the 64 nodes of a draft can lie."""
 RUNS_PER_THREAD = 16
 """Attention is cut into more runs than threads, so that a thread that loses its core does not hold up all."""
 CHUNK_PAGES = 4
