@@ -42,12 +42,14 @@ from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.training_runner import TrainingRunner
 
 if TYPE_CHECKING:
+    from lightwork.decode.proposers import Drafter
     from lightwork.models import Model
     from lightwork.models.adapters import Adapters
     from lightwork.models.compiled import Arrive, CompiledModel
     from lightwork.models.precisions import Precision
     from lightwork.models.spec import ModelSpec
     from lightwork.models.tokenizer import Tokenizer
+    from lightwork.serve.forming import Forming
     from lightwork.serve.workers import Workers
 
     Local = Model | CompiledModel
@@ -146,6 +148,8 @@ def open_one(
     runner, beside, more = _beside(chosen, runner, kernel, model, kv, timed="predict" in parts)
     settings += more
     max_len, vocab_size = int(longest.value), model.spec.vocab_size
+    if "proposer" in chosen and "predict" in beside:
+        beside["forming"] = partial(_forming, settings, vocab_size, plan.max_seqs, max_len)
     parts |= {**beside, "put_probes": _local(model).set_probes if num_ranks(plan) == 1 else None}
     engine = make_engine(plan, kernel, kv, runner, max_len, vocab_size, models, **parts)
     if isinstance(runner, TrainingRunner):
@@ -365,6 +369,19 @@ def _beside(
     value = f"{few_s * 1e3:.2g} ms for {few:g}, {many_s * 1e3:.2g} ms for {many:g}"
     told = Setting("row_times", value, "measured; drafts get rows by it")
     return runner, {"predict": times.predict}, [told]
+
+
+def _forming(
+    settings: list[Setting], vocab_size: int, max_seqs: int, max_len: int, drafter: Drafter
+) -> Forming:
+    """What the plan's drafter takes, measured."""
+    from lightwork.serve.form_times import measure_forming
+
+    times = measure_forming(drafter, vocab_size, max_seqs=max_seqs, max_len=max_len)
+    one_s, all_s = (times.seconds(1, rows, 0) for rows in (1, drafter.k))
+    value = f"{one_s * 1e3:.2g} ms for a row, {all_s * 1e3:.2g} ms for {drafter.k}"
+    settings.append(Setting("form_times", value, "measured; what drafts take beside their rows"))
+    return times
 
 
 def free_bytes(place: str) -> int:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lightwork.decode.acceptance import chain_gain
 from lightwork.decode.choose import choose
-from lightwork.decode.proposers import MAX_NODES, Draft, Target, Text
+from lightwork.decode.proposers import MAX_NODES, Draft, Effort, Pass, Target, Text
 from lightwork.decode.proposers._agreement import agreement
 from lightwork.decode.proposers._vocabulary import check_vocabularies
 from lightwork.decode.sampling import pick
@@ -112,7 +112,11 @@ class DraftRunner:
     def k(self) -> int:
         return self._how.k
 
-    def gain(self, text: Text, rate: float) -> list[float]:
+    @property
+    def effort(self) -> Effort:
+        return Effort(passes=(Pass(self._how.model),))
+
+    def gain(self, text: Text, rate: float) -> Sequence[float]:
         return chain_gain(rate, self.k)
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
