@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from statistics import median
 
 import numpy as np
@@ -330,15 +330,14 @@ def useless_drafts_cost_nothing(lab: Lab) -> Measured:
     try:
         times = measure_rows(model, 64)
         forming = measure_forming(Wrong(), model.spec.vocab_size, max_seqs=BATCH, max_len=1024)
-        ratios, drafted = [], 0
+        serve, ratios, drafted = partial(Engine, predict=times.predict, forming=forming), [], 0
         for i in range(ROUNDS):
             took_s: dict[bool, float] = {}
             for wrong in (True, False) if i % 2 else (False, True):
                 kernel, kv = Kernel(WallClock(), seed=lab.seed), KVCache(64, 64, prefix_cache=False)
                 limits, proposer = Limits(max_len=1024), Wrong() if wrong else None
                 runner = LocalRunner(kernel, model, kv)
-                parts = {"proposer": proposer, "predict": times.predict, "forming": forming}
-                engine = Engine(kernel, runner, kv, Sarathi(), limits=limits, **parts)
+                engine = serve(kernel, runner, kv, Sarathi(), limits=limits, proposer=proposer)
                 arrivals = [Arrival(0.0, 16, TOKENS)] * BATCH
                 requests = SyntheticRequests(arrivals, model.spec.vocab_size, kernel.rng("prompts"))
                 begin_s = kernel.now()

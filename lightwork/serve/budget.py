@@ -28,8 +28,8 @@ LEAST = 0.004
 UNKNOWN = 0.5
 """What the rate of acceptance is taken for, before any trial."""
 REST = 8
-"""Steps for which drafts that do not pay are taken not to pay: with a small model, asking again takes a
-twentieth of a step."""
+"""Steps for which drafts that do not pay are taken not to pay, or fewer until it is time to learn: with a
+small model, finding out takes a twentieth of a step."""
 SHORTEST_S = 1e-12
 """No step is predicted to take less."""
 
@@ -53,12 +53,17 @@ class Budget:
     overall: Acceptance = field(default_factory=Acceptance)
     _saved_s: float = 0.0
     _turn: int = 0
+    _rest: int = 0
     _rested: int = 0
     _like: tuple[int, int] | None = None
 
+    def rate(self, seen: Acceptance) -> float:
+        """What of a sequence's next guesses will hold: its own count, in doubt that of all."""
+        return seen.rate(self.overall.rate(UNKNOWN))
+
     def rests(self, step: Step) -> bool:
         """Whether drafts were not worth it lately, beside as many sequences and tokens of them as now."""
-        if self._rested >= REST or self._like != (len(step.chunks), step.num_rows):
+        if self._rested >= self._rest or self._like != (len(step.chunks), step.num_rows):
             return False
         self._rested += 1
         return True
@@ -144,12 +149,14 @@ class Budget:
         times = 2 if self.forming is not None and self.forming.beside else 1
         asked_s = self._with_forming(base_s, 1, 1, context) - base_s
         rows_s = max(0.0, self._with_forming(one_s, 1, 1, context) - base_s - asked_s)
-        share_s = PROBES * base_s * (1 + self._rested)
-        self._saved_s = min(self._saved_s + share_s, max(times * asked_s + rows_s, share_s))
+        cost_s, share_s = times * asked_s + rows_s, PROBES * base_s
+        self._saved_s += share_s * (1 + self._rested)
+        self._saved_s = min(self._saved_s, max(cost_s, share_s))
+        self._rest = min(REST, int((cost_s - self._saved_s) / share_s))
         rows = [0] * len(gains)
         open_to = [i for i, of in enumerate(gains) if of]
         begins = self._turn % times == 0
-        if not open_to or (begins and self._saved_s < times * asked_s + rows_s):
+        if not open_to or (begins and self._saved_s < cost_s):
             return Offer(rows)
         rows[open_to[self._turn // times % len(open_to)]] = 1
         self._turn += 1
