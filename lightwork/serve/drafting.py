@@ -39,6 +39,7 @@ class Drafting:
         self._kv = kv
         self._vocab_size = vocab_size
         self._num_probes = num_probes
+        self._opened: set[int] = set()
         self._budget = Budget(predict, forming if predict is not None else None)
 
     def offer(self, step: Step, *, may_leave: bool) -> None:
@@ -57,7 +58,8 @@ class Drafting:
             ]
             if not any(gains):
                 return
-            offered = self._budget.offer(step, gains, room, self._answers(step))
+            openings_s = self._openings_s(step)
+            offered = self._budget.offer(step, gains, room, self._answers(step), openings_s)
             chosen = [i for i, num in enumerate(offered.rows) if num]
             if not chosen:
                 return
@@ -65,11 +67,12 @@ class Drafting:
         except Exception as error:  # whatever it raises: drafts are never needed
             self._give_up(error)
             return
-        step.before_s, step.beside_s = self._budget.formed(step, offered)
+        step.before_s, step.beside_s = self._budget.formed(offered, sum(openings_s[i] for i in chosen))
         self._budget.spent(offered, answered=any(drafts))
         step.drafts = [Draft()] * len(step.chunks)
         for i, draft in zip(chosen, drafts, strict=True):
             seq = step.chunks[i].seq
+            self._opened.add(seq.id)
             seq.acceptance = seq.acceptance or Acceptance()
             for seen in (seq.acceptance, self._budget.overall):
                 seen.ask(answered=bool(draft))
@@ -97,6 +100,9 @@ class Drafting:
 
     def forget(self, seq: Seq) -> None:
         """A sequence gave up its keys and values."""
+        self._opened.discard(seq.id)
+        if seq.finished is not None:
+            self._budget.ended(seq.num_output)
         if self.broken is not None:
             return
         try:
@@ -107,6 +113,16 @@ class Drafting:
     def close(self) -> None:
         """End what the proposer started."""
         self.proposer.close()
+
+    def _openings_s(self, step: Step) -> list[float]:
+        """What the first draft of each sequence takes besides."""
+        ids = [chunk.seq.id for chunk in step.chunks]
+        if self._opened.issuperset(ids):
+            return [0.0] * len(ids)
+        return [
+            0.0 if chunk.seq.id in self._opened else self._budget.opening_s(chunk.end)
+            for chunk in step.chunks
+        ]
 
     def _answers(self, step: Step) -> list[float]:
         """How often there is a draft for each sequence; in doubt as for all of them."""

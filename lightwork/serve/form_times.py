@@ -42,12 +42,13 @@ class Depth:
 class FormTimes:
     """least, most: drafts of one row, and of all that one can have; in between seconds are taken for linear.
 
-    beside: see `Effort`.
+    beside: see `Effort`. opening_token_s: what each token of a text takes that had no draft before.
     """
 
     least: Depth
     most: Depth
     beside: bool
+    opening_token_s: float = 0.0
 
     def seconds(self, texts: int, rows: int, context: float) -> float:
         least_s = self.least.seconds(texts, context)
@@ -55,6 +56,9 @@ class FormTimes:
             return least_s
         share = (rows - self.least.rows) / (self.most.rows - self.least.rows)
         return least_s + share * max(0.0, self.most.seconds(texts, context) - least_s)
+
+    def opening_s(self, context: float) -> float:
+        return self.opening_token_s * context
 
 
 @dataclass(slots=True)
@@ -85,7 +89,8 @@ def measure_forming(drafter: Drafter, vocab_size: int, *, max_seqs: int, max_len
         return Depth(rows, tuple(curve), max(0.0, longer_s) / max(1, long - short))
 
     bench.seconds(1, drafter.k, short)  # what is slow the first time only
-    return FormTimes(depth(1), depth(drafter.k), drafter.effort.beside)
+    opening_s = median(bench.opening_s(long) for _ in range(REPEATS))
+    return FormTimes(depth(1), depth(drafter.k), drafter.effort.beside, opening_s / long)
 
 
 class _Bench:
@@ -105,6 +110,13 @@ class _Bench:
         for text in texts:
             self._drafter.forget(text.id)
         return median(took_s)
+
+    def opening_s(self, length: int) -> float:
+        """What a new text takes more than one that is known; what is written beside is waited for later."""
+        text = self._text(length)
+        first_s, second_s, third_s = (self._ask([text], 1) for _ in range(3))
+        self._drafter.forget(text.id)
+        return max(0.0, first_s - third_s, second_s - third_s)
 
     def _text(self, length: int) -> _Text:
         self._last -= 1

@@ -31,6 +31,10 @@ class Forming(Protocol):
         """
         ...
 
+    def opening_s(self, context: float) -> float:
+        """What a text of that length takes besides, when it is asked for its first draft."""
+        ...
+
 
 class PassCost(Protocol):
     """A model whose passes are priced, such as a `ClusterCost`."""
@@ -64,6 +68,10 @@ class Priced:
             else:
                 total_s += rows * self.of(model).pass_s([(at, 1)] * texts)
         return total_s
+
+    def opening_s(self, context: float) -> float:
+        """A pass over it, so that its keys and values are there."""
+        return sum(self.of(model).pass_s([(0, round(context))]) for model, _ in self.effort.passes)
 
 
 def together(target_s: float, forming_s: float, *, beside: bool) -> float:

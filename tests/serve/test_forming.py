@@ -34,14 +34,18 @@ FLAT = RowTimes(((1.0, 1e-3), (64.0, 1.1e-3)))
 
 @dataclass(frozen=True, slots=True)
 class Takes:
-    """So many seconds for each row of the longest draft, and for each text."""
+    """So many seconds for each row of the longest draft, for each text, and for the first draft of one."""
 
     row_s: float = 0.0
     text_s: float = 0.0
     beside: bool = False
+    new_s: float = 0.0
 
     def seconds(self, texts: int, rows: int, context: float) -> float:
         return rows * self.row_s + texts * self.text_s
+
+    def opening_s(self, context: float) -> float:
+        return self.new_s
 
 
 def decodes(num: int) -> Step:
@@ -171,6 +175,24 @@ def test_a_useless_proposer_costs_next_to_nothing_whatever_it_takes(text_s: floa
     plain, _ = served(None, Takes(), 16)
     useless, _ = served(Guesses(right=False), Takes(text_s=text_s, beside=beside), 16)
     assert plain.kernel.now() >= 0.98 * useless.kernel.now()
+
+
+def test_a_text_is_opened_if_that_pays_for_what_is_to_come() -> None:
+    cheap, _ = served(few := Guesses(), Takes(text_s=1e-4, new_s=10e-3))
+    assert few.asked > 50
+    assert cheap.kernel.now() == pytest.approx(0.3 - 1e-3 * 240 + few.asked * 1.1e-4 + 10e-3, abs=3e-3)
+    dear, _ = served(none := Guesses(), Takes(text_s=1e-4, new_s=1.0))
+    assert none.asked == 0
+    assert dear.kernel.now() == pytest.approx(0.301, abs=1e-3)
+
+
+def test_how_long_texts_get_is_learnt() -> None:
+    budget = Budget(FLAT.predict, Takes())
+    given = {"gains": [chain_gain(0.8, 6)], "room": 100, "answers": [1.0], "openings_s": [100e-3]}
+    assert budget.offer(decodes(1), **given).rows == [6]
+    for _ in range(30):
+        budget.ended(8)
+    assert budget.offer(decodes(1), **given).rows == [0]
 
 
 def test_simulated_time_passes_for_forming_before_a_step_or_beside_it() -> None:
