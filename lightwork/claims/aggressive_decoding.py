@@ -328,7 +328,7 @@ class Wrong:
 def useless_drafts_cost_nothing(lab: Lab) -> Measured:
     model = models.load_compiled(random_llama(), precision=Stored())
     try:
-        times = measure_rows(model, 64, drafted=True)
+        times = measure_rows(model, 64)
         forming = measure_forming(Wrong(), model.spec.vocab_size, max_seqs=BATCH, max_len=1024)
         serve, ratios, drafted = partial(Engine, predict=times.predict, forming=forming), [], 0
         for i in range(ROUNDS):

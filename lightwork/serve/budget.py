@@ -22,14 +22,16 @@ LEAST = 0.004
 """Rows that are expected to add fewer tokens are not considered."""
 UNKNOWN = 0.5
 """What the rate of acceptance is taken for, before any trial."""
-REST = 8
+REST = 16
 """Steps for which drafts that do not pay are taken not to pay, or fewer until it is time to learn."""
 
 
 LENGTH = 128.0
 """Tokens that texts are taken to get, before any has ended."""
-KEEP = 0.8
-"""What one text leaves of the weight of those before it."""
+KEEP, LONG = 0.8, 0.98
+"""What one text leaves of the weight of those before it; what a draft of any leaves."""
+TRUST = 4.0
+"""Tokens that are believed to be rightly hoped for, before it is known how many of those come."""
 
 
 class Offer(NamedTuple):
@@ -48,7 +50,8 @@ class Budget:
     def __init__(
         self, predict: Callable[[Step], float] | None = None, forming: Forming | None = None
     ) -> None:
-        self.overall = Acceptance()
+        self.overall = Acceptance(keep=LONG)
+        self._hoped = self._held = 0.0
         self._prices = RowPrices(predict, forming)
         self._length = LENGTH
         self._saved_s = 0.0
@@ -63,6 +66,11 @@ class Budget:
     def opening_s(self, context: int) -> float:
         """What the first draft of a text of that length takes more than others."""
         return self._prices.opening_s(context)
+
+    def came(self, hoped: float, accepted: int) -> None:
+        """Of the tokens that a draft was worth its rows for. Hopes are highest where they are too high."""
+        self._hoped = LONG * self._hoped + hoped
+        self._held = LONG * self._held + accepted
 
     def ended(self, num_tokens: int) -> None:
         """A text has ended that got so many tokens."""
@@ -96,11 +104,13 @@ class Budget:
         self._prices.look_at(step)
         (_, base_s), (_, one_s) = self._prices.curve(step, 1)
         rows = [0] * len(gains)
-        hoped = sum(answer * sum(of) for of, answer in zip(gains, answers, strict=True) if of)
+        trust = min(1.0, (self._held + TRUST) / (self._hoped + TRUST))
+        worth = [trust * answer for answer in answers]
+        hoped = sum(share * sum(of) for of, share in zip(gains, worth, strict=True) if of)
         least_s = base_s + min(answers) * (one_s - base_s)
         if (tokens + hoped) * base_s > tokens * self._prices.whole_s(least_s, 1, 1):
-            rows = self._best(step, tokens, gains, room, answers, openings_s)
-        offer = Offer(rows) if any(rows) else self._probe(base_s, one_s, gains, openings_s)
+            rows = self._best(step, gains, worth, room, answers, openings_s)
+        offer = Offer(rows) if any(rows) else self._probe(step, base_s, one_s, gains, openings_s)
         self._rested = 0
         self._like = None if any(offer.rows) else (len(step.chunks), step.num_rows)
         return offer
@@ -120,19 +130,20 @@ class Budget:
     def _best(
         self,
         step: Step,
-        tokens: float,
         gains: Sequence[Sequence[float]],
+        worth: Sequence[float],
         room: int,
         answers: Sequence[float],
         openings_s: Sequence[float],
     ) -> list[int]:
-        """Rows for each chunk, 0 for all if no number of them pays."""
+        """Rows for each chunk, 0 for all if no number of them pays. worth: share of gains to count on."""
         ranked = sorted(
-            (-gain * answers[i], depth, i)
+            (-gain * worth[i], depth, i)
             for i, of in enumerate(gains)
             for depth, gain in enumerate(of, 1)
-            if gain * answers[i] >= LEAST
+            if gain * worth[i] >= LEAST
         )[:room]
+        tokens = float(sum(chunk.count for chunk in step.chunks))
         curve = self._prices.curve(step, max(1, len(ranked)))
         best, highest = 0, tokens / curve[0][1]
         num_rows, texts, deepest, opening_s = 0.0, 0, 0, 0.0
@@ -142,7 +153,8 @@ class Budget:
             deepest = max(deepest, depth)
             if depth == 1:
                 texts += 1
-                opening_s += openings_s[i] / self._length
+                steps = self._length / (1.0 + worth[i] * sum(gains[i]))
+                opening_s += openings_s[i] / max(1.0, steps)
             seconds = self._prices.whole_s(interpolate(curve, num_rows), texts, deepest, opening_s)
             if tokens / seconds > highest:
                 best, highest = n, tokens / seconds
@@ -152,21 +164,29 @@ class Budget:
         return rows
 
     def _probe(
-        self, base_s: float, one_s: float, gains: Sequence[Sequence[float]], openings_s: Sequence[float]
+        self,
+        step: Step,
+        base_s: float,
+        one_s: float,
+        gains: Sequence[Sequence[float]],
+        openings_s: Sequence[float],
     ) -> Offer:
-        """One row for one sequence after the other, whenever enough time was saved up for it.
+        """One row for one sequence after the other, whenever enough time was saved up; behind one token,
+        as its price behind a chunk is less well known.
 
         What is written beside a step is there for the next one: the same sequence is asked twice.
         """
         rows = [0] * len(gains)
-        if not (open_to := [i for i, of in enumerate(gains) if of]):
+        open_to = [i for i, of in enumerate(gains) if of and step.chunks[i].count == 1]
+        self._saved_s += PROBES * base_s * (1 + self._rested)
+        self._rest = 0
+        if not open_to:
             return Offer(rows)
         times = 2 if self._prices.beside else 1
         who = open_to[self._turn // times % len(open_to)]
         asked_s = self._prices.whole_s(base_s, 1, 1, openings_s[who]) - base_s
         rows_s = max(0.0, self._prices.whole_s(one_s, 1, 1) - self._prices.whole_s(base_s, 1, 1))
         cost_s, share_s = times * asked_s + rows_s, PROBES * base_s
-        self._saved_s += share_s * (1 + self._rested)
         self._saved_s = min(self._saved_s, max(cost_s, share_s))
         self._rest = min(REST, int((cost_s - self._saved_s) / share_s))
         begins = self._turn % times == 0

@@ -16,6 +16,7 @@ from lightwork.serve.schedulers import Step
 from lightwork.serve.sequence import Sequence as Seq
 
 log = logging.getLogger(__name__)
+NOTHING_SEEN = Acceptance()
 
 
 class Drafting:
@@ -40,6 +41,8 @@ class Drafting:
         self._vocab_size = vocab_size
         self._num_probes = num_probes
         self._opened: set[int] = set()
+        self._hoped: dict[int, float] = {}
+        self._sound: object = None
         self._budget = Budget(predict, forming if predict is not None else None)
 
     def offer(self, step: Step, *, may_leave: bool) -> None:
@@ -79,6 +82,7 @@ class Drafting:
             copies = self._kv.reserve(seq.id, step.chunks[i].end + len(draft))
             if copies is not None:
                 step.drafts[i] = draft
+                self._hoped[seq.id] = sum(gains[i][: len(draft)])
                 step.copies.extend(copies)
         if not any(step.drafts):
             step.drafts = []
@@ -91,6 +95,7 @@ class Drafting:
             seq.acceptance = seq.acceptance or Acceptance()
             for seen in (seq.acceptance, self._budget.overall):
                 seen.observe(draft.depth(), len(verdict.path))
+        self._budget.came(self._hoped.pop(seq.id, 0.0), len(verdict.path))
         if self.broken is not None:
             return
         try:
@@ -101,6 +106,7 @@ class Drafting:
     def forget(self, seq: Seq) -> None:
         """A sequence gave up its keys and values."""
         self._opened.discard(seq.id)
+        self._hoped.pop(seq.id, None)
         if seq.finished is not None:
             self._budget.ended(seq.num_output)
         if self.broken is not None:
@@ -135,10 +141,12 @@ class Drafting:
         most = min(self.proposer.k, MAX_NODES, seq.output_left - 1)
         if most <= 0:
             return ()
-        gain = self.proposer.gain(seq, self._budget.rate(seq.acceptance or Acceptance()))[:most]
-        if not all(1.0 >= a >= b >= 0.0 for a, b in zip([1.0, *gain], gain, strict=False)):
-            raise self._wrong(f"expects {[*gain]} tokens of its rows", "from 0 to 1 each, never rising")
-        return gain
+        gain = self.proposer.gain(seq, self._budget.rate(seq.acceptance or NOTHING_SEEN))
+        if gain is not self._sound:
+            if not all(1.0 >= a >= b >= 0.0 for a, b in zip([1.0, *gain], gain, strict=False)):
+                raise self._wrong(f"expects {[*gain]} tokens of its rows", "from 0 to 1 each, never rising")
+            self._sound = gain
+        return gain[:most]
 
     def _propose(self, seqs: Sequence[Seq], rows: Sequence[int]) -> Sequence[Draft]:
         drafts = self.proposer.propose(seqs, rows)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from lightwork.decode.proposers import MAX_NODES, ROOT, Draft, Drafter
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.decode.verifiers import Verdict
 from lightwork.runtime.clock import WallClock
+from lightwork.serve.row_times import typical
 
 TEXTS = (1, 4, 16)
 SHORT, LONG = 32, 512
@@ -89,7 +89,7 @@ def measure_forming(drafter: Drafter, vocab_size: int, *, max_seqs: int, max_len
         return Depth(rows, tuple(curve), max(0.0, longer_s) / max(1, long - short))
 
     bench.seconds(1, drafter.k, short)  # what is slow the first time only
-    opening_s = median(bench.opening_s(long) for _ in range(REPEATS))
+    opening_s = typical([bench.opening_s(long) for _ in range(REPEATS)])
     return FormTimes(depth(1), depth(drafter.k), drafter.effort.beside, opening_s / long)
 
 
@@ -104,12 +104,12 @@ class _Bench:
         self._last = 0
 
     def seconds(self, num: int, rows: int, length: int) -> float:
-        """Of one time, the median; the first, in which texts are new, does not count."""
+        """Of one time; the first, in which texts are new, does not count."""
         texts = [self._text(length) for _ in range(num)]
         took_s = [self._ask(texts, rows) for _ in range(1 + REPEATS)][1:]
         for text in texts:
             self._drafter.forget(text.id)
-        return median(took_s)
+        return typical(took_s)
 
     def opening_s(self, length: int) -> float:
         """What a new text takes more than one that is known; what is written beside is waited for later."""

@@ -364,7 +364,7 @@ def _beside(
 
     if not isinstance(runner, LocalRunner):
         return runner, {}, []
-    times = measure_rows(model, kv.block_size, drafted=True)
+    times = measure_rows(model, kv.block_size)
     (few, few_s), (many, many_s) = times.curve[0], times.curve[-1]
     value = f"{few_s * 1e3:.2g} ms for {few:g}, {many_s * 1e3:.2g} ms for {many:g}"
     told = Setting("row_times", value, "measured; drafts get rows by it")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -37,21 +36,23 @@ PROMPT, OUTPUT = 2, 8
 
 @dataclass(frozen=True, slots=True)
 class RowTimes:
-    """curve: (rows, seconds) of as many sequences. drafted: of one, whose draft has all rows but one; ()
-    where a draft's row takes what a sequence does. Neither ever falls; both go on as they ended.
+    """curve: (rows, seconds) of as many sequences. single: of one, with all rows but one in a draft; () where
+    a sequence takes no longer than a row. Neither ever falls; both go on as they ended.
     """
 
     curve: Curve
-    drafted: Curve = ()
+    single: Curve = ()
 
     def predict(self, step: Step) -> float:
-        rows = step.num_rows
-        if not (step.drafts and self.drafted):
+        rows, num = step.num_rows, len(step.chunks)
+        if not self.single:
             return _on(self.curve, rows)
-        if len(step.chunks) == 1 == step.chunks[0].count:
-            return _on(self.drafted, rows)
-        texts = sum(map(bool, step.drafts))  # the host forms, judges and rolls back the draft of each
-        return _on(self.curve, rows) + texts * max(0.0, _on(self.drafted, 2) - _on(self.curve, 2))
+        seconds = _on(self.curve, num)
+        if rows > num:
+            seconds += _on(self.single, rows) - _on(self.single, num)
+        if num > 1 and step.drafts:  # the host forms, judges and rolls back the draft of each
+            seconds += sum(map(bool, step.drafts)) * max(0.0, _on(self.single, 2) - _on(self.curve, 2))
+        return seconds
 
 
 def _on(curve: Curve, rows: float) -> float:
@@ -61,25 +62,24 @@ def _on(curve: Curve, rows: float) -> float:
     return most_s + (rows - most) * (most_s - before_s) / (most - before)
 
 
-def measure_rows(model: Any, block_size: int, *, drafted: bool = False) -> RowTimes:
-    """As many requests decode together as there are rows; takes as long as some fifty steps.
+def measure_rows(model: Any, block_size: int) -> RowTimes:
+    """As many requests decode together as there are rows, then one with drafts; takes as long as a hundred
+    steps.
 
-    model: a `Model` or a `CompiledModel`. drafted: measure one request with drafts, too.
+    model: a `Model` or a `CompiledModel`.
     """
     _decode_s(model, block_size, 1)  # what is slow the first time only
     curve = [(1.0, _decode_s(model, block_size, 1))]
     for num in SIZES[1:]:
         curve.append((num, max(_decode_s(model, block_size, num), curve[-1][1])))
-    if not drafted:
-        return RowTimes(tuple(curve))
-    judged = curve[:1]
+    single = curve[:1]
     for num in SIZES[1:]:
-        judged.append((num, max(_decode_s(model, block_size, 1, num - 1), judged[-1][1])))
-    return RowTimes(tuple(curve), tuple(judged))
+        single.append((num, max(_decode_s(model, block_size, 1, num - 1), single[-1][1])))
+    return RowTimes(tuple(curve), tuple(single))
 
 
 def _decode_s(model: Any, block_size: int, num: int, drafted: int = 0) -> float:
-    """Seconds of a step, the median. num: requests that decode. drafted: rows of the draft of each."""
+    """Seconds of a step. num: requests that decode. drafted: rows of the draft of each."""
     kernel = Kernel(WallClock(), trace=Trace("rows"))
     kv = KVCache(num * (1 + (PROMPT + OUTPUT + drafted) // block_size), block_size, prefix_cache=False)
     length, vocab_size = PROMPT + OUTPUT + drafted, model.spec.vocab_size
@@ -103,7 +103,12 @@ def _median_s(spans: Iterable[Span], rows: int, num: int) -> float:
     took = defaultdict(list)
     for features, seconds in samples(spans):
         took[features["rows"], features["sequences"]].append(seconds)
-    return median(took[rows, num])
+    return typical(took[rows, num])
+
+
+def typical(took_s: Sequence[float]) -> float:
+    """The lower quartile of seconds: what else the machine does makes them longer, never shorter."""
+    return sorted(took_s)[len(took_s) // 4]
 
 
 class _Enough:
