@@ -141,7 +141,7 @@ class Budget:
             (-gain * worth[i], depth, i)
             for i, of in enumerate(gains)
             for depth, gain in enumerate(of, 1)
-            if gain * worth[i] >= LEAST
+            if gain >= LEAST
         )[:room]
         tokens = float(sum(chunk.count for chunk in step.chunks))
         curve = self._prices.curve(step, max(1, len(ranked)))

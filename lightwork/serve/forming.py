@@ -12,8 +12,8 @@ from typing import Protocol
 
 from lightwork.decode.proposers import Effort
 
-LOOKUP_S = 1e-5
-"""Host seconds to look through a text for a draft. Source: MEASURED"""
+LOOKUP_S = 27e-6
+"""Host seconds to look through a text for a draft. Source: measured, `Ngram` on 512 tokens (form_times)."""
 
 
 class Forming(Protocol):

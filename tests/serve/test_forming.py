@@ -178,9 +178,10 @@ def test_a_useless_proposer_costs_next_to_nothing_whatever_it_takes(text_s: floa
 
 
 def test_a_text_is_opened_if_that_pays_for_what_is_to_come() -> None:
-    cheap, _ = served(few := Guesses(), Takes(text_s=1e-4, new_s=10e-3))
+    cheap, (seq,) = served(few := Guesses(), Takes(text_s=1e-4, new_s=10e-3))
     assert few.asked > 50
-    assert cheap.kernel.now() == pytest.approx(0.3 - 1e-3 * 240 + few.asked * 1.1e-4 + 10e-3, abs=3e-3)
+    forming_s = 10e-3 + few.asked * 1e-4
+    assert cheap.kernel.now() == pytest.approx((1 + cheap.steps) * 1e-3 + seq.drafted * 1e-6 + forming_s)
     dear, _ = served(none := Guesses(), Takes(text_s=1e-4, new_s=1.0))
     assert none.asked == 0
     assert dear.kernel.now() == pytest.approx(0.301, abs=1e-3)
@@ -188,7 +189,7 @@ def test_a_text_is_opened_if_that_pays_for_what_is_to_come() -> None:
 
 def test_how_long_texts_get_is_learnt() -> None:
     budget = Budget(FLAT.predict, Takes())
-    given = {"gains": [chain_gain(0.8, 6)], "room": 100, "answers": [1.0], "openings_s": [100e-3]}
+    given = {"gains": [chain_gain(0.8, 6)], "room": 100, "answers": [1.0], "openings_s": [10e-3]}
     assert budget.offer(decodes(1), **given).rows == [6]
     for _ in range(30):
         budget.ended(8)
