@@ -145,11 +145,8 @@ def open_one(
         models = [*model.variants.values()]
     threads = _threads(plan, model)
     runner = make_runner(kernel, model, kv)
-    runner, beside, more = _beside(chosen, runner, kernel, model, kv, timed="predict" in parts)
-    settings += more
     max_len, vocab_size = int(longest.value), model.spec.vocab_size
-    if "proposer" in chosen and "predict" in beside:
-        beside["forming"] = partial(_forming, settings, vocab_size, plan.max_seqs, max_len)
+    runner, beside, more = _beside(plan, max_len, runner, kernel, model, kv, timed="predict" in parts)
     parts |= {**beside, "put_probes": _local(model).set_probes if num_ranks(plan) == 1 else None}
     engine = make_engine(plan, kernel, kv, runner, max_len, vocab_size, models, **parts)
     if isinstance(runner, TrainingRunner):
@@ -157,7 +154,7 @@ def open_one(
     if kernel.trace is not None:
         derived = {"kv_blocks": kv.total, "block_size": block_size, "tier_blocks": behind}
         kernel.trace.about = about(plan, **derived, max_len=max_len)
-    settings += [*threads, longest, blocks, *divided(plan, kv)]
+    settings += [*more, *threads, longest, blocks, *divided(plan, kv)]
     settings += [_scheduler(chosen, engine, why_scheduler), *overlapped(plan)]
     return engine, model, settings
 
@@ -348,13 +345,15 @@ def _threads(plan: Plan, model: Served) -> list[Setting]:
 
 
 def _beside(
-    chosen: Mapping[str, Any], runner: Runner, kernel: Kernel, model: Served, kv: KVCache, *, timed: bool
+    plan: Plan, max_len: int, runner: Runner, kernel: Kernel, model: Served, kv: KVCache, *, timed: bool
 ) -> tuple[Runner, dict[str, Any], list[Setting]]:
     """What is measured of a model for training or drafts before it serves: the runner, what an engine takes
-    besides, and what was found. Where rows are not measured, drafts are given rows by an assumption.
+    besides, and what was found, to which is added what drafts take, once it is known who drafts. Where rows
+    are not measured, drafts are given rows by an assumption.
 
     timed: whether it is known already what steps take.
     """
+    chosen = plan.techniques()
     if "tuning" in chosen:
         return train_beside(chosen["tuning"], runner, kernel, _local(model), kv)
     if "proposer" not in chosen or timed:
@@ -367,8 +366,9 @@ def _beside(
     times = measure_rows(model, kv.block_size)
     (few, few_s), (many, many_s) = times.curve[0], times.curve[-1]
     value = f"{few_s * 1e3:.2g} ms for {few:g}, {many_s * 1e3:.2g} ms for {many:g}"
-    told = Setting("row_times", value, "measured; drafts get rows by it")
-    return runner, {"predict": times.predict}, [told]
+    told = [Setting("row_times", value, "measured; drafts get rows by it")]
+    forming = partial(_forming, told, model.spec.vocab_size, plan.max_seqs, max_len)
+    return runner, {"predict": times.predict, "forming": forming}, told
 
 
 def _forming(
