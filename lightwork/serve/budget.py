@@ -22,7 +22,7 @@ LEAST = 0.004
 """Rows that are expected to add fewer tokens are not considered."""
 UNKNOWN = 0.5
 """What the rate of acceptance is taken for, before any trial."""
-REST = 16
+REST = 12
 """Steps for which drafts that do not pay are taken not to pay, or fewer until it is time to learn."""
 
 
@@ -77,8 +77,11 @@ class Budget:
         self._length = KEEP * self._length + (1 - KEEP) * num_tokens
 
     def rests(self, step: Step) -> bool:
-        """Whether drafts were not worth it lately, beside as many sequences and tokens of them as now."""
-        if self._rested >= self._rest or self._like != (len(step.chunks), step.num_rows):
+        """Whether drafts were not worth it lately, beside as many sequences and no more tokens than now."""
+        if self._like is None or self._rested >= self._rest:
+            return False
+        num, rows = self._like
+        if len(step.chunks) != num or step.num_rows < rows:
             return False
         self._rested += 1
         return True

@@ -15,7 +15,7 @@ from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.verifiers import Verdict
 from lightwork.models import read_shape
 from lightwork.runtime.kernel import Kernel
-from lightwork.serve.budget import PROBES, Budget
+from lightwork.serve.budget import PROBES, REST, Budget
 from lightwork.serve.cost import ClusterCost
 from lightwork.serve.engine import Engine
 from lightwork.serve.form_times import Depth, FormTimes
@@ -245,3 +245,15 @@ def test_a_table_is_linear_between_and_beyond_what_was_measured() -> None:
     assert [times.seconds(1, rows, 0) for rows in (1, 2, 4)] == [1.0, 2.0, 4.0]
     assert times.seconds(2, 1, 132) == pytest.approx(1.5 + 2 * 100 * 0.01)
     assert FormTimes(one, one, beside=True).seconds(1, 3, 0) == 1.0
+
+
+def test_what_does_not_pay_is_not_asked_again_at_once_but_beside_fewer_tokens() -> None:
+    budget = Budget(FLAT.predict, Takes(text_s=5e-3))
+    assert not budget.rests(decodes(2))
+    budget.offer(decodes(2), [chain_gain(0.5, 4)] * 2, 100)
+    assert not budget.rests(decodes(1))
+    assert not budget.rests(decodes(3))
+    assert [budget.rests(decodes(2)) for _ in range(REST + 1)] == [True] * REST + [False]
+    paying = Budget(FLAT.predict, Takes())
+    assert any(paying.offer(decodes(2), [chain_gain(0.5, 4)] * 2, 100).rows)
+    assert not paying.rests(decodes(2))
