@@ -42,7 +42,7 @@ class Drafting:
         self._num_probes = num_probes
         self._opened: set[int] = set()
         self._hoped: dict[int, float] = {}
-        self._sound: object = None
+        self._sound: object = None  # gains that were checked last: most are the same values again
         self._budget = Budget(predict, forming if predict is not None else None)
 
     def offer(self, step: Step, *, may_leave: bool) -> None:

@@ -124,6 +124,8 @@ class Draft:
                     wrong = f"tokens {tokens} outside a vocabulary of {vocab_size} and {num_probes} probes"
                 elif token >= 0 and parent != ROOT and tokens[parent] < 0:
                     wrong = f"tokens {tokens} under {parents}, one of them behind a probe"
+                if wrong:
+                    break
         if wrong:
             raise InvariantError(
                 f"{proposer} proposed {wrong}", expected="a valid draft", fix=f"serve without {proposer}"
