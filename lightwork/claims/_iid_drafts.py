@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightwork.decode.acceptance import chain_gain
-from lightwork.decode.proposers import Draft, Target, Text
+from lightwork.decode.proposers import Draft, Effort, Pass, Target, Text
 from lightwork.decode.sampling import noise_key
 from lightwork.decode.verifiers import Verdict
 from lightwork.serve.sequence import Sequence as Seq
@@ -21,15 +21,23 @@ def said(seq: Seq | Text, position: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IidDrafts:
-    """Chains of k tokens, each what the target will say with probability `rate`, independently."""
+    """Chains of k tokens, each what the target will say with probability `rate`, independently.
+
+    model: whose passes they take, "" if none.
+    """
 
     rate: float
     k: int
+    model: str = ""
 
     def begin(self, target: Target) -> IidDrafts:
         return self
 
-    def gain(self, text: Text, rate: float) -> list[float]:
+    @property
+    def effort(self) -> Effort:
+        return Effort(passes=(Pass(self.model),) if self.model else ())
+
+    def gain(self, text: Text, rate: float) -> Sequence[float]:
         return chain_gain(self.rate, self.k)
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil
 from statistics import median
@@ -32,11 +32,12 @@ from lightwork.models.held_out import read_held_out
 from lightwork.models.presets import preset
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
-from lightwork.serve.cost import ClusterCost
+from lightwork.serve.cost import ClusterCost, with_forming
 from lightwork.serve.engine import Engine
+from lightwork.serve.forming import Priced
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import BLOCK_SIZE, Plan
-from lightwork.serve.schedulers import Chunk, Step
+from lightwork.serve.schedulers import Step
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Limits, Request
 from lightwork.serve.simulate import run_load
@@ -48,24 +49,6 @@ TARGET, DRAFT = "llama-2-70b", "llama-2-7b"
 OVER_PLAIN, OVER_BEFORE, PUBLISHED_K = 3.79, 1.52, 5
 LONGEST = 16
 """Tokens of a draft, the most that are tried for the best."""
-
-
-@dataclass(frozen=True, slots=True)
-class WithDrafts:
-    """Steps of a target with a draft model on devices of its own, which writes k tokens for each: beside the
-    target's pass, or before it. The tokens that travel are not priced."""
-
-    target: StepCost
-    draft: StepCost
-    k: int
-    beside: bool
-
-    def stages(self, step: Step) -> Sequence[float]:
-        known = Step(chunks=step.chunks)
-        last = Step(chunks=[Chunk(chunk.seq, chunk.end - 1, 1) for chunk in step.chunks])
-        drafting_s = sum(self.draft.stages(known)) + (self.k - 1) * sum(self.draft.stages(last))
-        target_s = sum(self.target.stages(step))
-        return [max(target_s, drafting_s) if self.beside else target_s + drafting_s]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +64,32 @@ class Run:
         return self.tokens / self.seconds
 
 
-def generate(cost: StepCost, proposer: Proposer | None, seed: int = 0) -> Run:
-    """One text after the other, as the engine generates them."""
+def costless(step: Step) -> float:
+    """Steps beside which no draft takes long, so that every row is given that may hold."""
+    return 1e9
+
+
+def generate(cost: StepCost, proposer: Proposer | None, seed: int = 0, draft: Passes | None = None) -> Run:
+    """One text after the other, as the engine generates them. draft: the model whose passes drafts take."""
     kernel = Kernel()
     runner = SimulatedRunner(cost, script=said)
     kv = KVCache(2 * MAX_LEN // BLOCK_SIZE, BLOCK_SIZE, prefix_cache=False)
     target = Target(
         model=TARGET, on="sim:a100", max_seqs=1, max_len=MAX_LEN, beside=ThreadPoolExecutor(1, "drafts")
     )
+    drafter = None if proposer is None else proposer.begin(target)
     engine = Engine(
         kernel,
         runner,
         kv,
         Sarathi(),
         limits=Limits(max_len=MAX_LEN, max_seqs=1),
-        proposer=None if proposer is None else proposer.begin(target),
+        proposer=drafter,
         vocab_size=VOCAB_SIZE,
+        predict=costless,
+        forming=None
+        if drafter is None or draft is None
+        else Priced(drafter.effort, {DRAFT: draft}.__getitem__),
     )
     requests = [
         Request(
@@ -114,13 +107,19 @@ def generate(cost: StepCost, proposer: Proposer | None, seed: int = 0) -> Run:
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """Stages one after another, each pass so many times as long."""
+    """Stages one after another, each pass so many times as long. The tokens that travel between a target and
+    its drafter are not priced."""
 
     cost: ClusterCost
     times: float = 1.0
 
     def stages(self, step: Step) -> Sequence[float]:
-        return [self.times * sum(self.cost.stages(step))]
+        target_s = self.times * sum(self.cost.stages(replace(step, before_s=0.0, beside_s=0.0)))
+        return with_forming([target_s], step)
+
+    def pass_s(self, chunks: Sequence[tuple[int, int]]) -> float:
+        """See `PassCost`."""
+        return self.times * self.cost.pass_s(chunks)
 
 
 @cache
@@ -139,8 +138,8 @@ def seconds_of_a_step(cost: StepCost) -> float:
 class Pair:
     """A target, and a draft model on devices of its own."""
 
-    target: StepCost
-    draft: StepCost
+    target: Passes
+    draft: Passes
 
     @property
     def balance(self) -> float:
@@ -151,11 +150,11 @@ class Pair:
         return generate(self.target, None)
 
     def pearl(self, rate: float, k: int, seed: int = 0) -> Run:
-        cost = WithDrafts(self.target, self.draft, k, beside=True)
-        return generate(cost, Pearl(inner=IidDrafts(rate=rate, k=k)), seed)
+        drafts = IidDrafts(rate=rate, k=k, model=DRAFT)
+        return generate(self.target, Pearl(inner=drafts), seed, self.draft)
 
     def before(self, rate: float, k: int, seed: int = 0) -> Run:
-        return generate(WithDrafts(self.target, self.draft, k, beside=False), IidDrafts(rate=rate, k=k), seed)
+        return generate(self.target, IidDrafts(rate=rate, k=k, model=DRAFT), seed, self.draft)
 
     def best_before(self, rate: float, seed: int = 0) -> tuple[int, Run]:
         """With the length of drafts that is best for it; without any, if that is."""

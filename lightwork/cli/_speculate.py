@@ -6,7 +6,19 @@ from collections.abc import Sequence
 
 from lightwork.claims import speculate
 from lightwork.claims.peers import load
-from lightwork.claims.speculate import BAR, CHATS, COPIES, PROPOSERS, RECORD, TARGET, TASKS, Beside
+from lightwork.claims.speculate import (
+    BAR,
+    CHATS,
+    COPIES,
+    KEPT,
+    NEW,
+    PLAIN,
+    PROPOSERS,
+    RECORD,
+    TARGET,
+    TASKS,
+    Beside,
+)
 from lightwork.cli._output import show_json, show_table
 from lightwork.cli._peers import show_peers
 
@@ -32,10 +44,20 @@ def show_speculation(uses: Sequence[str], rounds: int, as_json: bool) -> None:
 
 
 def _verdict(found: Sequence[Beside]) -> str:
-    """Whether the best proposer is fast enough where there is much to copy."""
-    best = max((row for row in found if row.task == COPIES), key=lambda row: row.over_plain[0])
-    missed = "" if best.over_plain[0] >= BAR else " MISSED"
-    return f"best on {COPIES}: {best.use}, {best.over_plain[0]:.2f}x plain decoding, bar {BAR}{missed}"
+    """Whether the best proposer is fast enough where there is much to copy, and the slowest elsewhere."""
+    best, slowest = (
+        choose((row for row in found if row.task == task and row.use != PLAIN), key=_over_plain)
+        for choose, task in ((max, COPIES), (min, NEW))
+    )
+    return "\n".join(
+        f"{which} on {row.task}: {row.use}, {_over_plain(row):.2f}x plain decoding, bar {bar}"
+        + " MISSED" * (_over_plain(row) < bar)
+        for which, row, bar in (("best", best, BAR), ("slowest", slowest, KEPT))
+    )
+
+
+def _over_plain(row: Beside) -> float:
+    return row.over_plain[0]
 
 
 def _cells(row: Beside) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from lightwork.errors import CapacityError
 from lightwork.memory.kv import Copy
 from lightwork.models.adapters import Adapter
 from lightwork.models.spec import ModelSpec
-from lightwork.models.work import around_work, head_work, products, slice_work
+from lightwork.models.work import around_work, forward_work, head_work, products, slice_work
 from lightwork.runtime.effects import DTYPE_BYTES, Work
 from lightwork.serve.schedulers import Step
 from lightwork.serve.training import Slice
@@ -88,11 +88,23 @@ class ClusterCost:
             }
             self.spent_s = {name: self.spent_s.get(name, 0.0) + s for name, s in bounds.items()}
         self._steps += 1
-        stage_s = seconds / self.pp + self.step_s
-        if self.pp > 1:
-            link = self.costs.cluster.link(0, self.tp)
-            stage_s += rows * self._row_bytes / link.bytes_per_s + link.latency_s
-        return [stage_s] * self.pp
+        return with_forming([seconds / self.pp + self._around_s(rows)] * self.pp, step)
+
+    def pass_s(self, chunks: Sequence[tuple[int, int]]) -> float:
+        """See `PassCost`; through all stages."""
+        rows = sum(count for _, count in chunks)
+        work = forward_work(self.spec, chunks, len(chunks), dtype=self.dtype, tp=self.tp)
+        seconds = self.costs.seconds(work, kernels=self.kernels) + self.pp * self._around_s(rows)
+        if self.tp > 1:
+            seconds += self._exchange_s({rows: self.spec.num_layers}, ())
+        return seconds
+
+    def _around_s(self, rows: int) -> float:
+        """Of each stage beside its layers: the host's, and sending rows to the next."""
+        if self.pp == 1:
+            return self.step_s
+        link = self.costs.cluster.link(0, self.tp)
+        return self.step_s + rows * self._row_bytes / link.bytes_per_s + link.latency_s
 
     def _adapted(self, step: Step) -> tuple[Work, ...]:
         """What rows add that have an adapter: two thin products beside each of its matrices."""
@@ -183,6 +195,13 @@ class EagerCost:
     def stages(self, step: Step) -> Sequence[float]:
         host_s = self.layer_s * self.device.spec.num_layers / self.device.pp
         return [max(device_s, host_s) for device_s in self.device.stages(step)]
+
+
+def with_forming(stages_s: Sequence[float], step: Step) -> Sequence[float]:
+    """Stages of a step, the first of which waits until its drafts are there, or all for what is written
+    beside them."""
+    late_s = step.before_s + max(0.0, step.beside_s - sum(stages_s))
+    return [stages_s[0] + late_s, *stages_s[1:]] if late_s else stages_s
 
 
 def predicted(cost: StepCost) -> Callable[[Step], float]:

@@ -21,6 +21,7 @@ from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.drafting import Drafting
 from lightwork.serve.flights import Flights
+from lightwork.serve.forming import Forming
 from lightwork.serve.notes import Notes
 from lightwork.serve.results import Results
 from lightwork.serve.runner import Runner, Scores
@@ -44,7 +45,7 @@ class Engine:
 
     waiting, running: sequences, in order of queue and admission. steps: how many were started. name: in the
     trace. ids: of its sequences, where several engines share a kernel. began, left: see `watch`. training:
-    what is trained beside; the runner computes it. predict: see `View`. num_probes: see `Drafting`.
+    what is trained beside; the runner computes it. predict: see `View`. num_probes, forming: see `Drafting`.
     constrain: compiles constraints; None where texts are made up, and so are held to none.
     """
 
@@ -64,6 +65,7 @@ class Engine:
         training: Training | None = None,
         predict: Callable[[Step], float] | None = None,
         num_probes: int = 0,
+        forming: Forming | None = None,
         constrain: Callable[[Constraint], Matcher] | None = None,
     ) -> None:
         self.kernel = kernel
@@ -82,8 +84,11 @@ class Engine:
         self.left: Callable[[Seq], None] | None = None
         self.training = training
         self.predict = predict
+        self.forming = forming
         self._constrain = constrain
-        self._drafting = None if proposer is None else Drafting(proposer, kv, vocab_size, predict, num_probes)
+        self._drafting = (
+            None if proposer is None else Drafting(proposer, kv, vocab_size, predict, num_probes, forming)
+        )
         self.steps = 0
         self._held = 0
         self._lent = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
@@ -43,12 +43,14 @@ from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.training_runner import TrainingRunner
 
 if TYPE_CHECKING:
+    from lightwork.decode.proposers import Drafter
     from lightwork.models import Model
     from lightwork.models.adapters import Adapters
     from lightwork.models.compiled import Arrive, CompiledModel
     from lightwork.models.precisions import Precision
     from lightwork.models.spec import ModelSpec
     from lightwork.models.tokenizer import Tokenizer
+    from lightwork.serve.forming import Forming
     from lightwork.serve.workers import Workers
 
     Local = Model | CompiledModel
@@ -142,16 +144,15 @@ def open_one(
         settings.append(told)
         models = [*model.variants.values()]
     threads, runner = _threads(plan, model), make_runner(kernel, model, kv)
-    runner, beside, more = _beside(chosen, runner, kernel, model, kv, timed="predict" in parts)
-    settings += more
     max_len, vocab_size = int(longest.value), model.spec.vocab_size
+    runner, beside, more = _beside(plan, max_len, runner, kernel, model, kv, timed="predict" in parts)
     parts |= {**beside, "put_probes": _local(model).set_probes if num_ranks(plan) == 1 else None}
     parts |= {"constrain": grammars(model.tokenizer, vocab_size).matcher}
     engine = make_engine(plan, kernel, kv, runner, max_len, vocab_size, models, **parts)
     if isinstance(runner, TrainingRunner):
         runner.publish = partial(put_adapter, engine, _local(model))
     _tell(plan, engine, int(blocks.value), block_bytes, reads_once=model.reads_once)
-    settings += [*threads, longest, blocks, *divided(plan, kv)]
+    settings += [*more, *threads, longest, blocks, *divided(plan, kv)]
     settings += [_scheduler(chosen, engine, why_scheduler), *overlapped(plan)]
     return engine, model, settings
 
@@ -355,13 +356,15 @@ def _threads(plan: Plan, model: Served) -> list[Setting]:
 
 
 def _beside(
-    chosen: Mapping[str, Any], runner: Runner, kernel: Kernel, model: Served, kv: KVCache, *, timed: bool
+    plan: Plan, max_len: int, runner: Runner, kernel: Kernel, model: Served, kv: KVCache, *, timed: bool
 ) -> tuple[Runner, dict[str, Any], list[Setting]]:
     """What is measured of a model for training or drafts before it serves: the runner, what an engine takes
-    besides, and what was found. Where rows are not measured, drafts are given rows by an assumption.
+    besides, and what was found, to which is added what drafts take, once it is known who drafts. Where rows
+    are not measured, drafts are given rows by an assumption.
 
     timed: whether it is known already what steps take.
     """
+    chosen = plan.techniques()
     if "tuning" in chosen:
         return train_beside(chosen["tuning"], runner, kernel, _local(model), kv)
     if "proposer" not in chosen or timed:
@@ -374,12 +377,27 @@ def _beside(
     times = measure_rows(model, kv.block_size)
     (few, few_s), (many, many_s) = times.curve[0], times.curve[-1]
     value = f"{few_s * 1e3:.2g} ms for {few:g}, {many_s * 1e3:.2g} ms for {many:g}"
-    told = Setting("row_times", value, "measured; drafts get rows by it")
-    return runner, {"predict": times.predict}, [told]
+    told = [Setting("row_times", value, "measured; drafts get rows by it")]
+    forming = partial(_forming, told, model.spec.vocab_size, plan.max_seqs, max_len)
+    return runner, {"predict": times.predict, "forming": forming}, told
+
+
+def _forming(
+    settings: list[Setting], vocab_size: int, max_seqs: int, max_len: int, drafter: Drafter
+) -> Forming:
+    """What the plan's drafter takes, measured."""
+    from lightwork.serve.form_times import measure_forming
+
+    times = measure_forming(drafter, vocab_size, max_seqs=max_seqs, max_len=max_len)
+    one_s, all_s = (times.seconds(1, rows, 0) for rows in (1, drafter.k))
+    value = f"{one_s * 1e3:.2g} ms for a row, {all_s * 1e3:.2g} ms for {drafter.k}"
+    settings.append(Setting("form_times", value, "measured; what drafts take beside their rows"))
+    return times
 
 
 def _tell(plan: Plan, engine: Engine, num_blocks: int, block_bytes: int, *, reads_once: bool) -> None:
     """Tell the trace, if there is one, what is served and what was derived for it."""
+    from lightwork.serve.form_times import FormTimes
     from lightwork.serve.row_times import RowTimes
 
     trace, kv = engine.kernel.trace, engine.kv
@@ -387,9 +405,9 @@ def _tell(plan: Plan, engine: Engine, num_blocks: int, block_bytes: int, *, read
         return
     sizes = {"kv_blocks": kv.total, "block_size": kv.block_size, "kv_bytes": num_blocks * block_bytes}
     sizes |= {"tier_blocks": tier_blocks(plan, block_bytes), "max_len": engine.limits.max_len}
-    # Measured rows decide which drafts get rows: whoever serves the same load again needs the same figures.
-    times = getattr(engine.predict, "__self__", None)
-    measured = {"row_times": times.curve} if isinstance(times, RowTimes) else {}
+    # What was measured decides which drafts get rows: who serves the same load again needs the same figures.
+    times = {"row_times": getattr(engine.predict, "__self__", None), "form_times": engine.forming}
+    measured = {name: asdict(t) for name, t in times.items() if isinstance(t, RowTimes | FormTimes)}
     trace.about = about(plan, **sizes, **measured, reads_once=reads_once)
 
 

@@ -11,7 +11,7 @@ from lightwork.models.work import head_work
 from lightwork.parallel.op_plan import OpPlan, serial_plan
 from lightwork.parallel.operator_times import OperatorTimes
 from lightwork.parallel.overlap import Seconds, seconds_of
-from lightwork.serve.cost import num_scored, rows_of
+from lightwork.serve.cost import num_scored, rows_of, with_forming
 from lightwork.serve.schedulers import Step
 
 Times = Callable[[Sequence[tuple[int, int]]], Seconds]
@@ -48,7 +48,8 @@ class OverlapCost:
     def stages(self, step: Step) -> Sequence[float]:
         """One stage: layers, then scores of the rows that need them."""
         head = head_work(self.spec, num_scored(step), dtype=self.dtype, tp=self.tp)
-        return [self.layers_s(rows_of(step)) + self.costs.seconds([head]) + self.step_s]
+        stage_s = self.layers_s(rows_of(step)) + self.costs.seconds([head]) + self.step_s
+        return with_forming([stage_s], step)
 
     def layers_s(self, chunks: Sequence[tuple[int, int]]) -> float:
         """Seconds of all layers for chunks (start, rows)."""

@@ -27,6 +27,7 @@ from lightwork.memory.layouts.paged import Paged
 from lightwork.memory.tiers import Tier
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.engine import Engine
+from lightwork.serve.forming import Forming
 from lightwork.serve.runner import Runner
 from lightwork.serve.schedulers import Scheduler
 from lightwork.serve.schedulers.co_serve import CoServe
@@ -296,11 +297,13 @@ def make_engine(
     vocab_size: int,
     models: Collection[str] | None = None,
     put_probes: PutProbes | None = None,
+    forming: Callable[[Drafter], Forming | None] | None = None,
     **parts: Any,
 ) -> Engine:
     """The engine a plan describes, on any runner of these KV blocks.
 
-    models: see `Limits`. put_probes: see `Target`. parts: what else `Engine` takes.
+    models: see `Limits`. put_probes: see `Target`. forming: prices the plan's drafter, or measures it. parts:
+    what else `Engine` takes.
     """
     chosen = plan.techniques()
     plain = Microbatches(stages=runner.depth) if runner.depth > 1 and not runner.feeds else Sarathi()
@@ -321,6 +324,7 @@ def make_engine(
         limits=limits,
         proposer=drafter,
         num_probes=num_probes,
+        forming=None if drafter is None or forming is None else forming(drafter),
         verifier=verifier,
         vocab_size=vocab_size,
         **parts,

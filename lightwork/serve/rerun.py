@@ -23,6 +23,7 @@ from lightwork.runtime.progress import Progress
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
+from lightwork.serve.form_times import FormTimes
 from lightwork.serve.opening import open_engine, open_one
 from lightwork.serve.plan import Plan, contains
 from lightwork.serve.row_times import RowTimes
@@ -104,11 +105,12 @@ def _open(
     engine: Engine | Fleet
     if "router" in plan.techniques() or plan.on.startswith("ray:"):
         engine, model, _ = open_engine(plan, kernel, progress)
-    else:  # what rows cost was measured; decided by the same figures, drafts get the same rows
-        curve = run.trace.about.get("row_times")
-        parts: dict[str, Any] = {}
-        if curve is not None:
-            parts["predict"] = RowTimes(tuple(map(tuple, curve))).predict
+    else:  # what rows and drafts take was measured; decided by the same figures, drafts get the same rows
+        about, parts = run.trace.about, dict[str, Any]()
+        if "row_times" in about:
+            parts["predict"] = RowTimes.told(about["row_times"]).predict
+        if "form_times" in about:
+            parts["forming"] = lambda drafter: FormTimes.told(about["form_times"])
         engine, model, _ = open_one(plan, kernel, progress, **parts)
 
     def close() -> None:

@@ -6,14 +6,16 @@ What is decided by it while serving never depends on a clock.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 from lightwork.cluster.devices import Curve, interpolate
+from lightwork.decode.proposers import Draft, Effort, Text
+from lightwork.decode.sampling import Pick
+from lightwork.decode.verifiers import Verdict
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
@@ -24,7 +26,8 @@ from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.replay import samples
 from lightwork.serve.schedulers import Step
 from lightwork.serve.schedulers.sarathi import Sarathi
-from lightwork.serve.sequence import Limits
+from lightwork.serve.sequence import FinishReason, Limits
+from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import SyntheticRequests, run_load
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -33,38 +36,121 @@ PROMPT, OUTPUT = 2, 8
 
 @dataclass(frozen=True, slots=True)
 class RowTimes:
-    """curve: (rows, seconds), neither ever falling; goes on beyond its end as it ended."""
+    """curve: (rows, seconds) of as many sequences. single: of one, with all rows but one in a draft; () where
+    a sequence takes no longer than a row. Neither ever falls; both go on as they ended.
+    """
 
     curve: Curve
+    single: Curve = ()
+
+    @classmethod
+    def told(cls, told: Mapping[str, Any]) -> RowTimes:
+        """From what `asdict` made of it, and a file of JSON kept."""
+        return cls(**{name: tuple(map(tuple, curve)) for name, curve in told.items()})
 
     def predict(self, step: Step) -> float:
-        rows = step.num_rows
-        (before, before_s), (most, most_s) = self.curve[-2:]
-        if rows <= most:
-            return interpolate(self.curve, rows)
-        return most_s + (rows - most) * (most_s - before_s) / (most - before)
+        rows, num = step.num_rows, len(step.chunks)
+        if not self.single:
+            return _on(self.curve, rows)
+        seconds = _on(self.curve, num)
+        if rows > num:
+            seconds += _on(self.single, rows) - _on(self.single, num)
+        if num > 1 and step.drafts:  # the host forms, judges and rolls back the draft of each
+            seconds += sum(map(bool, step.drafts)) * max(0.0, _on(self.single, 2) - _on(self.curve, 2))
+        return seconds
+
+
+def _on(curve: Curve, rows: float) -> float:
+    (before, before_s), (most, most_s) = curve[-2:]
+    if rows <= most:
+        return interpolate(curve, rows)
+    return most_s + (rows - most) * (most_s - before_s) / (most - before)
 
 
 def measure_rows(model: Any, block_size: int) -> RowTimes:
-    """As many requests decode together as there are rows; takes as long as some fifty steps.
+    """As many requests decode together as there are rows, then one with drafts; takes as long as a hundred
+    steps.
 
     model: a `Model` or a `CompiledModel`.
     """
-    curve: list[tuple[float, float]] = []
-    for rows in SIZES:
-        kernel = Kernel(WallClock(), trace=Trace("rows"))
-        kv = KVCache(rows * (1 + (PROMPT + OUTPUT) // block_size), block_size, prefix_cache=False)
-        limits, vocab_size = Limits(max_len=PROMPT + OUTPUT), model.spec.vocab_size
-        engine = Engine(kernel, LocalRunner(kernel, model, kv), kv, Sarathi(), limits=limits)
-        arrivals = [Arrival(0.0, PROMPT, OUTPUT)] * rows
-        run_load(engine, arrivals, SyntheticRequests(arrivals, vocab_size, np.random.default_rng(0)))
-        assert kernel.trace is not None
-        curve.append((rows, max(_decode_s(kernel.trace.spans, rows), curve[-1][1] if curve else 0.0)))
-    return RowTimes(tuple(curve))
+    _decode_s(model, block_size, 1)  # what is slow the first time only
+    curve = [(1.0, _decode_s(model, block_size, 1))]
+    for num in SIZES[1:]:
+        curve.append((num, max(_decode_s(model, block_size, num), curve[-1][1])))
+    single = curve[:1]
+    for num in SIZES[1:]:
+        single.append((num, max(_decode_s(model, block_size, 1, num - 1), single[-1][1])))
+    return RowTimes(tuple(curve), tuple(single))
 
 
-def _decode_s(spans: Iterable[Span], rows: int) -> float:
+def _decode_s(model: Any, block_size: int, num: int, drafted: int = 0) -> float:
+    """Seconds of a step. num: requests that decode. drafted: rows of the draft of each."""
+    kernel = Kernel(WallClock(), trace=Trace("rows"))
+    kv = KVCache(num * (1 + (PROMPT + OUTPUT + drafted) // block_size), block_size, prefix_cache=False)
+    length, vocab_size = PROMPT + OUTPUT + drafted, model.spec.vocab_size
+    engine = Engine(
+        kernel,
+        LocalRunner(kernel, model, kv),
+        kv,
+        Sarathi(),
+        limits=Limits(max_len=length),
+        proposer=_Blank(drafted) if drafted else None,
+        predict=lambda step: 1.0,
+    )
+    arrivals = [Arrival(0.0, PROMPT, length - PROMPT)] * num
+    requests = SyntheticRequests(arrivals, vocab_size, np.random.default_rng(0))
+    run_load(engine, arrivals, requests, [_Enough()] * num)
+    assert kernel.trace is not None
+    return _median_s(kernel.trace.spans, num * (1 + drafted), num)
+
+
+def _median_s(spans: Iterable[Span], rows: int, num: int) -> float:
     took = defaultdict(list)
     for features, seconds in samples(spans):
         took[features["rows"], features["sequences"]].append(seconds)
-    return median(took[rows, rows])
+    return typical(took[rows, num])
+
+
+def typical(took_s: Sequence[float]) -> float:
+    """The lower quartile of seconds: what else the machine does makes them longer, never shorter."""
+    return sorted(took_s)[len(took_s) // 4]
+
+
+class _Enough:
+    """Ends a text before it has no room for a whole draft."""
+
+    def prompt(self, seq: Seq, picks: Sequence[Pick]) -> None:
+        """Not asked for."""
+
+    def tokens(self, seq: Seq, picks: Sequence[Pick]) -> int | None:
+        return len(picks) if seq.num_output >= OUTPUT else None
+
+    def finish(self, seq: Seq, reason: FinishReason, error: Exception | None) -> None:
+        if error is not None:
+            raise error
+
+
+@dataclass(frozen=True, slots=True)
+class _Blank:
+    """Drafts of k rows, each said to be good; few ever are."""
+
+    k: int
+
+    @property
+    def effort(self) -> Effort:
+        return Effort()
+
+    def gain(self, text: Text, rate: float) -> Sequence[float]:
+        return (1.0,) * self.k
+
+    def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
+        return [Draft.chain([0] * num) for num in rows]
+
+    def accept(self, texts: Sequence[Text], verdicts: Sequence[Verdict]) -> None:
+        """Nothing to learn."""
+
+    def forget(self, seq_id: int) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """Nothing runs."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from typing import Any, NamedTuple
 
 from lightwork.cluster import Cluster, CostModel, parse_place
+from lightwork.decode.proposers import Drafter
 from lightwork.errors import CapacityError, SpecError
 from lightwork.memory.residents import Residents
 from lightwork.models import read_shape
@@ -19,6 +20,7 @@ from lightwork.serve.cost import ClusterCost, predicted
 from lightwork.serve.engine import Engine
 from lightwork.serve.expert_runner import ExpertRunner, copy_simulated
 from lightwork.serve.fleet import Fleet
+from lightwork.serve.forming import Forming, Priced
 from lightwork.serve.plan import (
     BLOCK_SIZE,
     Plan,
@@ -87,6 +89,7 @@ def open_simulated(
         own = dict(parts)
         if "proposer" in chosen and "predict" not in parts:
             own["predict"] = predicted(price(tp=seat.tp, pp=seat.pp))
+            own["forming"] = partial(_priced, cluster, dtype)
         engine, told = _open(plan, kernel, cost, seat, link_s, int(longest.value), name=name, **own)
         engines.append(engine)
         of_each.append([*_sizes_told(plan, seats[i], seat), *told])
@@ -130,6 +133,15 @@ def _open(
         told.append(resident_setting(residents, "beside the KV"))
     engine = make_engine(plan, kernel, kv, runner, max_len, spec.vocab_size, names, name=name, **parts)
     return engine, [*told, *divided(plan, kv), *overlapped(plan)]
+
+
+def _priced(cluster: Cluster, dtype: str, drafter: Drafter) -> Forming:
+    """What drafts take where a drafter's model has a device like the target's first."""
+
+    def of(model: str) -> ClusterCost:
+        return ClusterCost(read_shape(model), CostModel(cluster), dtype=dtype)
+
+    return Priced(drafter.effort, cache(of))
 
 
 def _train(tuning: Any, model: str, cost: ClusterCost, max_len: int) -> tuple[dict[str, Any], Setting]:

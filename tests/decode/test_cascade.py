@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lightwork.decode.proposers import Draft, Target, Text
+from lightwork.decode.proposers import Draft, Effort, Target, Text
 from lightwork.decode.proposers.cascade import Both, Cascade
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.sampling import Sampling
@@ -34,7 +34,11 @@ class Counting:
     def begin(self, target: Target | None) -> Counting:
         return self
 
-    def gain(self, text: Text, rate: float) -> list[float]:
+    @property
+    def effort(self) -> Effort:
+        return Effort()
+
+    def gain(self, text: Text, rate: float) -> Sequence[float]:
         return [rate] * self.k
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
@@ -66,5 +70,5 @@ def test_both_are_told_what_became_of_every_text():
     both.forget(4)
     assert first.told == then.told == first.forgotten == then.forgotten == [4]
     assert both.k == 6
-    assert both.gain(Said([1]), 0.5) == [0.5**i for i in range(1, 7)]
+    assert both.gain(Said([1]), 0.5) == tuple(0.5**i for i in range(1, 7))
     assert repr(both) == repr(Cascade())

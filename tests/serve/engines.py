@@ -9,6 +9,7 @@ from lightwork.memory.kv import KVCache
 from lightwork.memory.layouts import Layout
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
+from lightwork.serve.cost import with_forming
 from lightwork.serve.engine import Engine
 from lightwork.serve.schedulers import Scheduler, Step
 from lightwork.serve.schedulers.sarathi import Sarathi
@@ -24,7 +25,7 @@ class UnitCost:
         self._stages = stages
 
     def stages(self, step: Step) -> Sequence[float]:
-        return [1e-3 * step.num_rows / self._stages] * self._stages
+        return with_forming([1e-3 * step.num_rows / self._stages] * self._stages, step)
 
 
 def next_token(seq: Seq, position: int) -> int:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightwork.decode.acceptance import Acceptance, chain_gain
-from lightwork.decode.proposers import Draft, Text
+from lightwork.decode.proposers import Draft, Effort, Text
 from lightwork.decode.proposers.copy import Copy
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.verifiers import Verdict
@@ -50,14 +50,14 @@ def test_free_rows_are_given_as_long_as_guesses_hold() -> None:
 
 def test_rows_that_cost_what_they_bring_are_not_given() -> None:
     offer = by_rows(*STEEP).offer(decodes(4), [chain_gain(0.9, 8)] * 4, 100)
-    assert offer == ([0, 0, 0, 0], 0.0)
+    assert offer == ([0, 0, 0, 0], 0.0, 0.0)
 
 
 def test_a_fuller_batch_and_a_longer_prompt_get_fewer_rows() -> None:
     rows = []
     for step in (decodes(1), decodes(4), decodes(16), decodes(32), decodes(1, 200)):
         offer = by_rows((1, 10), (64, 42)).offer(step, [chain_gain(0.8, 8)] * len(step.chunks), 400)
-        rows.append(0 if offer.probe_s else sum(offer.rows) / len(step.chunks))
+        rows.append(0 if offer.rows_s else sum(offer.rows) / len(step.chunks))
     assert rows[0] > rows[1] > rows[2] >= rows[3]
     assert rows[0] > 2
     assert rows[4] == 0
@@ -91,8 +91,8 @@ def test_no_other_division_makes_more_tokens_per_second(
         drafts = [Draft.chain([0] * n)] + [Draft()] * (len(rates) - 1)
         return (len(rates) + added) / times.predict(replace(step, drafts=drafts))
 
-    taken = 0 if offer.probe_s else sum(offer.rows)
-    added = 0.0 if offer.probe_s else sum(sum(of[:n]) for of, n in zip(gains, offer.rows, strict=True))
+    taken = 0 if offer.rows_s else sum(offer.rows)
+    added = 0.0 if offer.rows_s else sum(sum(of[:n]) for of, n in zip(gains, offer.rows, strict=True))
     assert sum(offer.rows) <= room
     most = max(speed(n, sum(best[:n])) for n in points if n <= len(best))
     if taken in points:
@@ -105,9 +105,9 @@ def test_probes_take_their_share_of_the_time_and_visit_everybody() -> None:
     for _ in range(2000):
         offer = budget.offer(step, [chain_gain(0.01, 4)] * 4, 100)
         asked = [a + n for a, n in zip(asked, offer.rows, strict=True)]
-        spent_s += offer.probe_s
-        if offer.probe_s:
-            budget.spent(offer)
+        spent_s += offer.rows_s
+        if offer.rows_s:
+            budget.spent(offer, answered=True)
     assert 0.9 * PROBES < spent_s / (2000 * 10 * 1.3) <= 1.1 * PROBES
     assert max(asked) - min(asked) <= 1
     assert min(asked) > 0
@@ -131,7 +131,11 @@ class Changing:
     k: int = 4
     asked: int = 0
 
-    def gain(self, text: Text, rate: float) -> list[float]:
+    @property
+    def effort(self) -> Effort:
+        return Effort()
+
+    def gain(self, text: Text, rate: float) -> Sequence[float]:
         return chain_gain(rate, self.k)
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:
@@ -178,6 +182,10 @@ class Liar:
     how: str
     k: Any = 3
     calls: int = 0
+
+    @property
+    def effort(self) -> Effort:
+        return Effort()
 
     def gain(self, text: Text, rate: float) -> Any:
         wrong = {"nan gain": [float("nan")], "negative gain": [-1.0], "rising gain": [0.1, 0.9], "no gain": 3}

@@ -215,7 +215,14 @@ def test_the_simulated_engine_decides_like_the_real_one(checkpoint: Make) -> Non
         kernel.trace,
         seqs,
         lambda k, runner, kv: make_engine(
-            plan, k, kv, runner, 200, model.spec.vocab_size, predict=engine.predict
+            plan,
+            k,
+            kv,
+            runner,
+            200,
+            model.spec.vocab_size,
+            predict=engine.predict,
+            forming=lambda drafter: engine.forming,
         ),
         KVCache(engine.kv.total, engine.kv.block_size),
     )

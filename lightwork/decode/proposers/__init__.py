@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,23 +120,50 @@ class Draft:
 
         num_probes: that the target has embeddings of.
         """
-        wrong = None
-        if len(self.tokens) != len(self.parents):
-            wrong = f"{len(self.tokens)} tokens but {len(self.parents)} parents"
-        elif len(self) > min(max_rows, MAX_NODES):
-            wrong = f"{len(self)} rows where {min(max_rows, MAX_NODES)} were given"
-        elif not all(hasattr(number, "__index__") for number in (*self.tokens, *self.parents)):
-            wrong = f"tokens {self.tokens} under {self.parents} that are not all integers"
-        elif any(not ROOT <= parent < i for i, parent in enumerate(self.parents)):
-            wrong = f"parents {self.parents} that do not come before their children"
-        elif any(not -num_probes <= token < vocab_size for token in self.tokens):
-            wrong = f"tokens {self.tokens} outside a vocabulary of {vocab_size} and {num_probes} probes"
-        elif any(self.tokens[i] >= 0 > self.tokens[p] for i, p in enumerate(self.parents) if p != ROOT):
-            wrong = f"tokens {self.tokens} under {self.parents}, one of them behind a probe"
+        tokens, parents, wrong = self.tokens, self.parents, None
+        if len(tokens) != len(parents):
+            wrong = f"{len(tokens)} tokens but {len(parents)} parents"
+        elif len(tokens) > min(max_rows, MAX_NODES):
+            wrong = f"{len(tokens)} rows where {min(max_rows, MAX_NODES)} were given"
+        else:
+            for i, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
+                if not (hasattr(token, "__index__") and hasattr(parent, "__index__")):
+                    wrong = f"tokens {tokens} under {parents} that are not all integers"
+                elif not ROOT <= parent < i:
+                    wrong = f"parents {parents} that do not come before their children"
+                elif not -num_probes <= token < vocab_size:
+                    wrong = f"tokens {tokens} outside a vocabulary of {vocab_size} and {num_probes} probes"
+                elif token >= 0 and parent != ROOT and tokens[parent] < 0:
+                    wrong = f"tokens {tokens} under {parents}, one of them behind a probe"
+                if wrong:
+                    break
         if wrong:
             raise InvariantError(
                 f"{proposer} proposed {wrong}", expected="a valid draft", fix=f"serve without {proposer}"
             )
+
+
+class Pass(NamedTuple):
+    """A drafter's own model at work. model: its URI. block: one pass over all of each text and a draft behind
+    it; else one for each row of the longest draft, of a row of each text.
+    """
+
+    model: str
+    block: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """What forming drafts takes, counted: seconds are a matter of who prices or measures it.
+
+    passes: one kind after another; without any, each text is only looked through. beside: it goes on while
+    the target computes, and what comes of it is the next step's draft. least: rows that are written, however
+    few are asked for.
+    """
+
+    passes: tuple[Pass, ...] = ()
+    beside: bool = False
+    least: int = 0
 
 
 class Proposer(Protocol):
@@ -156,6 +183,11 @@ class Drafter(Protocol):
     @property
     def k(self) -> int:
         """The most rows one sequence can use in a step."""
+        ...
+
+    @property
+    def effort(self) -> Effort:
+        """What its drafts take to form."""
         ...
 
     def gain(self, text: Text, rate: float) -> Sequence[float]:

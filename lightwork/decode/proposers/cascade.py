@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lightwork.decode.acceptance import chain_gain
-from lightwork.decode.proposers import Draft, Drafter, Proposer, Target, Text
+from lightwork.decode.proposers import Draft, Drafter, Effort, Proposer, Target, Text
 from lightwork.decode.proposers.draft_model import DraftModel
 from lightwork.decode.proposers.ngram import Ngram
 from lightwork.decode.verifiers import Verdict
@@ -47,7 +47,17 @@ class Both:
     def k(self) -> int:
         return max(self.first.k, self.then.k)
 
-    def gain(self, text: Text, rate: float) -> list[float]:
+    @property
+    def effort(self) -> Effort:
+        """As if both were asked for every text."""
+        one, other = self.first.effort, self.then.effort
+        return Effort(
+            passes=one.passes + other.passes,
+            beside=one.beside or other.beside,
+            least=max(one.least, other.least),
+        )
+
+    def gain(self, text: Text, rate: float) -> Sequence[float]:
         return chain_gain(rate, self.k)
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightwork.decode.acceptance import chain_gain
-from lightwork.decode.proposers import MAX_NODES, Draft, Target, Text
+from lightwork.decode.proposers import MAX_NODES, Draft, Effort, Target, Text
 from lightwork.decode.proposers._lookup import last, packed
 from lightwork.decode.verifiers import Verdict
 from lightwork.errors import RangeError
@@ -45,7 +45,11 @@ class Copy:
     def begin(self, target: Target) -> Copy:
         return self
 
-    def gain(self, text: Text, rate: float) -> list[float]:
+    @property
+    def effort(self) -> Effort:
+        return Effort()
+
+    def gain(self, text: Text, rate: float) -> Sequence[float]:
         return chain_gain(rate, self.k)
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:

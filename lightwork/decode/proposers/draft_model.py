@@ -18,7 +18,7 @@ from typing import Any
 
 from lightwork.decode.acceptance import chain_gain
 from lightwork.decode.choose import choose
-from lightwork.decode.proposers import MAX_NODES, Draft, Target, Text
+from lightwork.decode.proposers import MAX_NODES, Draft, Effort, Pass, Target, Text
 from lightwork.decode.proposers._agreement import agreement
 from lightwork.decode.proposers._own_guesses import OwnGuesses, Written
 from lightwork.decode.proposers._rows import rows_of
@@ -118,7 +118,11 @@ class DraftRunner:
     def k(self) -> int:
         return self._how.k
 
-    def gain(self, text: Text, rate: float) -> list[float]:
+    @property
+    def effort(self) -> Effort:
+        return Effort(passes=(Pass(self._how.model),))
+
+    def gain(self, text: Text, rate: float) -> Sequence[float]:
         return chain_gain(rate, self.k)
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:

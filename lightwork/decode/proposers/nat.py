@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightwork.decode.acceptance import chain_gain
-from lightwork.decode.proposers import MAX_NODES, Draft, Target, Text
+from lightwork.decode.proposers import MAX_NODES, Draft, Effort, Pass, Target, Text
 from lightwork.decode.proposers._vocabulary import check_vocabularies
 from lightwork.decode.verifiers import Verdict
 from lightwork.errors import RangeError, SpecError
@@ -70,7 +70,11 @@ class BlockDrafter:
     def k(self) -> int:
         return self._how.k
 
-    def gain(self, text: Text, rate: float) -> list[float]:
+    @property
+    def effort(self) -> Effort:
+        return Effort(passes=(Pass(self._how.model, block=True),))
+
+    def gain(self, text: Text, rate: float) -> Sequence[float]:
         return chain_gain(rate, self.k)
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:

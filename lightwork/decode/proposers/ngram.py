@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightwork.decode.acceptance import chain_gain
-from lightwork.decode.proposers import MAX_NODES, Draft, Target, Text
+from lightwork.decode.proposers import MAX_NODES, Draft, Effort, Target, Text
 from lightwork.decode.proposers._lookup import WIDTH, first, packed
 from lightwork.decode.verifiers import Verdict
 from lightwork.errors import RangeError
@@ -43,7 +43,11 @@ class Ngram:
     def begin(self, target: Target) -> Ngram:
         return self
 
-    def gain(self, text: Text, rate: float) -> list[float]:
+    @property
+    def effort(self) -> Effort:
+        return Effort()
+
+    def gain(self, text: Text, rate: float) -> Sequence[float]:
         return chain_gain(rate, self.k)
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from lightwork.decode.acceptance import chain_gain
 from lightwork.decode.constraints import Matcher
-from lightwork.decode.proposers import ROOT, Draft, Drafter, Proposer, Target, Text
+from lightwork.decode.proposers import ROOT, Draft, Drafter, Effort, Proposer, Target, Text
 from lightwork.decode.proposers._agreement import agreement
 from lightwork.decode.proposers.draft_model import DraftModel
 from lightwork.decode.sampling import Sampling
@@ -117,6 +117,7 @@ class Ahead:
     def __init__(self, how: Pearl, drafter: Drafter, target: Target) -> None:
         self._how = how
         self._k = drafter.k
+        self._effort = replace(drafter.effort, beside=True, least=drafter.k)
         self._writer = Writer(drafter)
         self._beside = target.beside
         self._turns: dict[int, _Turn] = {}
@@ -128,7 +129,11 @@ class Ahead:
     def k(self) -> int:
         return self._k
 
-    def gain(self, text: Text, rate: float) -> list[float]:
+    @property
+    def effort(self) -> Effort:
+        return self._effort
+
+    def gain(self, text: Text, rate: float) -> Sequence[float]:
         return chain_gain(rate, self._k)
 
     def propose(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Draft]:

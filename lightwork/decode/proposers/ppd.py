@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.decode.proposers import MAX_NODES, Draft, Target, Text
+from lightwork.decode.proposers import MAX_NODES, Draft, Effort, Target, Text
 from lightwork.decode.sampling import Floats, gumbel
 from lightwork.decode.tree import Trees, all_trees, concave
 from lightwork.decode.verifiers import Verdict
@@ -113,7 +113,11 @@ class PromptDrafter:
     def k(self) -> int:
         return self._how.k
 
-    def gain(self, text: Text, rate: float) -> list[float]:
+    @property
+    def effort(self) -> Effort:
+        return Effort()
+
+    def gain(self, text: Text, rate: float) -> Sequence[float]:
         """As the trees were solved, where prompts pay in the steps after; less if guesses hold less often."""
         kept = self._kept.get(text.id)
         held = 1.0 if kept is None else kept.held()

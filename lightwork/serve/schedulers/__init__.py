@@ -59,6 +59,8 @@ class Step:
     next_model: whose turn comes after this step's model, if that is known, so that its weights can be
     brought. shared: of each chunk, the first keys that attention reads for another one anyway; set by a
     runner whose kernels do so. known: tokens known of each chunk's sequence when it was planned.
+    before_s, beside_s: what forming the drafts takes before the step, or while it is computed, by a price or
+    a table and never by a clock: simulated steps take as much longer.
     ahead: chunks whose sequences may be planned on before it has ended, each with how often the sequence had
     been preempted. fed: chunks whose last token is still being chosen, each with that one of the step before
     that chooses it.
@@ -72,6 +74,8 @@ class Step:
     unpins: list[int] = field(default_factory=list)
     budget: int = 0
     drafts: list[Draft] = field(default_factory=list)
+    before_s: float = 0.0
+    beside_s: float = 0.0
     copies: list[Copy] = field(default_factory=list)
     left: Sequence[range] = ()
     after: list[Future] = field(default_factory=list)
