@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lightwork.cluster.devices import Curve, interpolate
+from lightwork.decode.constraints import Matcher
 from lightwork.decode.proposers import MAX_NODES, ROOT, Draft, Drafter
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.decode.verifiers import Verdict
@@ -79,6 +80,7 @@ class _Text:
     tokens: list[int]
     prompt_len: int
     sampling: Sampling
+    matcher: Matcher | None = None
 
 
 def measure_forming(drafter: Drafter, vocab_size: int, *, max_seqs: int, max_len: int) -> FormTimes:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightwork.decode.choose import choose
+from lightwork.decode.constraints import Matcher
 from lightwork.decode.proposers import ROOT, Draft, Drafter
 from lightwork.decode.sampling import Floats, Pick, Sampling, pick
 from lightwork.decode.verifiers import Verdict
@@ -20,6 +21,7 @@ class Written:
     tokens: list[int]
     prompt_len: int
     sampling: Sampling
+    matcher: Matcher | None = None
 
 
 class OwnGuesses:
