@@ -65,6 +65,7 @@ class FreeModel:
     """A model whose forward takes no time."""
 
     spec = preset("llama-3-8b")
+    shared_keys = ()
 
     def __init__(self, now: Callable[[], float], mark: Mark | None) -> None:
         self.begun_s: list[float] = []

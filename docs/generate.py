@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from lightwork.claims.results import load
+from lightwork.cli._pictures import Picture, picture
 from lightwork.cli._verbs import lightwork
 from lightwork.techniques import Technique, listing, parse
 
@@ -55,12 +56,15 @@ def reference() -> str:
 
 
 def technique_page(t: Technique) -> str:
-    """A technique's page: its header, its fields, its claims as they were measured last."""
+    """A technique's page: header, fields, a picture of a tiny run, its claims as they were measured last."""
     labels = ("paper", "idea", "shapes", "cost", "differs")
     lines = [f"* **{label}**: {getattr(t, label)}" for label in labels if getattr(t, label)]
     file = Path(t.file).relative_to(ROOT)
     parts = [f"# {t.name}", t.summary, "\n".join([f"* **kind**: {t.kind}", *lines, f"* **file**: `{file}`"])]
     parts += ["```text\n" + repr(parse(t.name)) + "\n```"]
+    drawn = picture(t)
+    if isinstance(drawn, Picture):
+        parts += ["## A run", drawn.title, "```text\n" + "\n".join(drawn.lines) + "\n```"]
     named = re.findall(r"\w+", t.claims)
     measured = [v for standing in load() if standing.system.name in named for v in standing.verdicts]
     if measured:

@@ -12,14 +12,22 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
+import httpx
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
+
+from lightwork.serve.http.main import BackgroundServer, load
+from lightwork.serve.plan import Plan
+from lightwork.web.routes import add_page
 
 PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
 COLUMNS = 100
@@ -69,8 +77,37 @@ def terminal_picture(name: str, arguments: list[str]) -> None:
     (PICTURES / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 
+def page_pictures() -> None:
+    """The page of a server that has answered two dozen requests, in both themes."""
+    from playwright.sync_api import sync_playwright
+
+    loaded = load(Plan(model="tiny:llama"), keep_spans=None)
+    add_page(loaded)
+    with BackgroundServer(loaded) as url, sync_playwright() as started:
+        with ThreadPoolExecutor(8) as clients:
+            for done in clients.map(partial(ask, url), range(24)):
+                done.raise_for_status()
+        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for theme in ("light", "dark"):
+            page = browser.new_page(color_scheme=theme, viewport={"width": 1280, "height": 900})
+            page.goto(f"{url}/ui")
+            page.wait_for_selector("#requests tbody button")
+            page.click("#requests tbody button >> nth=0")
+            page.wait_for_selector("#why-body table[data-sum]")
+            page.screenshot(path=PICTURES / f"page-{theme}.png")
+            page.close()
+        browser.close()
+
+
+def ask(url: str, number: int) -> httpx.Response:
+    """One of many prompts, of its own length."""
+    body = {"model": "tiny:llama", "prompt": "one two three " * (3 + 5 * number), "max_tokens": 12 + number}
+    return httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+
+
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
+    page_pictures()
     for name, arguments in VERBS.items():
         terminal_picture(name, arguments)
 

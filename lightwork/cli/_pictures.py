@@ -204,6 +204,8 @@ TEXT, AGAIN = SAID.format("miller"), SAID.format("baker")
 
 
 def _proposer(name: str) -> Picture | str:
+    if name == "Forced":
+        return "it guesses what a grammar leaves no choice about, and needs a request that has one"
     if name not in ("Copy", "Ngram"):
         return "its guesses are computed by a model; lightwork bench speculate counts which hold"
     lines = []

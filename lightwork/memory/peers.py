@@ -75,8 +75,11 @@ class Pooled:
     """A model of which `device_bytes` are here and the other layers with a peer, in float32 on the CPU.
 
     away: those layers. fetch_s: how long one takes to come. Raises CapacityError if not even what every pass
-    needs fits: embedding, head, and two slots for layers.
+    needs fits: embedding, head, and two slots for layers. reads_once, shared_keys: see `CompiledModel`.
     """
+
+    reads_once = False
+    shared_keys: Sequence[int] = ()
 
     def __init__(self, uri: str, device_bytes: int, progress: Progress | None = None) -> None:
         folder = resolve(uri)
