@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightwork.decode.proposers import MAX_NODES, Draft, Target, Text
+from lightwork.decode.proposers import MAX_NODES, Draft, Effort, Target, Text
 from lightwork.decode.verifiers import Verdict
 from lightwork.errors import ConstraintError, RangeError
 
@@ -36,6 +36,10 @@ class Forced:
 
     def begin(self, target: Target) -> Forced:
         return self
+
+    @property
+    def effort(self) -> Effort:
+        return Effort()
 
     def gain(self, text: Text, rate: float) -> list[float]:
         return [1.0] * len(self._certain(text))
