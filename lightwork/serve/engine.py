@@ -82,16 +82,13 @@ class Engine:
         self.name = name
         self.began: Callable[[Seq], object] | None = None
         self.left: Callable[[Seq], None] | None = None
-        self.training = training
-        self.predict = predict
-        self.forming = forming
+        self.training, self.predict, self.forming = training, predict, forming
         self._constrain = constrain
         self._drafting = (
             None if proposer is None else Drafting(proposer, kv, vocab_size, predict, num_probes, forming)
         )
         self.steps = 0
-        self._held = 0
-        self._lent = 0
+        self._held = self._lent = 0
         self._ids = ids or count()
         self._bell: Future = kernel.future("a request")
         self._idle: list[Future] = []

@@ -152,12 +152,15 @@ def load(models: Sequence[str]) -> list[Request]:
 def open_real(place: Place, use: Sequence[Any], **settings: Any) -> tuple[Engine | Fleet, list[Any]]:
     kernel = Kernel(WallClock(), trace=Trace("real: cpu"))
     plan = Plan(model=place.model, max_len=MAX_LEN, threads=1, use=use, **settings)
-    router = plan.techniques().get("router")
+    chosen = plan.techniques()
+    # Whether drafts pay is not measured here: they all get rows.
+    parts: dict[str, Any] = {"predict": lambda step: 1.0} if "proposer" in chosen else {}
+    router = chosen.get("router")
     if router is None:
-        engine, model, _ = open_one(plan, kernel)
+        engine, model, _ = open_one(plan, kernel, **parts)
         return engine, [model]
-    ids, plan = count(), replace(plan, use=[one for one in use if one is not router])
-    opened = [open_one(plan, kernel, name=f"engine {i}", ids=ids) for i in range(len(router.seats()))]
+    parts["ids"], plan = count(), replace(plan, use=[one for one in use if one is not router])
+    opened = [open_one(plan, kernel, name=f"engine {i}", **parts) for i in range(len(router.seats()))]
     return Fleet([engine for engine, *_ in opened], router), [model for _, model, _ in opened]
 
 
