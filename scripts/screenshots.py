@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/screenshots.py            # writes docs/pictures/
 
-Terminal pictures are what the verbs really print, in a pseudo-terminal of 100 columns. The page is that of a
+Terminal pictures are what the verbs really print, in a pseudo-terminal of 120 columns. The page is that of a
 server with requests under way, in a headless Chromium (found on PATH).
 """
 
@@ -29,8 +29,9 @@ from lightwork.serve.http.main import BackgroundServer, load
 from lightwork.serve.plan import Plan
 from lightwork.web.routes import add_page
 
-PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
-COLUMNS = 100
+ROOT = Path(__file__).parent.parent
+PICTURES = ROOT / "docs" / "pictures"
+COLUMNS = 120
 VERBS = {
     "demo": ["demo"],
     "technique": ["techniques", "Sarathi"],
@@ -58,7 +59,7 @@ def printed(arguments: list[str]) -> str:
     os.close(master)
     if process.wait() != 0:
         raise SystemExit(f"lightwork {' '.join(arguments)} failed:\n{out.decode()}")
-    return out.decode()
+    return out.decode().replace(f"{ROOT}/", "")
 
 
 def screen(text: str) -> str:
@@ -89,11 +90,12 @@ def page_pictures() -> None:
                 done.raise_for_status()
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for theme in ("light", "dark"):
-            page = browser.new_page(color_scheme=theme, viewport={"width": 1280, "height": 900})
+            page = browser.new_page(color_scheme=theme, viewport={"width": 1280, "height": 1500})
             page.goto(f"{url}/ui")
             page.wait_for_selector("#requests tbody button")
             page.click("#requests tbody button >> nth=0")
             page.wait_for_selector("#why-body table[data-sum]")
+            page.evaluate("scrollTo(0, 0)")
             page.screenshot(path=PICTURES / f"page-{theme}.png")
             page.close()
         browser.close()
