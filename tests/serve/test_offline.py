@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import pytest
@@ -62,16 +61,6 @@ def test_a_stop_string_ends_a_text_and_is_not_part_of_it(llm: LLM):
     cut = llm.generate([PROMPTS[0]], max_tokens=12, sampling=GREEDY, stop=[stop])[0]
     assert cut.text == whole[: whole.index(stop)]
     assert cut.reason == "stop"
-
-
-def test_a_constraint_holds_every_text(llm: LLM):
-    pytest.importorskip("llguidance")
-    digits = Constraint(kind="regex", text="[0-9]{3}")
-    for done in llm.generate(PROMPTS, max_tokens=12, constraint=digits):
-        assert re.fullmatch("[0-9]{3}", done.text)
-        assert done.reason == "stop"
-    with pytest.raises(ConstraintError):
-        llm.generate(PROMPTS, constraint=Constraint(kind="regex", text="("))
 
 
 def test_a_conversation_is_written_as_the_template_says(llm: LLM):
