@@ -1,6 +1,12 @@
-"""Agent programs and the worlds that small models learn to act in.
+"""Agent programs, the models and tools they use, and the worlds that small models learn to act in.
 
-worlds/   generators of episodes: a prompt, its tools, the right answer, and a judge
+chat_model.py  what is said to a model and what comes back; `ChatModel`
+tool.py        `Tool`, `Toolbox`: the one place where calls are checked, limited and carried out
+context.py     what a program works with, and its budget
+programs/      how a question becomes an answer; the interface is `Program.run(context, question)`
+worlds/        generators of episodes: a prompt, its tools, the right answer, and a judge
 
-To add a world: one file in worlds/ with a class that has `sample(rng, level)`.
+All of it awaits kernel futures and effects only: a program runs on a real clock and on a virtual one. To add
+a program: one file in programs/. To add a world: one file in worlds/ with a class that has
+`sample(rng, level)`.
 """

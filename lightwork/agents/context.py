@@ -1,0 +1,84 @@
+"""What an agent program works with, how much of it it may use, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf
+
+from lightwork.agents.chat_model import ChatModel, ChatRequest, ChatStream, Message, Reply, Usage
+from lightwork.agents.tool import Observation, Toolbox
+from lightwork.errors import CapacityError, SpecError
+from lightwork.runtime.kernel import Kernel
+
+
+@dataclass(slots=True, kw_only=True)
+class Budget:
+    """What a run may use. More is refused with CapacityError, which a program turns into an answer."""
+
+    turns: int = 32
+    calls: int = 256
+    tokens: float = inf
+    seconds: float = inf
+
+
+@dataclass(slots=True)
+class Result:
+    """What a program came to. answer: "" if it gave up, and why says so. messages: its transcript."""
+
+    answer: str
+    why: str = ""
+    observations: tuple[Observation, ...] = ()
+    messages: tuple[Message, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    turns: int = 0
+
+
+@dataclass(slots=True)
+class Context:
+    """models: by role; "" is whoever has none of its own."""
+
+    kernel: Kernel
+    models: Mapping[str, ChatModel]
+    tools: Toolbox
+    budget: Budget = field(default_factory=Budget)
+    usage: Usage = field(default_factory=Usage, init=False)
+    turns: int = field(default=0, init=False)
+    start_s: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.start_s = self.kernel.now()
+
+    def stream(self, request: ChatRequest, role: str = "") -> ChatStream:
+        """One turn of the model of this role, counted. Raises CapacityError if the budget has no more."""
+        self.check()
+        self.turns += 1
+        return self._model(role).stream(request)
+
+    async def ask(self, request: ChatRequest, role: str = "") -> Reply:
+        """The whole reply of one turn."""
+        reply = await self.stream(request, role).reply()
+        self.count(reply)
+        return reply
+
+    def count(self, reply: Reply) -> None:
+        """What a streamed reply used."""
+        self.usage = self.usage + reply.usage
+
+    def check(self) -> None:
+        """Raises CapacityError when the budget is spent."""
+        spent = {
+            "turns": (self.turns, self.budget.turns),
+            "calls": (self.tools.calls, self.budget.calls),
+            "tokens": (self.usage.prompt + self.usage.completion, self.budget.tokens),
+            "seconds": (self.kernel.now() - self.start_s, self.budget.seconds),
+        }
+        for name, (used, most) in spent.items():
+            if used >= most:
+                raise CapacityError(f"the run has used its {most:g} {name}", expected="an answer before that")
+
+    def _model(self, role: str) -> ChatModel:
+        model = self.models.get(role) or self.models.get("")
+        if model is None:
+            raise SpecError(f"no model has the role {role!r}", expected=", ".join(map(repr, self.models)))
+        return model
