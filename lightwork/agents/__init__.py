@@ -1,8 +1,8 @@
 """Agent programs, the models and tools they use, and the worlds that small models learn to act in.
 
-chat_model.py  what is said to a model and what comes back; `ChatModel`. Models: engine_model.py (the serving
-               engine here, for real, simulated or a teacher), http_model.py (a URL), profile_model.py (latency
-               and price), replay_model.py (what was said before)
+chat_model.py  what is said to a model and what comes back; `ChatModel`. Those there are: engine_model.py (the
+               serving engine here, for real, simulated or a teacher), http_model.py (a URL), profile_model.py
+               (latency and price), replay_model.py (what was said before)
 policies.py    who says what a model would; teacher.py: a policy inside the engine, token by token
 replies.py     from texts to replies with calls; conversation_text.py: back from a prompt's text
 tool.py        `Tool`, `Toolbox`: the one place where calls are checked, limited and carried out, as

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lightwork.agents.asyncio_thread import AsyncioThread
-from lightwork.agents.chat_model import ChatRequest, ChatStream, Reply, Usage
+from lightwork.agents.chat_model import ChatRequest, ChatStream, Reason, Reply, Usage
 from lightwork.agents.replies import function_dicts, message_dict, next_id, read_call
 from lightwork.decode.sampling import Pick
 from lightwork.errors import (
@@ -93,6 +93,8 @@ class HttpModel:
 
     async def _answer(self, request: ChatRequest, stream: ChatStream, sent: _Sent) -> None:
         try:
+            if self._loop.closed:
+                raise NotReadyError(f"the client of {self._url} was closed", expected="one that is open")
             body = request_body(request, self.name)
             for tries in range(self._retries + 1):
                 turn = _Turn(request, stream, self._kernel.future("a server's reply"))
@@ -186,14 +188,10 @@ class _Turn:
             read_call(next_id(self._request, i), name, arguments)
             for i, (name, arguments) in enumerate(self._calls[key] for key in sorted(self._calls))
         )
-        reason = "tool_calls" if calls and self._reason != "length" else self._reason
-        return Reply(
-            "".join(self._text),
-            calls,
-            "length" if reason == "length" else "tool_calls" if reason == "tool_calls" else "stop",
-            self._usage,
-            tuple(self._picks),
-        )
+        reason: Reason = "tool_calls" if calls else "stop"
+        if self._reason == "length":
+            reason = "length"
+        return Reply("".join(self._text), calls, reason, self._usage, tuple(self._picks))
 
     def _take_choice(self, choice: Mapping[str, Any]) -> None:
         delta = choice.get("delta") or {}

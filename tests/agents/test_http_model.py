@@ -289,6 +289,8 @@ def test_replies_under_way_fail_when_the_client_is_closed():
         with pytest.raises(RemoteError, match="lost"):
             kernel.run(main())
         goes_on.set()
+        with pytest.raises(NotReadyError, match="closed"):
+            ask(kernel, model, asked("?"))
 
 
 def test_what_cannot_be_sent_fails_its_reply():
