@@ -1,0 +1,78 @@
+"""Who says what a model would say: policies, from which simulated models and teachers take their texts.
+
+A policy is a function of what was asked and of what has been said, and of nothing else. It gives the whole
+reply, or, where there is something to decide, what may be said next and how probable each of that is:
+
+    def policy(request, said):                      # always the same reply
+        return "Paris"
+
+    def policy(request, said):                      # one decision, then the end
+        return () if said else (Choice("yes", 0.7), Choice("no", 0.3))
+
+Calls of tools are part of the text, see `call_text`. The same policy speaks through a ProfileModel, a
+simulated engine and a TeacherLM.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from math import log
+
+import numpy as np
+
+from lightwork.agents.chat_model import ChatRequest, ToolCall
+from lightwork.decode.sampling import gumbel
+from lightwork.errors import UsageError
+from typing import NamedTuple
+
+
+class Choice(NamedTuple):
+    """What may be said next. probability: among its alternatives, as a weight."""
+
+    text: str
+    probability: float = 1.0
+
+
+Policy = Callable[[ChatRequest, str], str | Sequence[Choice]]
+"""(what was asked, what the reply says so far) -> the whole reply, which begins with what was said; or what
+may come next, () at the end. A pure function: it is asked again whenever that is convenient."""
+
+
+def choices(policy: Policy, request: ChatRequest, said: str) -> Sequence[Choice]:
+    """What may come next, none of it empty; () at the end. Raises UsageError for a reply that does not begin
+    with what was said."""
+    answer = policy(request, said)
+    if not isinstance(answer, str):
+        return [choice for choice in answer if choice.text and choice.probability > 0]
+    if not answer.startswith(said):
+        raise UsageError(
+            f"the policy says {answer[:60]!r}",
+            expected=f"a reply that begins with {said[:60]!r}, which has been said",
+        )
+    return [Choice(answer[len(said) :])] if len(answer) > len(said) else ()
+
+
+def play(policy: Policy, request: ChatRequest, most_chars: int = 1 << 20) -> str:
+    """What a policy says after request.prefix: the most probable at temperature 0, else drawn with its seed."""
+    said = request.prefix
+    while len(said) - len(request.prefix) < most_chars and (found := choices(policy, request, said)):
+        said += found[_choose(found, request, len(said))].text
+    return said[len(request.prefix) :]
+
+
+def _choose(found: Sequence[Choice], request: ChatRequest, position: int) -> int:
+    scores = np.log([choice.probability for choice in found])
+    if request.temperature > 0:
+        scores = scores / request.temperature + gumbel(request.seed, position, np.arange(len(found)))
+    return int(scores.argmax())
+
+
+def call_text(*calls: ToolCall) -> str:
+    """Calls as a model writes them."""
+    return "\n".join(
+        "<tool_call>\n"
+        + json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False)
+        + "\n</tool_call>"
+        for call in calls
+    )
