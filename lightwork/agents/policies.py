@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from math import log
+from typing import NamedTuple
 
 import numpy as np
 
 from lightwork.agents.chat_model import ChatRequest, ToolCall
 from lightwork.decode.sampling import gumbel
 from lightwork.errors import UsageError
-from typing import NamedTuple
 
 
 class Choice(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 
 from lightwork.decode.sampling import Pick
 from lightwork.models.tokenizer import Tokenizer
+from lightwork.serve.calls import CallParser, Piece
 from lightwork.serve.http import replies
-from lightwork.serve.http.calls import CallParser, Piece
 from lightwork.serve.http.schemas import ChatBody, CompletionBody
 from lightwork.serve.sequence import Request
 from lightwork.serve.service import Delta

@@ -30,14 +30,21 @@ class CallPiece(NamedTuple):
 Piece = str | CallPiece
 
 
+def any_id(number: int) -> str:
+    """One that no other call of any conversation has."""
+    return f"call_{secrets.token_hex(12)}"
+
+
 class CallParser:
     """Tells the text and the calls of one reply apart.
 
-    num_calls: begun so far. reads_calls: False where no tools were offered: all is text.
+    num_calls: begun so far. reads_calls: False where no tools were offered: all is text. new_id: of the call
+    of this number.
     """
 
-    def __init__(self, *, reads_calls: bool = True) -> None:
+    def __init__(self, *, reads_calls: bool = True, new_id: Callable[[int], str] = any_id) -> None:
         self.num_calls = 0
+        self._new_id = new_id
         self._reads_calls = reads_calls
         self._held = ""
         self._after_call = False
@@ -139,7 +146,8 @@ class CallParser:
 
     def _begin(self, name: str, arguments: str) -> CallPiece:
         self.num_calls += 1
-        return CallPiece(self.num_calls - 1, arguments, f"call_{secrets.token_hex(12)}", name)
+        number = self.num_calls - 1
+        return CallPiece(number, arguments, self._new_id(number), name)
 
     def _complete(self, body: str, otherwise: str) -> Iterator[Piece]:
         """A call in another order of its parts; what is none is shown as it was written."""
