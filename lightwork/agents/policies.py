@@ -24,10 +24,13 @@ import numpy as np
 from lightwork.agents.chat_model import ChatRequest, ToolCall
 from lightwork.decode.sampling import gumbel
 from lightwork.errors import UsageError
+from lightwork.serve.calls import BEGIN, END
+
+MOST_CHARS = 1 << 20
 
 
 class Choice(NamedTuple):
-    """What may be said next. probability: among its alternatives, as a weight."""
+    """What may be said next. probability: a weight among the alternatives; their sum need not be 1."""
 
     text: str
     probability: float = 1.0
@@ -52,15 +55,20 @@ def choices(policy: Policy, request: ChatRequest, said: str) -> Sequence[Choice]
     return [Choice(answer[len(said) :])] if len(answer) > len(said) else ()
 
 
-def play(policy: Policy, request: ChatRequest, most_chars: int = 1 << 20) -> str:
-    """What a policy says after request.prefix: the most probable at temperature 0, else drawn with its seed."""
+def play(policy: Policy, request: ChatRequest) -> str:
+    """What follows request.prefix: the most probable at temperature 0, else drawn with request.seed.
+
+    A policy that never ends is cut after MOST_CHARS characters.
+    """
     said = request.prefix
-    while len(said) - len(request.prefix) < most_chars and (found := choices(policy, request, said)):
+    while len(said) - len(request.prefix) < MOST_CHARS and (found := choices(policy, request, said)):
         said += found[_choose(found, request, len(said))].text
     return said[len(request.prefix) :]
 
 
 def _choose(found: Sequence[Choice], request: ChatRequest, position: int) -> int:
+    if len(found) == 1:
+        return 0
     scores = np.log([choice.probability for choice in found])
     if request.temperature > 0:
         scores = scores / request.temperature + gumbel(request.seed, position, np.arange(len(found)))
@@ -69,9 +77,5 @@ def _choose(found: Sequence[Choice], request: ChatRequest, position: int) -> int
 
 def call_text(*calls: ToolCall) -> str:
     """Calls as a model writes them."""
-    return "\n".join(
-        "<tool_call>\n"
-        + json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False)
-        + "\n</tool_call>"
-        for call in calls
-    )
+    said = [json.dumps({"name": c.name, "arguments": dict(c.arguments)}, ensure_ascii=False) for c in calls]
+    return "\n".join(f"{BEGIN}\n{text}\n{END}" for text in said)

@@ -52,6 +52,11 @@ class CallParser:
         self._quoted = self._escaped = False
         self._read: Callable[[], Iterator[Piece]] = self._text
 
+    @property
+    def num_held(self) -> int:
+        """Characters that came and will be told as text, unless they turn out to belong to a call."""
+        return len(self._held) if self._read == self._text else 0
+
     def push(self, text: str) -> list[Piece]:
         """What is certain with this much more of the reply."""
         if not self._reads_calls:
