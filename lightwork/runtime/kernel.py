@@ -31,6 +31,7 @@ import numpy as np
 
 from lightwork.errors import DeadlockError, InvariantError
 from lightwork.runtime.clock import VirtualClock, WallClock
+from lightwork.runtime.crew import Crew
 from lightwork.runtime.effects import Effect, Release, Signal, Sleep
 from lightwork.runtime.futures import CancelledError, Future, Task
 from lightwork.runtime.local import PERFORM, give_back
@@ -80,7 +81,7 @@ class Kernel:
         self._dropped: set[int] = set()
         self._sequence = 0
         self._inbox: SimpleQueue[Call] = SimpleQueue()
-        self._pools: dict[tuple[str, bool], ThreadPoolExecutor | _OneThread] = {}
+        self._pools: dict[tuple[str, bool], _Pool] = {}
         self._rngs: dict[str, np.random.Generator] = {}
         self._tasks: dict[Task, None] = {}
         self._failed: dict[Future, None] = {}
@@ -215,25 +216,31 @@ class Kernel:
         cost_s: float = 0.0,
         background: bool = False,
         thread: str = "",
+        may_hang: bool = False,
     ) -> Future:
         """Run fn(*args) beside the kernel's thread. background: giving way to all else that wants the core.
 
         thread: one after another, on a thread of this name: libraries such as torch keep helpers per thread.
-        On a virtual clock: now, and the result comes cost_s later.
+        may_hang: on a thread that nothing else waits for, see `Crew`. On a virtual clock: now, and the result
+        comes cost_s later.
         """
         future = self.future(getattr(fn, "__name__", "offload"))
         if self.clock.virtual:
             self.at(self.now() + cost_s, _settle, future, *_outcome(fn, args))
             return future
-        pool = self._pools.get((thread, background))
+        kind = "crew" if may_hang else thread
+        pool = self._pools.get((kind, background))
         if pool is None:
-            pool = self._pools[thread, background] = (
-                _OneThread(thread)
-                if thread
-                else ThreadPoolExecutor(4, "lightwork", _give_way if background else None)
-            )
+            pool = self._pools[kind, background] = self._new_pool(thread, background, may_hang)
         pool.submit(lambda: self._inbox.put((_settle, (future, *_outcome(fn, args)))))
         return future
+
+    def _new_pool(self, thread: str, background: bool, may_hang: bool) -> _Pool:
+        if may_hang:
+            return Crew("lightwork-crew")
+        if thread:
+            return _OneThread(thread)
+        return ThreadPoolExecutor(4, "lightwork", _give_way if background else None)
 
     def attempt(self, fn: Callable[..., Any], *args: Any) -> Future:
         """Run fn(*args) here and now: as `offload`, for what is over before another thread would wake."""
@@ -448,6 +455,9 @@ class _OneThread:
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
+
+
+_Pool = ThreadPoolExecutor | _OneThread | Crew
 
 
 def _outcome(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
