@@ -9,6 +9,7 @@ LightworkError              says what was wrong, what was expected, what to do
 ├── CheckpointError         a model folder that cannot be loaded
 ├── BusyError               the queue is full; try again later (HTTP 429)
 ├── NotReadyError           the server takes no requests; another one may (HTTP 503)
+├── RemoteError             another server cannot be reached, went away, or failed
 ├── MissingExtraError       an optional dependency is not installed
 ├── DeadlockError           nothing can run, and something still waits
 └── InvariantError          lightwork broke a law of its own: a bug, please report it
@@ -73,6 +74,10 @@ class NotReadyError(LightworkError):
     def __init__(self, wrong: str, *, retry_after_s: int = 1, expected: str = "", fix: str = "") -> None:
         super().__init__(wrong, expected=expected, fix=fix)
         self.retry_after_s = retry_after_s
+
+
+class RemoteError(LightworkError):
+    """Another server that we asked cannot be reached, went away, or failed."""
 
 
 class MissingExtraError(LightworkError):

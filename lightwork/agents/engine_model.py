@@ -182,9 +182,7 @@ def open_model(
     opener = open_engine if policy is None else partial(open_teacher, policy)
     engine, model, _ = opener(plan, kernel)
     model.warm_up()
-    return EngineModel(
-        engine, model.tokenizer, name=name, generation=model.generation, closing=model.close
-    )
+    return EngineModel(engine, model.tokenizer, name=name, generation=model.generation, closing=model.close)
 
 
 def _simulated(plan: Plan, kernel: Kernel, policy: Policy | None, name: str) -> EngineModel:

@@ -37,10 +37,10 @@ class Profile:
 
     ttft_s: until the first token. tokens_per_s: from then on. prompt_s: per prompt token, beside ttft_s.
     concurrency: replies at once, others wait in line; 0: any number. jitter: standard deviation of the
-    logarithm of what a turn takes, as a share of it; 0: none. overhead_s: of the framework, before each turn.
-    poll_s: a reply's end is noticed at the next multiple of it after the turn began; 0: at once.
-    prompt_price, completion_price: money for a million tokens. piece_tokens: tokens that come together; 0: the
-    whole reply at its end. Raises RangeError.
+    logarithm of how much slower a turn is; 0: none. overhead_s: of the framework, before each turn. poll_s: a
+    reply's end is noticed at the next multiple of it after the turn began; 0: at once. prompt_price,
+    completion_price: money for a million tokens. piece_tokens: tokens that come together; 0: the whole reply
+    at its end. Raises RangeError.
     """
 
     ttft_s: float = 0.0

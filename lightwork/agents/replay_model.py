@@ -148,7 +148,7 @@ def _exchange(told: Mapping[str, Any]) -> Exchange:
     asked |= {name: tuple(asked[name]) for name in ("tools", "stop")}
     said["calls"] = tuple(ToolCall(**call) for call in said["calls"])
     said["usage"] = Usage(**said["usage"])
-    said["picks"] = tuple(Pick(token, logprob, tuple((t, p) for t, p in top)) for token, logprob, top in said["picks"])
+    said["picks"] = tuple(Pick(token, p, tuple(map(tuple, top))) for token, p, top in said["picks"])
     pieces = tuple((float(at_s), str(piece)) for at_s, piece in told["pieces"])
     return Exchange(ChatRequest(**asked), Reply(**said), pieces, float(told["end_s"]))
 

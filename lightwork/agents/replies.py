@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lightwork.agents.chat_model import ChatRequest, ChatStream, Message, Reason, Reply, ToolCall, Usage
@@ -44,12 +45,14 @@ def function_dicts(request: ChatRequest) -> list[dict[str, Any]]:
     return [{"type": "function", "function": dict(tool)} for tool in request.tools]
 
 
+def next_id(request: ChatRequest, number: int) -> str:
+    """Of the call of this number in the reply: they count on from the conversation's, call_1, call_2, ..."""
+    return f"call_{sum(len(message.calls) for message in request.messages) + number + 1}"
+
+
 @dataclass(slots=True)
 class ReplyWriter:
-    """Writes a model's text to a stream as it comes, without the calls in it, and ends it.
-
-    Ids count on from the conversation's calls: call_1, call_2, ...
-    """
+    """Writes a model's text to a stream as it comes, without the calls in it, and ends it."""
 
     request: ChatRequest
     stream: ChatStream
@@ -59,10 +62,8 @@ class ReplyWriter:
     _known: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        before = sum(len(message.calls) for message in self.request.messages)
-        self._parser = CallParser(
-            reads_calls=bool(self.request.tools), new_id=lambda number: f"call_{before + number + 1}"
-        )
+        new_id = partial(next_id, self.request)
+        self._parser = CallParser(reads_calls=bool(self.request.tools), new_id=new_id)
         if self.request.prefix:
             self._take(self._parser.push(self.request.prefix), shown=False)
             self._known = self._parser.num_held

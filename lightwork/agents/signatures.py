@@ -37,7 +37,7 @@ class Signature:
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.name = getattr(fn, "__name__", "tool")
         try:
-            self._signature = inspect.signature(fn)
+            self._signature = inspect.signature(fn, eval_str=True)
             hints = get_type_hints(fn, include_extras=True)
         except (NameError, TypeError, ValueError, AttributeError) as error:
             raise SpecError(f"the type hints of {self.name} cannot be read: {error}") from error

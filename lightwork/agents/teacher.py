@@ -91,7 +91,7 @@ class TeacherLM:
     """
 
     shared_keys: Sequence[int] = ()
-    variants: Mapping[str, str] = {}  # noqa: RUF012 - a protocol's attribute, and empty
+    variants: Mapping[str, str] = {}
     nbytes = 0
 
     def __init__(self, policy: Policy, *, max_len: int = MAX_LEN) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
 from lightwork._listing import nearest
@@ -16,7 +17,7 @@ from lightwork.agents.quiet import Note
 from lightwork.agents.shown_values import shown
 from lightwork.agents.tool_runs import Slots, Tried, start
 from lightwork.errors import SpecError, UsageError
-from lightwork.runtime.futures import Future
+from lightwork.runtime.futures import CancelledError, Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span
 
@@ -30,7 +31,7 @@ SHOWN = 500
 class Tool:
     """parameters: JSON schema of its arguments, an object. fn: called with them by name; it may be `async`,
     then it awaits kernel futures and effects. limit: calls at once, 0 any number. deadline_s: after which a
-    call is given up. cost_s: what a call takes on a virtual clock, where fn runs at once.
+    call is given up, inf: never. cost_s: what a call takes on a virtual clock, where fn runs at once.
     inline: fn is over before a thread would wake, and runs on the kernel's own.
     """
 
@@ -133,7 +134,16 @@ class Toolbox:
         if slots is not None:
             running.ended.add_callback(lambda ended: slots.give())
         try:
-            tried: Tried = await self.kernel.timeout(running.answer, tool.deadline_s)
+            if tool.deadline_s < inf:
+                return await self.kernel.timeout(running.answer, tool.deadline_s)
+            return await self._whole(running.answer)
         except TimeoutError:
             raise TimeoutError(f"{tool.name} did not answer in {tool.deadline_s:g} s") from None
-        return tried
+
+    async def _whole(self, answer: Future) -> Any:
+        """However long it takes; it is given up with the caller."""
+        try:
+            return await answer
+        except CancelledError:
+            self.kernel.cancel(answer)
+            raise

@@ -1,4 +1,4 @@
-"""How one call of a tool is carried out: on a thread of its own, here, or as a coroutine; and how many at once.
+"""How calls of a tool are carried out: on threads of their own, here, or as coroutines; and how many at once.
 
 A call that hangs is given up at its deadline, and nobody waits for its thread any more. The tool's slot it
 keeps until it has really ended: a tool with limit 1 never runs twice at once.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any, NamedTuple, Protocol
 
 from lightwork.agents.quiet import Note, Quietly, collecting
@@ -90,7 +91,9 @@ def _why(tool: Runnable, error: BaseException) -> str:
         told = "it cannot say why"
     if len(told) > LONGEST_ERROR:
         told = f"{told[:LONGEST_ERROR]} ... (cut)"
-    return told if isinstance(error, LightworkError) else f"{tool.name} failed: {type(error).__name__}: {told}"
+    if isinstance(error, LightworkError):
+        return told
+    return f"{tool.name} failed: {type(error).__name__}: {told}"
 
 
 class Slots:
@@ -137,7 +140,8 @@ class Slots:
             self._wind()
 
     def _wind(self) -> None:
-        self._timer = self._kernel.at(self._kernel.now() + self._patience_s, self._ring)
+        if self._patience_s < inf:
+            self._timer = self._kernel.at(self._kernel.now() + self._patience_s, self._ring)
 
     def _ring(self) -> None:
         self._timer = None
