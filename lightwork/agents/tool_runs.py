@@ -31,7 +31,7 @@ class Tried(NamedTuple):
 
 
 class Running(NamedTuple):
-    """answer: a `Tried`; cancel it to give the call up. ended: done when nothing of the call runs any more."""
+    """answer: a `Tried`; cancel it to give the call up. ended: when nothing of it runs any more."""
 
     answer: Future
     ended: Future
