@@ -20,7 +20,7 @@ from lightwork.agents.policies import Policy, play
 from lightwork.agents.replies import ReplyWriter, function_dicts, message_dict
 from lightwork.agents.teacher import open_teacher
 from lightwork.decode.sampling import Pick, usual
-from lightwork.errors import LightworkError, NotReadyError, SpecError
+from lightwork.errors import LightworkError, NotReadyError, SpecError, UsageError
 from lightwork.models import resolve
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.clock import local_date
@@ -85,12 +85,18 @@ class EngineModel:
             logprobs=request.logprobs or None,
         )
         functions = [Signature(t["name"], t.get("parameters"), t.get("strict", False)) for t in request.tools]
+        held = free_or_strict(functions)
+        if held is not None and request.prefix:
+            raise UsageError(
+                "a reply that is begun cannot be held to the schemas of strict tools",
+                expected="no prefix, or tools that are not strict",
+            )
         return Request(
             prompt=tuple(self.prompt(request)),
             max_tokens=request.max_tokens,
             sampling=how,
             stop_ids=self._ends,
-            constraint=free_or_strict(functions),
+            constraint=held,
         )
 
     def prompt(self, request: ChatRequest) -> list[int]:

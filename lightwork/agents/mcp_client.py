@@ -48,17 +48,17 @@ class McpServer:
         try:
             found = self._ready.result(START_S)
         except (Exception, CancelledError) as error:
+            wrong = f"the MCP server {told} did not start: {_why(error)}{self._said()}"
             self.close()
             raise RemoteError(
-                f"the MCP server {told} did not start: {_why(error)}{self._said()}",
-                expected="a server that speaks MCP",
-                fix="start it by hand to see",
+                wrong, expected="a server that speaks MCP", fix="start it by hand to see"
             ) from error
         self.tools = [self._tool(one, prefix) for one in found]
 
     def close(self) -> None:
         """End the connection, and the server if it is our process."""
         self._thread.close()
+        self._errors.close()
 
     def __enter__(self) -> McpServer:
         return self
@@ -67,7 +67,6 @@ class McpServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        self._errors.close()
 
     async def _hold(self, transport: Callable[[TextIO], Any]) -> None:
         """The connection, from its beginning to its end in one task, as anyio wants it."""
