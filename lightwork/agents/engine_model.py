@@ -24,6 +24,7 @@ from lightwork.errors import LightworkError, NotReadyError, SpecError, UsageErro
 from lightwork.models import resolve
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.clock import local_date
+from lightwork.runtime.futures import Task
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.call_grammar import Signature, check_template, free_or_strict
 from lightwork.serve.engine import Engine
@@ -40,7 +41,7 @@ TOKENIZER = "tiny:llama"
 
 
 class EngineModel:
-    """An engine that runs on this kernel. name: as users know it. generation: the model's
+    """An engine on this kernel, which runs from the first request on. name: as users know it. generation: the model's
     generation_config.json, for what a request leaves open. script: what a simulated engine's sequences say.
     closing: what else to end.
 
@@ -60,10 +61,12 @@ class EngineModel:
     ) -> None:
         self.name, self.engine, self.tokenizer = name, engine, tokenizer
         self._generation, self._script, self._closing = generation or {}, script, closing
-        self._running = engine.kernel.spawn(engine.run(), name=f"engine of {name}")
+        self._running: Task | None = None
 
     def stream(self, request: ChatRequest) -> ChatStream:
-        stream = ChatStream(self.engine.kernel)
+        kernel, stream = self.engine.kernel, ChatStream(self.engine.kernel)
+        if self._running is None:
+            self._running = kernel.spawn(self.engine.run(), name=f"engine of {self.name}")
         sink = _Sink(ReplyWriter(request, stream), TextOutput(self.tokenizer, request.stop, self._ends))
         try:
             seqs = self.engine.submit(self.engine_request(request), sink)
@@ -111,7 +114,8 @@ class EngineModel:
     def close(self) -> None:
         """End the engine and what computes for it; replies that are not whole fail."""
         self.engine.cancel(self.engine.unfinished())
-        self._running.cancel()
+        if self._running is not None:
+            self._running.cancel()
         self.engine.close()
         if self._closing is not None:
             self._closing()
@@ -174,7 +178,7 @@ class PlayedScript:
 def open_model(
     plan: Plan | str, kernel: Kernel, policy: Policy | None = None, *, name: str = ""
 ) -> EngineModel:
-    """Load a plan's model, start its engine on the kernel.
+    """Load a plan's model.
 
     policy: what it says. Needed where the plan is simulated (`on="sim:..."`): an engine there lets time pass
     and computes nothing. Elsewhere the engine's model is a TeacherLM of it. Raises SpecError,

@@ -45,7 +45,7 @@ def test_a_recorded_run_is_repeated_to_the_moment(tmp_path: Path):
 
 def test_log_probabilities_are_kept(tmp_path: Path):
     kernel = Kernel()
-    recording = Recording(open_model(Plan(max_len=256), kernel, decides), kernel)
+    recording = Recording(open_model(Plan(max_len=1024), kernel, decides), kernel)
     replies = ask(kernel, recording, asked("?", logprobs=3), asked("?", logprobs=3, temperature=1.0))
     recording.save(tmp_path / "run.jsonl")
     kept = [exchange.reply for exchange in read_transcript(tmp_path / "run.jsonl")]
