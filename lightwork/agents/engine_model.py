@@ -64,15 +64,16 @@ class EngineModel:
         self._running: Task | None = None
 
     def stream(self, request: ChatRequest) -> ChatStream:
-        kernel, stream = self.engine.kernel, ChatStream(self.engine.kernel)
-        if self._running is None:
-            self._running = kernel.spawn(self.engine.run(), name=f"engine of {self.name}")
+        kernel = self.engine.kernel
+        stream = ChatStream(kernel)
         sink = _Sink(ReplyWriter(request, stream), TextOutput(self.tokenizer, request.stop, self._ends))
         try:
             seqs = self.engine.submit(self.engine_request(request), sink)
         except LightworkError as error:
             stream.fail(error)
             return stream
+        if self._running is None:
+            self._running = kernel.spawn(self.engine.run(), name=f"engine of {self.name}")
         if self._script is not None:
             self._script.play(seqs[0], request)
         stream.stop = partial(self._cancel, sink, seqs)

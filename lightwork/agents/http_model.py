@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future as Running
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -75,9 +76,14 @@ class HttpModel:
         )
 
     def stream(self, request: ChatRequest) -> ChatStream:
-        stream = ChatStream(self._kernel)
-        task = self._kernel.spawn(self._answer(request, stream), name=f"a turn of {self.name}")
-        stream.stop = task.cancel
+        stream, sent = ChatStream(self._kernel), _Sent()
+        task = self._kernel.spawn(self._answer(request, stream, sent), name=f"a turn of {self.name}")
+
+        def stop() -> None:
+            sent.cancel()
+            task.cancel()
+
+        stream.stop = stop
         return stream
 
     def close(self) -> None:
@@ -85,16 +91,16 @@ class HttpModel:
         self._loop.start(self._client.aclose()).result()
         self._loop.close()
 
-    async def _answer(self, request: ChatRequest, stream: ChatStream) -> None:
+    async def _answer(self, request: ChatRequest, stream: ChatStream, sent: _Sent) -> None:
         body = request_body(request, self.name)
         try:
             for tries in range(self._retries + 1):
                 turn = _Turn(request, stream, self._kernel.future("a server's reply"))
-                running = self._loop.start(self._exchange(body, turn))
+                sent.running = self._loop.start(self._exchange(body, turn))
                 try:
                     refused: _Refused | None = await turn.ended
                 finally:
-                    running.cancel()
+                    sent.cancel()
                 if refused is None:
                     stream.end(turn.reply())
                     return
@@ -120,6 +126,16 @@ class HttpModel:
         except self._errors as error:
             what = f"{type(error).__name__}: {error}".rstrip(": ")
             post(turn.fail, f"the connection to {self._url} was lost ({what})")
+
+
+class _Sent:
+    """A request on its way in the asyncio loop."""
+
+    running: Running[None] | None = None
+
+    def cancel(self) -> None:
+        if self.running is not None:
+            self.running.cancel()
 
 
 class _Turn:
