@@ -41,9 +41,9 @@ TOKENIZER = "tiny:llama"
 
 
 class EngineModel:
-    """An engine on this kernel, which runs from the first request on. name: as users know it. generation: the model's
-    generation_config.json, for what a request leaves open. script: what a simulated engine's sequences say.
-    closing: what else to end.
+    """An engine on this kernel, which runs from the first request on. name: as users know it. generation: the
+    model's generation_config.json, for what a request leaves open. script: what sequences of a simulated
+    engine say. closing: what else to end.
 
     Replies are held to the schemas of tools that say "strict": True, as by the server. Their picks are always
     told. A reply that is cancelled frees its blocks, and has what had come.

@@ -82,7 +82,7 @@ def _enter() -> None:
         _calls += 1
         if _shared is None or sys.stdout is not _shared:
             _shared = _Shared(sys.stdout)
-            sys.stdout = _shared  # type: ignore[assignment]
+            sys.stdout = _shared
 
 
 def _leave() -> None:

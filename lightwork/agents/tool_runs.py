@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
 from typing import Any, NamedTuple, Protocol
 
@@ -60,8 +61,13 @@ def start(kernel: Kernel, tool: Runnable, arguments: Mapping[str, Any], note: No
         return Running(done, done)
     ended = kernel.offload(_called, tool, arguments, note, cost_s=tool.cost_s, may_hang=True)
     answer = kernel.future(tool.name)
-    ended.add_callback(lambda _: answer.done or answer.end(ended.value, ended.error))
+    ended.add_callback(partial(_hand_on, answer))
     return Running(answer, ended)
+
+
+def _hand_on(answer: Future, ended: Future) -> None:
+    if not answer.done:
+        answer.end(ended.value, ended.error)
 
 
 def _called(tool: Runnable, arguments: Mapping[str, Any], note: Note) -> Tried:

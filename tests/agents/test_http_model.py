@@ -65,7 +65,11 @@ REQUESTS = [
     asked("?", prefix="ye"),
     asked("Oslo", tools=(WEATHER,)),
     ChatRequest(
-        (Message("user", "Oslo"), Message("assistant", "", (CALLED,)), Message("tool", "rain", call_id="call_1")),
+        (
+            Message("user", "Oslo"),
+            Message("assistant", "", (CALLED,)),
+            Message("tool", "rain", call_id="call_1"),
+        ),
         (WEATHER,),
     ),
 ]
@@ -228,9 +232,12 @@ def cut(handler: BaseHTTPRequestHandler) -> None:
     ],
 )
 def test_a_reply_that_breaks_off_is_a_named_error(answer: Callable[[BaseHTTPRequestHandler], None], why: str):
-    with server(answer) as (url, _), connected(url) as (kernel, model):
-        with pytest.raises(RemoteError, match=why):
-            ask(kernel, model, asked("?"))
+    with (
+        server(answer) as (url, _),
+        connected(url) as (kernel, model),
+        pytest.raises(RemoteError, match=why),
+    ):
+        ask(kernel, model, asked("?"))
 
 
 def test_a_server_that_is_not_there_is_a_named_error():

@@ -115,8 +115,9 @@ def test_log_probabilities_are_those_of_the_decisions():
 
 def test_a_text_that_others_began_is_gone_on_with():
     kernel, model = opened(decides)
-    for prefix, ends in [("ye", {"s indeed", "s but", "sterday"}), ("yes", {" indeed", " but", "terday"}), ("No", {""})]:
+    for prefix in ("ye", "yes", "No"):
         some = (asked("?", prefix=prefix, temperature=1.0, seed=seed) for seed in range(40))
+        ends = {text.removeprefix(prefix) for text in ENDS if text.startswith(prefix)} or {""}
         assert {reply.text for reply in ask(kernel, model, *some)} == ends
 
 
