@@ -20,7 +20,7 @@ from lightwork.agents.policies import Policy, play
 from lightwork.agents.replies import ReplyWriter, function_dicts, message_dict
 from lightwork.agents.teacher import open_teacher
 from lightwork.decode.sampling import Pick, usual
-from lightwork.errors import LightworkError, NotReadyError, SpecError, UsageError
+from lightwork.errors import NotReadyError, SpecError, UsageError
 from lightwork.models import resolve
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.clock import local_date
@@ -66,10 +66,11 @@ class EngineModel:
     def stream(self, request: ChatRequest) -> ChatStream:
         kernel = self.engine.kernel
         stream = ChatStream(kernel)
-        sink = _Sink(ReplyWriter(request, stream), TextOutput(self.tokenizer, request.stop, self._ends))
+        output = TextOutput(self.tokenizer, request.stop, self._ends)
         try:
+            sink = _Sink(ReplyWriter(request, stream), output, self._script)
             seqs = self.engine.submit(self.engine_request(request), sink)
-        except LightworkError as error:
+        except Exception as error:
             stream.fail(error)
             return stream
         if self._running is None:
@@ -133,8 +134,8 @@ class EngineModel:
 class _Sink:
     """From an engine's tokens to a reply."""
 
-    def __init__(self, writer: ReplyWriter, output: TextOutput) -> None:
-        self._writer, self._output = writer, output
+    def __init__(self, writer: ReplyWriter, output: TextOutput, script: PlayedScript | None) -> None:
+        self._writer, self._output, self._script = writer, output, script
         self._picks: list[Pick] = []
         self.unwanted = False
 
@@ -149,6 +150,8 @@ class _Sink:
 
     def finish(self, seq: Seq, reason: FinishReason, error: Exception | None) -> None:
         usage = Usage(seq.prompt_len, seq.num_output, seq.cached)
+        if self._script is not None:
+            self._script.forget(seq)
         if reason in ("stop", "length"):
             self._writer.push(self._output.flush())
             self._writer.end("stop" if reason == "stop" else "length", usage, tuple(self._picks))
@@ -171,8 +174,11 @@ class PlayedScript:
         """Before the engine's next step."""
         self._said[seq.id] = [*self._tokenizer.encode(play(self._policy, request)), self._end]
 
+    def forget(self, seq: Seq) -> None:
+        self._said.pop(seq.id, None)
+
     def __call__(self, seq: Seq, position: int) -> int:
-        said, at = self._said[seq.id], position - seq.prompt_len
+        said, at = self._said.get(seq.id, ()), position - seq.prompt_len
         return said[at] if at < len(said) else self._end
 
 

@@ -65,7 +65,6 @@ class HttpModel:
             )
         self.name = model
         self._kernel, self._url, self._retries = kernel, f"{url.rstrip('/')}/chat/completions", retries
-        self._errors = httpx.HTTPError, httpx.InvalidURL
         self._loop = AsyncioThread(f"lightwork-http {model}")
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.AsyncClient(
@@ -87,13 +86,14 @@ class HttpModel:
         return stream
 
     def close(self) -> None:
-        """Replies under way fail."""
-        self._loop.start(self._client.aclose()).result()
-        self._loop.close()
+        """Replies under way fail. May be called twice."""
+        if not self._loop.closed:
+            self._loop.start(self._client.aclose()).result()
+            self._loop.close()
 
     async def _answer(self, request: ChatRequest, stream: ChatStream, sent: _Sent) -> None:
-        body = request_body(request, self.name)
         try:
+            body = request_body(request, self.name)
             for tries in range(self._retries + 1):
                 turn = _Turn(request, stream, self._kernel.future("a server's reply"))
                 sent.running = self._loop.start(self._exchange(body, turn))
@@ -107,7 +107,7 @@ class HttpModel:
                 if refused.status not in (429, 503) or tries == self._retries:
                     raise refused.error()
                 await self._kernel.sleep(wait_s(refused.headers, tries, self._kernel.rng(self.name)))
-        except LightworkError as error:
+        except Exception as error:
             stream.fail(error)
 
     async def _exchange(self, body: Mapping[str, Any], turn: _Turn) -> None:
@@ -123,9 +123,11 @@ class HttpModel:
                     if line.startswith("data:"):
                         post(turn.take, line[5:].strip())
             post(turn.end, None)
-        except self._errors as error:
+        except BaseException as error:
             what = f"{type(error).__name__}: {error}".rstrip(": ")
             post(turn.fail, f"the connection to {self._url} was lost ({what})")
+            if not isinstance(error, Exception):  # cancelled, or closed
+                raise
 
 
 class _Sent:
