@@ -83,6 +83,9 @@ class _Path(NamedTuple):
     weight: float
 
 
+_Place = tuple[ChatRequest, list[_Path]]
+
+
 class TeacherLM:
     """A model for `LocalRunner`, and what servers ask of one (`AnyModel`).
 
@@ -99,7 +102,7 @@ class TeacherLM:
         self.spec = replace(read_shape(VOICE), max_len=max_len)
         self.generation: dict[str, Any] = {"do_sample": False}
         self._policy = policy
-        self._places: OrderedDict[bytes, tuple[ChatRequest, list[_Path]]] = OrderedDict()
+        self._places: OrderedDict[bytes, _Place] = OrderedDict()
         self._end = min(self.tokenizer.eos_ids)
         [self._begin] = self.tokenizer.encode(BEGIN)
 
@@ -139,22 +142,30 @@ class TeacherLM:
         total = sum(weights.values())
         return {token: float(np.log(weight / total)) for token, weight in weights.items()}
 
-    def _place(self, tokens: NDArray[np.int32]) -> tuple[ChatRequest, list[_Path]]:
-        """What is answered, and the ways on from behind these tokens, one at least."""
+    def _place(self, tokens: NDArray[np.int32]) -> _Place:
+        """What is answered, and the ways on from behind these tokens, one at least: a token on from the place
+        before, or by the text, where somebody else has written in other tokens than the policy would."""
         key = _key(tokens)
         place = self._places.get(key)
         if place is None:
+            ids = tokens.tolist()
             before = self._places.get(_key(tokens[:-1]))
-            place = self._step(before, int(tokens[-1])) if before is not None else None
-            place = self._places[key] = place or self._from_text(tokens)
+            stepped = before and (self._step(before, ids[-1]) or self._by_text(ids))
+            place = self._places[key] = stepped or self._walked(ids)
         self._places.move_to_end(key)
         while len(self._places) > KEPT:
             self._places.popitem(last=False)
         return place
 
-    def _step(
-        self, place: tuple[ChatRequest, list[_Path]], token: int
-    ) -> tuple[ChatRequest, list[_Path]] | None:
+    def _walked(self, ids: list[int]) -> _Place:
+        """The same without knowing a place before."""
+        first = len(ids) - ids[::-1].index(self._begin) if self._begin in ids else len(ids)
+        place = self._by_text(ids[:first])
+        for num in range(first, len(ids)):
+            place = self._step(place, ids[num]) or self._by_text(ids[: num + 1])
+        return place
+
+    def _step(self, place: _Place, token: int) -> _Place | None:
         """One token on; None where no path goes there."""
         request, paths = place
         taken = [path._replace(at=path.at + 1) for path in paths if path.ids[path.at] == token]
@@ -166,18 +177,11 @@ class TeacherLM:
                 on += self._ways(request, path.said, "", path.weight)
         return (request, on) if on else None
 
-    def _from_text(self, tokens: NDArray[np.int32]) -> tuple[ChatRequest, list[_Path]]:
-        """The same without knowing the place before: token by token through the reply, or, where somebody
-        else has written its beginning in other tokens, by its text."""
-        ids = tokens.tolist()
+    def _by_text(self, ids: list[int]) -> _Place:
         request, said = read_conversation(self.tokenizer.decode(ids))
         if request is None:
             return ChatRequest(()), [self._ended(1.0)]
-        place: tuple[ChatRequest, list[_Path]] | None = (request, [*self._ways(request, "", "", 1.0)])
-        for token in ids[len(ids) - ids[::-1].index(self._begin) :]:
-            place = self._step(place, token) if place is not None else None
-        paths = place[1] if place is not None else [*self._ways(request, "", said, 1.0)]
-        return request, paths or [self._ended(1.0)]
+        return request, [*self._ways(request, "", said, 1.0)] or [self._ended(1.0)]
 
     def _ways(self, request: ChatRequest, done: str, rest: str, weight: float) -> Iterator[_Path]:
         """The ways on behind done + rest, where `done` ends with a decision of the policy."""

@@ -18,6 +18,7 @@ from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 
 pytest.importorskip("mcp")
+pytestmark = pytest.mark.multiproc
 
 from lightwork.agents.mcp_client import connect_mcp
 

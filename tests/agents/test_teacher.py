@@ -176,6 +176,20 @@ def test_a_conversation_is_read_back_as_it_was_said():
     assert said == "It i"
 
 
+@pytest.mark.parametrize(
+    "cut", [["ye"], ["y", "e"], ["yes", " "], ["yes ind", "e"], ["x", "yes"], ["n", "o"]]
+)
+def test_logits_depend_on_nothing_but_the_tokens(cut: list[str]):
+    """Of a reply that others wrote in tokens of their own, token by token and all at once."""
+    warm, cold = TeacherLM(decides), TeacherLM(decides)
+    ids = warm.tokenizer.encode("<|user|>?<|end|><|assistant|>")
+    ids += [token for piece in cut for token in warm.tokenizer.encode(piece)]
+    rows = Rows.of_text(np.array(ids, np.int64), 16)
+    step_by_step = warm.logits(rows, warm.new_kv(4, 16))
+    rows.scored = rows.scored[-1:]
+    np.testing.assert_array_equal(cold.logits(rows, cold.new_kv(4, 16)), step_by_step[-1:])
+
+
 def test_what_is_no_conversation_is_ended():
     model = TeacherLM(echo)
     assert read_conversation("just text") == (None, "")

@@ -179,6 +179,7 @@ def test_tools_that_hang_are_given_up_and_starve_nobody():
     release.set()
 
 
+@pytest.mark.multiproc
 def test_a_hanging_tool_does_not_hold_up_the_end_of_the_process(tmp_path: Any):
     program = """
 import threading
