@@ -18,10 +18,10 @@ from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 
 pytest.importorskip("mcp")
-pytestmark = pytest.mark.multiproc
 
 from lightwork.agents.mcp_client import connect_mcp
 
+pytestmark = pytest.mark.multiproc
 ROOT = str(Path(__file__).parents[2])
 OURS = """
 import sys, threading
