@@ -20,6 +20,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,8 +37,10 @@ from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
 from lightwork.serve.engine import Engine
+from lightwork.serve.fleet import Fleet
 from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.plan import BLOCK_SIZE, Plan, Setting, make_engine, make_kv, tier_blocks
+from lightwork.serve.routers import Router
 
 VOICE = "tiny:llama"
 """Whose tokenizer and chat template a teacher has."""
@@ -46,7 +49,7 @@ MAX_LEN, LONGEST = 8192, 1 << 17
 TOKEN_BYTES = 4
 KEPT = 8192
 """Places in texts whose continuations are remembered."""
-KINDS = ("scheduler", "proposer", "verifier", "layout", "tier")
+KINDS = ("scheduler", "proposer", "verifier", "layout", "tier", "router")
 
 
 class TokenPool:
@@ -222,9 +225,10 @@ def _key(tokens: NDArray[np.int32]) -> bytes:
 
 def open_teacher(
     policy: Policy, plan: Plan, kernel: Kernel, progress: Progress | None = None
-) -> tuple[Engine, TeacherLM, list[Setting]]:
-    """An engine whose model is a TeacherLM. plan: its techniques and limits; its model and place do not
-    matter. kv_bytes: of 4 bytes a token. Works on a virtual clock, too, where computing takes no time.
+) -> tuple[Engine | Fleet, TeacherLM, list[Setting]]:
+    """An engine whose model is a TeacherLM, or the engines behind a router, all in this process. plan: its
+    techniques and limits; its model and place do not matter. kv_bytes: of 4 bytes a token. Works on a virtual
+    clock, too, where computing takes no time.
 
     Raises SpecError for techniques that need a real model.
     """
@@ -240,16 +244,23 @@ def open_teacher(
     if max_len > LONGEST:
         raise SpecError(f"max_len is {max_len}", expected=f"at most {LONGEST}", fix="lower max_len")
     model = TeacherLM(policy, max_len=max_len)
+    router: Router[Any] | None = chosen.get("router")
+    names = ["engine"] if router is None else [f"engine {i}" for i in range(len(router.seats()))]
+    ids = count()
+    engines = [_engine(model, plan, kernel, name=name, ids=ids) for name in names]
+    settings = [
+        Setting("max_len", str(max_len), "as asked" if plan.max_len else "a teacher's default"),
+        Setting("kv_blocks", str(engines[0].kv.total), f"{BLOCK_SIZE * TOKEN_BYTES} bytes each"),
+    ]
+    return Fleet(engines, router) if router is not None else engines[0], model, settings
+
+
+def _engine(model: TeacherLM, plan: Plan, kernel: Kernel, **parts: Any) -> Engine:
+    max_len, vocab_size = model.spec.max_len, model.spec.vocab_size
     block_bytes = BLOCK_SIZE * TOKEN_BYTES
     wanted = plan.max_seqs * -(-max_len // BLOCK_SIZE)
     blocks = wanted if plan.kv_bytes is None else plan.kv_bytes // block_bytes
     kv = make_kv(plan, blocks, BLOCK_SIZE, tier_blocks(plan, block_bytes))
     runner = LocalRunner(kernel, model, kv, ahead=plan.depth > 1)
-    matcher = grammars(model.tokenizer, model.spec.vocab_size).matcher
-    engine = make_engine(plan, kernel, kv, runner, max_len, model.spec.vocab_size, (), constrain=matcher)
-    settings = [
-        Setting("max_len", str(max_len), "as asked" if plan.max_len else "a teacher's default"),
-        Setting("kv_blocks", str(kv.total), f"{block_bytes} bytes each"),
-        Setting("scheduler", repr(engine.scheduler), "as asked" if "scheduler" in chosen else "the default"),
-    ]
-    return engine, model, settings
+    parts["constrain"] = grammars(model.tokenizer, vocab_size).matcher
+    return make_engine(plan, kernel, kv, runner, max_len, vocab_size, (), **parts)
