@@ -116,6 +116,16 @@ def test_several_simulated_engines_are_one_model():
     assert [reply.text for reply in ask(kernel, model, *requests)] == [answer(r) for r in requests]
 
 
+def test_an_error_of_the_policy_fails_the_reply_and_leaves_nothing_behind():
+    def fails(request: ChatRequest, said: str) -> str:
+        raise ValueError("no idea")
+
+    kernel, model = virtual(fails)
+    with pytest.raises(ValueError, match="no idea"):
+        ask(kernel, model, asked("?"))
+    assert model.engine.num_unfinished == 0
+
+
 def test_simulated_runs_of_one_program_are_equal():
     def transcript() -> tuple[float, list[Reply]]:
         kernel, model = virtual(decides)
