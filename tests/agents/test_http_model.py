@@ -65,7 +65,11 @@ REQUESTS = [
     asked("?", prefix="ye"),
     asked("Oslo", tools=(WEATHER,)),
     ChatRequest(
-        (Message("user", "Oslo"), Message("assistant", "", (CALLED,)), Message("tool", "rain", call_id="call_1")),
+        (
+            Message("user", "Oslo"),
+            Message("assistant", "", (CALLED,)),
+            Message("tool", "rain", call_id="call_1"),
+        ),
         (WEATHER,),
     ),
 ]

@@ -150,7 +150,12 @@ def test_our_tools_over_http(tmp_path: Path):
 
 def test_tools_of_another_server_that_lies_refuses_and_dies(tmp_path: Path):
     with connect_mcp(command(tmp_path, THEIRS), prefix="their_") as server:
-        assert [tool.name for tool in server.tools] == ["their_lie", "their_refuse", "their_die", "their_read"]
+        assert [tool.name for tool in server.tools] == [
+            "their_lie",
+            "their_refuse",
+            "their_die",
+            "their_read",
+        ]
         assert [tool.effect for tool in server.tools] == ["write", "write", "write", "read"]
         read, lie, refuse, die, after = observe(
             server.tools,

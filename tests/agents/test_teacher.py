@@ -115,7 +115,11 @@ def test_log_probabilities_are_those_of_the_decisions():
 
 def test_a_text_that_others_began_is_gone_on_with():
     kernel, model = opened(decides)
-    for prefix, ends in [("ye", {"s indeed", "s but", "sterday"}), ("yes", {" indeed", " but", "terday"}), ("No", {""})]:
+    for prefix, ends in [
+        ("ye", {"s indeed", "s but", "sterday"}),
+        ("yes", {" indeed", " but", "terday"}),
+        ("No", {""}),
+    ]:
         some = (asked("?", prefix=prefix, temperature=1.0, seed=seed) for seed in range(40))
         assert {reply.text for reply in ask(kernel, model, *some)} == ends
 
