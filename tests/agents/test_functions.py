@@ -245,8 +245,10 @@ def test_a_file_of_functions_is_a_list_of_tools(tmp_path: Path, capsys: pytest.C
     assert call(here, {"place": {"name": "home"}}).value == "at home"
     assert capsys.readouterr().out == ""
     assert str(tmp_path) not in sys.path
-    more = "\nfrom lightwork.agents.functions import tool\n@tool(name='there')\ndef _f(x: int) -> int:\n    return x\n"
-    (tmp_path / "my_tools.py").write_text(FILE + more + "\nthere = _f\n")
+    decorated = (
+        "from lightwork.agents.functions import tool\n\n@tool(name='there')\ndef _f(x: int): ...\n\nf = _f\n"
+    )
+    (tmp_path / "my_tools.py").write_text(FILE + decorated)
     assert [made.name for made in load_tools(tmp_path / "my_tools.py")] == ["there"]
 
 

@@ -40,8 +40,9 @@ FINAL = (
 
 @dataclass(frozen=True, slots=True)
 class LlmCompiler:
-    """max_replans: plans after the first. most, plan_tokens: calls and tokens of one plan. trained: the model has learnt to plan: it
-    is told the tools and the question and nothing else, and the last call's result is the answer.
+    """max_replans: plans after the first. most, plan_tokens: calls and tokens of one plan. trained: the model
+    has learnt to plan: it is told the tools and the question and nothing else, and the last call's result is
+    the answer.
     """
 
     max_replans: int = 1
