@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
@@ -34,14 +34,20 @@ class Result:
     turns: int = 0
 
 
+def _silent(text: str) -> None:
+    """Shown to nobody."""
+
+
 @dataclass(slots=True)
 class Context:
-    """models: by role; "" is whoever has none of its own."""
+    """models: by role; "" is whoever has none of its own. says: shown what models write, as they
+    write it."""
 
     kernel: Kernel
     models: Mapping[str, ChatModel]
     tools: Toolbox
     budget: Budget = field(default_factory=Budget)
+    says: Callable[[str], object] = _silent
     usage: Usage = field(default_factory=Usage, init=False)
     turns: int = field(default=0, init=False)
     start_s: float = field(default=0.0, init=False)
