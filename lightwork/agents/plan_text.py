@@ -51,8 +51,8 @@ Said = Task | Bad | Join
 
 @dataclass(slots=True)
 class PlanParser:
-    """Reads a plan from pieces of text. most: calls, after which lines are refused; one Bad says so. first:
-    the least id of a call. known: ids of calls made before, whose results may be used.
+    """Reads a plan from pieces of text. most: calls; another one ends it, as Bad. first: the
+    least id of a call. known: ids of calls made before, whose results may be used.
 
     done: the end was read; what comes after it is not looked at. Raises RangeError if most is not positive.
     """
@@ -65,7 +65,6 @@ class PlanParser:
     _thought: str = field(default="", init=False)
     _last: int = field(default=0, init=False)
     _ids: set[int] = field(default_factory=set, init=False)
-    _full: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if self.most < 1:
@@ -109,11 +108,8 @@ class PlanParser:
         if task is not None:
             why = self._broken(task)
         if len(self._ids) >= self.most:
-            if not self._full:
-                self._full = True
-                yield Bad(
-                    line[:SHOWN], f"the plan has more than {self.most} calls; the rest is not looked at"
-                )
+            self.done = True
+            yield Bad(line[:SHOWN], f"the plan has more than {self.most} calls; the rest is not looked at")
             return
         if why or task is None:
             yield Bad(line[:SHOWN], why)

@@ -224,7 +224,7 @@ def test_a_caller_that_is_cancelled_can_cancel_its_reply():
 
 
 def test_call_text_is_what_is_read_back():
-    calls = [ToolCall("call_1", "weather", {"city": "Åse \"x\" <b>"}), ToolCall("call_2", "weather", {})]
+    calls = [ToolCall("call_1", "weather", {"city": 'Åse "x" <b>'}), ToolCall("call_2", "weather", {})]
     kernel, model = virtual(lambda request, said: call_text(*calls))
     [reply] = ask(kernel, model, asked("Oslo", tools=(WEATHER,)))
     assert reply.calls == tuple(calls)

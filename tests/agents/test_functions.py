@@ -87,7 +87,10 @@ def test_the_schema_says_what_hints_and_docstring_do():
     }
     assert rich.parameters["properties"]["kind"] == {"enum": ["x", "y"], "type": "string"}
     assert rich.parameters["properties"]["size"] == {
-        "type": "integer", "minimum": 0, "maximum": 9, "default": 3
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 9,
+        "default": 3,
     }
     assert rich.parameters["$defs"]["Place"]["properties"]["name"] == {"type": "string"}
 
@@ -191,7 +194,11 @@ def test_settings_are_those_of_tool():
         return f"{x}{y}"
 
     assert (fn.name, fn.description, fn.effect, fn.limit, fn.deadline_s) == (
-        "other", "Said here.", "irreversible", 1, 3.0
+        "other",
+        "Said here.",
+        "irreversible",
+        1,
+        3.0,
     )
     assert call(fn, {"x": 1, "y": "b"}).value == "1b"
 
@@ -238,8 +245,10 @@ def test_a_file_of_functions_is_a_list_of_tools(tmp_path: Path, capsys: pytest.C
     assert call(here, {"place": {"name": "home"}}).value == "at home"
     assert capsys.readouterr().out == ""
     assert str(tmp_path) not in sys.path
-    more = "\nfrom lightwork.agents.functions import tool\n@tool(name='there')\ndef _f(x: int) -> int:\n    return x\n"
-    (tmp_path / "my_tools.py").write_text(FILE + more + "\nthere = _f\n")
+    decorated = (
+        "from lightwork.agents.functions import tool\n\n@tool(name='there')\ndef _f(x: int): ...\n\nf = _f\n"
+    )
+    (tmp_path / "my_tools.py").write_text(FILE + decorated)
     assert [made.name for made in load_tools(tmp_path / "my_tools.py")] == ["there"]
 
 

@@ -121,7 +121,9 @@ def test_what_a_result_says_is_not_read_as_a_plan() -> None:
     graph = Graph(kernel, start)
     graph.add(Task(1, "a"))
     graph.add(Task(2, "b"))
-    graph.add(Task(3, "c", [Slot(1), [Slot(2, ("price", "0"))]], {"text": Template(("it is ", Slot(1), "!"))}))
+    graph.add(
+        Task(3, "c", [Slot(1), [Slot(2, ("price", "0"))]], {"text": Template(("it is ", Slot(1), "!"))})
+    )
     assert seen[2] == ("$2 and ${1}", [7], "it is $2 and ${1}!")
 
 

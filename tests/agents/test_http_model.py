@@ -65,7 +65,11 @@ REQUESTS = [
     asked("?", prefix="ye"),
     asked("Oslo", tools=(WEATHER,)),
     ChatRequest(
-        (Message("user", "Oslo"), Message("assistant", "", (CALLED,)), Message("tool", "rain", call_id="call_1")),
+        (
+            Message("user", "Oslo"),
+            Message("assistant", "", (CALLED,)),
+            Message("tool", "rain", call_id="call_1"),
+        ),
         (WEATHER,),
     ),
 ]
@@ -228,9 +232,12 @@ def cut(handler: BaseHTTPRequestHandler) -> None:
     ],
 )
 def test_a_reply_that_breaks_off_is_a_named_error(answer: Callable[[BaseHTTPRequestHandler], None], why: str):
-    with server(answer) as (url, _), connected(url) as (kernel, model):
-        with pytest.raises(RemoteError, match=why):
-            ask(kernel, model, asked("?"))
+    with (
+        server(answer) as (url, _),
+        connected(url) as (kernel, model),
+        pytest.raises(RemoteError, match=why),
+    ):
+        ask(kernel, model, asked("?"))
 
 
 def test_a_server_that_is_not_there_is_a_named_error():
@@ -262,6 +269,37 @@ def test_a_cancelled_reply_ends_its_connection():
 
         assert kernel.run(main()).text == "hello"
         assert gone.wait(60)
+
+
+def test_replies_under_way_fail_when_the_client_is_closed():
+    goes_on = threading.Event()
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        events(EVENT)(handler)
+        goes_on.wait(60)
+
+    with server(endless) as (url, _), connected(url) as (kernel, model):
+
+        async def main() -> None:
+            stream = model.stream(asked("?"))
+            async for _ in stream:
+                model.close()
+            await stream.reply()
+
+        with pytest.raises(RemoteError, match="lost"):
+            kernel.run(main())
+        goes_on.set()
+        with pytest.raises(NotReadyError, match="closed"):
+            ask(kernel, model, asked("?"))
+
+
+def test_what_cannot_be_sent_fails_its_reply():
+    with connected("http://127.0.0.1:9/v1") as (kernel, model):
+        with pytest.raises(RemoteError, match="surrogates"):
+            ask(kernel, model, asked("\ud800"))
+        call = ToolCall("1", "weather", {"city": {1, 2}})
+        with pytest.raises(TypeError, match="JSON"):
+            ask(kernel, model, ChatRequest((Message("assistant", "", (call,)),)))
 
 
 def test_what_is_sent_is_what_was_asked():

@@ -57,9 +57,7 @@ TOOLS = {
     "lie": Tool(name="lie", input_schema={"type": "object"}, output_schema=NUMBER),
     "refuse": Tool(name="refuse", input_schema={"type": "object"}),
     "die": Tool(name="die", input_schema={"type": "object"}),
-    "read": Tool(
-        name="read", description="Reads.", input_schema=NUMBER, annotations=ToolAnnotations(read_only_hint=True)
-    ),
+    "read": Tool(name="read", input_schema=NUMBER, annotations=ToolAnnotations(read_only_hint=True)),
 }
 
 async def list_tools(context, params):
@@ -150,7 +148,8 @@ def test_our_tools_over_http(tmp_path: Path):
 
 def test_tools_of_another_server_that_lies_refuses_and_dies(tmp_path: Path):
     with connect_mcp(command(tmp_path, THEIRS), prefix="their_") as server:
-        assert [tool.name for tool in server.tools] == ["their_lie", "their_refuse", "their_die", "their_read"]
+        names = [f"their_{name}" for name in ("lie", "refuse", "die", "read")]
+        assert [tool.name for tool in server.tools] == names
         assert [tool.effect for tool in server.tools] == ["write", "write", "write", "read"]
         read, lie, refuse, die, after = observe(
             server.tools,

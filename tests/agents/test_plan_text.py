@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -48,7 +48,7 @@ def test_a_plan_is_read() -> None:
 @given(cuts=st.lists(st.integers(0, len(PLAN)), max_size=12).map(sorted))
 def test_it_is_the_same_in_any_pieces(cuts: list[int]) -> None:
     ends = [0, *cuts, len(PLAN)]
-    pieces = [PLAN[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    pieces = [PLAN[a:b] for a, b in pairwise(ends)]
     assert shown(read(*pieces)) == shown(read(PLAN))
 
 
@@ -95,7 +95,16 @@ def test_the_lines_after_a_bad_one_are_read() -> None:
 
 
 def test_arguments_that_are_no_literals_are_one_text() -> None:
-    for text in ("height of Oslo", "__import__('os')", "a, b for c", "f(1)", "*x", "**x", "'unclosed", "lambda: 0"):
+    for text in (
+        "height of Oslo",
+        "__import__('os')",
+        "a, b for c",
+        "f(1)",
+        "*x",
+        "**x",
+        "'unclosed",
+        "lambda: 0",
+    ):
         task = read_call(f"1. search({text})")
         assert task is not None
         assert task.args == (text,)
@@ -106,7 +115,7 @@ def test_arguments_that_are_no_literals_are_one_text() -> None:
 def test_ten_thousand_lines_are_cut_at_the_budget() -> None:
     text = "\n".join(f"{i}. f({i})" for i in range(1, 10_001))
     said = read(text, most=64)
-    assert [type(s) for s in said] == [Task] * 64 + [Bad, Bad]
+    assert [type(s) for s in said] == [Task] * 64 + [Bad]
     assert "more than 64 calls" in shown(said)[64]
 
 
@@ -123,7 +132,8 @@ def test_any_text_is_read_without_an_error(text: str) -> None:
     read(f"1. f({text})\n2. g({text}, $1)\njoin()")
 
 
-def test_nested_brackets_do_not_hold_the_reader_up() -> None:
-    began = time.process_time()
-    read("1. f(" + "[" * 5000 + ")\njoin()", "2. f(" + "$1" * 5000 + ")\n")
-    assert time.process_time() - began < 30.0
+def test_arguments_nested_too_deep_for_a_reader_of_literals_are_one_text() -> None:
+    deep = "[" * 5000
+    task = read_call(f"1. f({deep})")
+    assert task is not None
+    assert task.args == (deep,)

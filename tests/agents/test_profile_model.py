@@ -120,7 +120,7 @@ def test_policies_are_drawn_from_by_seed():
     said = {play(decides, asked("?", temperature=1.0, seed=seed)) for seed in range(60)}
     assert said == {"yes indeed", "yes but", "yesterday", "no"}
     assert play(decides, asked("?")) == "yes but"
-    assert play(decides, asked("?", temperature=1.0, seed=3)) == play(decides, asked("?", temperature=1.0, seed=3))
+    assert len({play(decides, asked("?", temperature=1.0, seed=3)) for _ in range(3)}) == 1
 
 
 def test_a_policy_that_contradicts_what_was_said_fails_the_reply():

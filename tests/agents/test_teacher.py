@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from math import exp, log
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -113,10 +114,40 @@ def test_log_probabilities_are_those_of_the_decisions():
     assert first.logprob == first.top[0][1] == pytest.approx(log(0.7), rel=1e-5)  # yes and yesterday
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_any_tree_of_decisions_is_followed_with_its_probabilities(seed: int):
+    """Alternatives begin with letters of their own, so that tokens decide what they do."""
+
+    def grows(request: ChatRequest, said: str) -> list[Choice]:
+        rng = Random(f"{seed} {said}")
+        if len(said) > 120:
+            return []
+        words = ["".join(rng.choices("abc –é“\n", k=rng.randint(0, 12))) for _ in range(rng.randint(1, 4))]
+        return [Choice(f"{letter}{word}", rng.random()) for letter, word in zip("WXYZ", words, strict=False)]
+
+    def log_probability(text: str) -> float:
+        said, total = "", 0.0
+        while found := grows(asked("?"), said):
+            [taken] = [choice for choice in found if text[len(said) :].startswith(choice.text)]
+            total += log(taken.probability / sum(choice.probability for choice in found))
+            said += taken.text
+        assert said == text
+        return total
+
+    kernel, model = opened(grows, kv_bytes=BLOCKS * 64, use=["Ngram(k=3)"])
+    requests = [asked("?", temperature=1.0, seed=i, logprobs=1, max_tokens=300) for i in range(12)]
+    replies = ask(kernel, model, *requests)
+    assert len({reply.text for reply in replies}) > 1
+    for reply in replies:
+        total = sum(pick.logprob for pick in reply.picks if pick.logprob is not None)
+        assert total == pytest.approx(log_probability(reply.text), rel=1e-4, abs=1e-4)
+
+
 def test_a_text_that_others_began_is_gone_on_with():
     kernel, model = opened(decides)
-    for prefix, ends in [("ye", {"s indeed", "s but", "sterday"}), ("yes", {" indeed", " but", "terday"}), ("No", {""})]:
+    for prefix in ("ye", "yes", "No"):
         some = (asked("?", prefix=prefix, temperature=1.0, seed=seed) for seed in range(40))
+        ends = {text.removeprefix(prefix) for text in ENDS if text.startswith(prefix)} or {""}
         assert {reply.text for reply in ask(kernel, model, *some)} == ends
 
 

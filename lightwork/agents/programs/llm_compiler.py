@@ -7,17 +7,16 @@ Shapes:  a plan of n calls in L layers takes 2 turns and the longest chain of ca
 Cost:    a plan line for each call, about 20 tokens; the joiner reads every observation once.
 Claims:  lightwork claims llm_compiler
 Differs: what breaks the plan's rules is told to the joiner instead of raised. Calls begin at their own
-         newline, not at the next line's, and nothing polls. Results go to later calls as values, never through text.
+         newline, not at the next line's, and nothing polls. Results go to later calls as values.
 
 Source of the prompts' form: section 3 and appendix; the wording is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from lightwork.agents.chat_model import ChatRequest, Message
+from lightwork.agents.chat_model import ChatRequest, Message, Reply
 from lightwork.agents.context import Context, Result
 from lightwork.agents.graph import Task
 from lightwork.agents.plan_run import PlanRun
@@ -37,100 +36,123 @@ Action: Replan(WHAT IS MISSING)"""
 FINAL = (
     'Answer the question from the observations. Write a line "Thought: ..." and then\nAction: Finish(ANSWER)'
 )
-Seen = dict[int, tuple[Task, Observation]]
 
 
 @dataclass(frozen=True, slots=True)
 class LlmCompiler:
-    """max_replans: plans after the first. most: calls in one plan. trained: the model has learnt to plan: it
-    is told the tools and the question and nothing else, and the last call's result is the answer.
+    """max_replans: plans after the first. most, plan_tokens: calls and tokens of one plan. trained: the model
+    has learnt to plan: it is told the tools and the question and nothing else, and the last call's result is
+    the answer.
     """
 
     max_replans: int = 1
     most: int = 128
+    plan_tokens: int = 1024
     trained: bool = False
 
     async def run(self, context: Context, question: str) -> Result:
-        seen: Seen = {}
-        thought = ""
+        run = _Run(self, context, question)
         try:
             for left in range(self.max_replans, -1, -1):
-                seen, bad = await self._plan(context, question, seen, thought)
+                await run.plan()
                 if self.trained:
-                    return _last(context, seen, bad)
-                finish, thought = await self._join(context, question, seen, bad, final=left == 0)
-                if finish:
-                    return _result(context, thought, "", seen)
+                    return run.last()
+                answer = await run.join(final=left == 0)
+                if answer is not None:
+                    return run.result(answer)
         except CapacityError as spent:
-            return _result(context, "", str(spent), seen)
-        return _result(context, "", f"no answer after {self.max_replans} more plans: {thought}", seen)
+            return run.result("", str(spent))
+        return run.result("", f"no answer after {self.max_replans} more plans: {run.thought}")
 
-    async def _plan(
-        self, context: Context, question: str, seen: Seen, thought: str
-    ) -> tuple[Seen, list[Bad]]:
-        """One plan, carried out: everything seen so far, and the lines that were no calls."""
-        run = PlanRun(context.kernel, context.tools, most=self.most, before=seen)
-        stream = context.stream(self._planner_request(context, question, seen, thought), "planner")
+
+@dataclass(slots=True)
+class _Run:
+    """One question. seen: calls and observations of all plans. bad: lines of the last that were no calls.
+    thought: why another plan is needed. messages: what was asked and said.
+    """
+
+    program: LlmCompiler
+    context: Context
+    question: str
+    seen: dict[int, tuple[Task, Observation]] = field(default_factory=dict)
+    bad: list[Bad] = field(default_factory=list)
+    thought: str = ""
+    messages: list[Message] = field(default_factory=list)
+
+    async def plan(self) -> None:
+        """One plan, carried out while it is written."""
+        context = self.context
+        run = PlanRun(context.kernel, context.tools, most=self.program.most, before=self.seen)
+        stream = context.stream(self._planner_request(), "planner")
         try:
             async for piece in stream:
                 context.says(piece)
                 run.push(piece)
                 if run.done:
                     break
-            context.count(stream.cancel())
-            return await run.end(), run.bad
+            reply = stream.cancel()
+            self._said(reply)
+            self.seen, self.bad = await run.end(), run.bad
         except BaseException:
             run.cancel()
             raise
 
-    def _planner_request(self, context: Context, question: str, seen: Seen, thought: str) -> ChatRequest:
-        tools = context.tools.tools.values()
-        if self.trained:
+    async def join(self, *, final: bool) -> str | None:
+        """The answer, or None: another plan is needed."""
+        told = self._told() + "".join(f"\n{line.line}\n  refused: {line.why}" for line in self.bad)
+        user = Message("user", f"Question: {self.question}\n\nObservations:\n{told}")
+        messages = self._ask(Message("system", FINAL if final else JOINER), user)
+        reply = await self.context.stream(ChatRequest(messages), "joiner").reply()
+        self.context.says(f"\n{reply.text}\n")
+        self._said(reply)
+        action = reply.text.rpartition("Action:")[2].strip()
+        if action.startswith("Replan("):
+            self.thought = _inside(action)
+            return None
+        return _inside(action) if action.startswith("Finish(") else action
+
+    def last(self) -> Result:
+        """The answer of a trained planner: the last call's result."""
+        if not self.seen:
+            return self.result(
+                "", f"the plan calls nothing: {self.bad[0].why if self.bad else 'it is empty'}"
+            )
+        observation = self.seen[max(self.seen)][1]
+        return self.result("" if observation.error else observation.text, observation.error)
+
+    def result(self, answer: str, why: str = "") -> Result:
+        observations = tuple(observation for _, observation in self.seen.values())
+        context = self.context
+        return Result(answer, why, observations, tuple(self.messages), context.usage, context.turns)
+
+    def _planner_request(self) -> ChatRequest:
+        return ChatRequest(self._planner_messages(), max_tokens=self.program.plan_tokens)
+
+    def _planner_messages(self) -> tuple[Message, ...]:
+        tools = self.context.tools.tools.values()
+        if self.program.trained:
             listed = "\n".join(["tools:", *(f"- {t.description} {t.name}" for t in tools)])
-            return ChatRequest((Message("user", f"{listed}\nquestion: {question}"),))
+            return self._ask(Message("user", f"{listed}\nquestion: {self.question}"))
         listed = "\n".join(f"- {t.name}({', '.join(t.names)}): {t.description}" for t in tools)
-        asked = f"Question: {question}"
-        if seen:
-            asked += f"\n\nPrevious plan, which was not enough:\n{_told(seen.values())}\nThought: {thought}"
-        system = PLANNER.format(first=max(seen, default=0) + 1, tools=listed)
-        return ChatRequest((Message("system", system), Message("user", asked)))
+        system = PLANNER.format(first=max(self.seen, default=0) + 1, tools=listed)
+        asked = f"Question: {self.question}"
+        if self.seen:
+            asked += f"\n\nPrevious plan, which was not enough:\n{self._told()}\nThought: {self.thought}"
+        return self._ask(Message("system", system), Message("user", asked))
 
-    async def _join(
-        self, context: Context, question: str, seen: Seen, bad: Iterable[Bad], *, final: bool
-    ) -> tuple[bool, str]:
-        """(True, the answer), or (False, why another plan is needed)."""
-        told = _told(seen.values()) + "".join(f"\n{line.line}\n  refused: {line.why}" for line in bad)
-        messages = (
-            Message("system", FINAL if final else JOINER),
-            Message("user", f"Question: {question}\n\nObservations:\n{told}"),
-        )
-        text = (await context.ask(ChatRequest(messages), "joiner")).text
-        context.says(f"\n{text}\n")
-        action = text.rpartition("Action:")[2].strip() if "Action:" in text else text.strip()
-        for name in ("Replan", "Finish"):
-            if action.startswith(f"{name}("):
-                return name == "Finish", _inside(action[len(name) :])
-        return True, action
+    def _told(self) -> str:
+        return "\n".join(f"{task}\n  {observation.text}" for task, observation in self.seen.values())
+
+    def _ask(self, *messages: Message) -> tuple[Message, ...]:
+        self.messages += messages
+        return messages
+
+    def _said(self, reply: Reply) -> None:
+        self.context.count(reply)
+        self.messages.append(reply.message())
 
 
-def _inside(text: str) -> str:
+def _inside(action: str) -> str:
     """What the outermost parentheses hold, however many are inside."""
-    end = text.rfind(")")
-    return text[1 : end if end > 0 else None].strip()
-
-
-def _told(seen: Iterable[tuple[Task, Observation]]) -> str:
-    return "\n".join(f"{task}\n  {observation.text}" for task, observation in seen)
-
-
-def _last(context: Context, seen: Seen, bad: list[Bad]) -> Result:
-    """The answer of a trained planner: the last call's result."""
-    if not seen:
-        return _result(context, "", f"the plan calls nothing: {bad[0].why if bad else 'it is empty'}", seen)
-    observation = seen[max(seen)][1]
-    return _result(context, "" if observation.error else observation.text, observation.error, seen)
-
-
-def _result(context: Context, answer: str, why: str, seen: Mapping[int, tuple[Task, Observation]]) -> Result:
-    observations = tuple(observation for _, observation in seen.values())
-    return Result(answer, why, observations, usage=context.usage, turns=context.turns)
+    text = action.partition("(")[2]
+    return text.rpartition(")")[0].strip() if ")" in text else text.strip()
