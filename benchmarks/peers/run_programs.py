@@ -124,8 +124,8 @@ def openai_agents_run() -> Run:
         return f"{day} degrees"
 
     class Fake(Model):
-        async def get_response(self, instructions: Any, input: Any, *rest: Any, **named: Any) -> Any:
-            seen = [i for i in input if isinstance(i, dict) and i.get("type") == "function_call_output"]
+        async def get_response(self, *rest: Any, **named: Any) -> Any:
+            seen = [i for i in named["input"] if isinstance(i, dict) and i.get("type") == "function_call_output"]
             if seen:
                 assert len(seen) == CALLS
                 text = ResponseOutputText(text=ANSWER, type="output_text", annotations=[])

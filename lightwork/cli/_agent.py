@@ -97,6 +97,7 @@ class Run:
         self.trace = Trace("real: agent")
         self._asked, self._program, self._says = asked, program, says
         self._budget = Budget(turns=turns, calls=calls)
+        self._begin_s = 0.0
 
     def answer(self, model: str, on: str | None, techniques: tuple[str, ...]) -> None:
         """Raises what the model fails with."""
@@ -104,8 +105,10 @@ class Run:
         toolbox = Toolbox.of(kernel, self._asked.tools)
         with _opened(kernel, model, on, techniques) as opened:
             context = Context(kernel, {"": opened}, toolbox, self._budget)
+            self._begin_s = context.start_s
             if self._says is not None:
                 context.says = self._says
+                self._says(f"question  {self._asked.question}\n\n")
             self.result = kernel.run(self._program.run(context, self._asked.question))
 
     def show(self) -> None:
@@ -113,7 +116,7 @@ class Run:
         from lightwork.cli.trace import picture
 
         spans = self._spans()
-        begin_s = min((span.start_s for span in self._drawn()), default=0.0)
+        begin_s = self._begin_s
         rows = [
             (
                 call.id,
@@ -146,7 +149,7 @@ class Run:
             "program": repr(self._program),
             "answer": result.answer,
             "why": result.why,
-            "calls": [_told(seen, spans.get(seen.call.id)) for seen in result.observations],
+            "calls": [_told(seen, spans.get(seen.call.id), self._begin_s) for seen in result.observations],
             "said": [message.content for message in result.messages if message.role == "assistant"],
             "turns": result.turns,
             "usage": asdict(result.usage),
@@ -175,14 +178,14 @@ def _lane(rank: str, spans: Sequence[Span]) -> Lane:
     return Lane(rank=rank, spans=tuple(spans), busy_s=busy_s, by_kind={spans[0].kind: busy_s})
 
 
-def _told(seen: Observation, span: Span | None) -> dict[str, Any]:
+def _told(seen: Observation, span: Span | None, begin_s: float) -> dict[str, Any]:
     call = seen.call
     told: dict[str, Any] = {"id": call.id, "tool": call.name, "arguments": dict(call.arguments)}
     told |= {"error": seen.error} if seen.error else {"answer": seen.text}
     if seen.note:
         told["printed"] = seen.note
     if span is not None:
-        told |= {"start_s": span.start_s, "end_s": span.end_s}
+        told |= {"start_s": span.start_s - begin_s, "end_s": span.end_s - begin_s}
     return told
 
 
