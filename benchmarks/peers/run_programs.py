@@ -27,23 +27,9 @@ def size(shape: str) -> tuple[str, int]:
 
 def lightwork_graph(shape: str) -> Run:
     """Builds the graph anew each time, for a planner does."""
-    from lightwork.agents.graph import Graph, Slot, Task
-    from lightwork.runtime.kernel import Kernel
+    from lightwork.claims._agent_overhead import graph_run
 
-    kind, num = size(shape)
-    kernel = Kernel()
-
-    def start(task: Task, args: tuple[Any, ...], named: object) -> int:
-        return args[0] if kind == "fanout" else args[0] + 1
-
-    def run() -> int:
-        graph = Graph(kernel, start)
-        for i in range(1, num + 1):
-            graph.add(Task(i, "node", (Slot(i - 1),) if kind == "chain" and i > 1 else (0,)))
-        results = graph.seal().result()
-        return num + sum(results.values()) if kind == "fanout" else results[num]
-
-    return run
+    return graph_run(*size(shape))
 
 
 def langgraph_graph(shape: str) -> Run:
@@ -68,44 +54,9 @@ def langgraph_graph(shape: str) -> Run:
 
 
 def lightwork_run() -> Run:
-    from lightwork.agents.chat_model import ChatRequest, ChatStream, Reply, ToolCall
-    from lightwork.agents.context import Context
-    from lightwork.agents.programs.parallel_calls import ParallelCalls
-    from lightwork.agents.tool import Tool, Toolbox
-    from lightwork.runtime.clock import WallClock
-    from lightwork.runtime.kernel import Kernel
+    from lightwork.claims._agent_overhead import small_run
 
-    kernel = Kernel(WallClock())
-    kinds = {"city": {"type": "string"}, "day": {"type": "integer"}}
-    tool = Tool(
-        name="weather",
-        description="The temperature.",
-        parameters={"type": "object", "properties": kinds, "required": [*kinds]},
-        fn=lambda city, day: f"{day} degrees",
-        inline=True,
-    )
-
-    class Fake:
-        name = "fake"
-
-        def stream(self, request: ChatRequest) -> ChatStream:
-            stream = ChatStream(kernel)
-            if request.messages[-1].role == "tool":
-                stream.end(Reply(ANSWER))
-            else:
-                calls = (ToolCall(f"c{i}", "weather", {"city": CITY, "day": i}) for i in range(CALLS))
-                stream.end(Reply("", tuple(calls), "tool_calls"))
-            return stream
-
-    model, program = Fake(), ParallelCalls()
-
-    def run() -> str:
-        context = Context(kernel, {"": model}, Toolbox.of(kernel, [tool]))
-        result = kernel.run(program.run(context, "What is the weather?"))
-        assert len(result.observations) == CALLS
-        return str(result.answer)
-
-    return run
+    return small_run()
 
 
 def openai_agents_run() -> Run:
