@@ -134,7 +134,8 @@ class Toolbox:
             return Observation(call, error=str(late), note=str(note))
         finally:
             if self.kernel.trace is not None:
-                self.kernel.trace.add(Span("tools", "tool", call.name, start_s, self.kernel.now()))
+                end_s, about = self.kernel.now(), {"id": call.id}
+                self.kernel.trace.add(Span("tools", "tool", call.name, start_s, end_s, args=about))
         return Observation(call, tried.value, tried.error, str(note), tried.told)
 
     async def _carry_out(self, tool: Tool, call: ToolCall, note: Note) -> Tried:
