@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -117,10 +118,8 @@ def _best(found: list[tuple[int, bool]]) -> list[int]:
 def leaves(value: Any, key: str = "") -> Iterator[Leaf]:
     """The values in nested data; true, false and nothing tell no origin. A text may be JSON."""
     if isinstance(value, str) and value[:1] in ("{", "["):
-        try:
+        with suppress(ValueError, RecursionError):
             value = json.loads(value)
-        except (ValueError, RecursionError):
-            pass
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from leaves(inner, str(name))

@@ -3,7 +3,7 @@
     Node       what a tree search tried; `answer_path` keeps the way from its root to its answer
     Trajectory one way: a serial one has one call in each turn, a layered one all that a turn can have
 
-Steps are the calls in order, numbered from 1. The question is 0, and the answer has the number after the last.
+Steps are the calls in order, numbered from 1. The question is 0; the answer has the number after the last.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lightwork.agents.chat_model import Message, ToolCall
+from lightwork.agents.replies import message_dict
 from lightwork.agents.tool import Observation
 from lightwork.errors import UsageError
 from lightwork.models.tokenizer import Tokenizer
-from lightwork.agents.replies import message_dict
 from lightwork.train.examples import Example
 
 FINISH = "Finish"

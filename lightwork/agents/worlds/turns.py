@@ -100,7 +100,7 @@ def _tool(word: str, name: str, facts: Facts, cost_s: float) -> Tool:
 
     used = PARAMETERS[: 2 if word in OPERATIONS else 1]
     fn: Callable[..., int | str] = two if len(used) == 2 else one
-    schema = {"type": "object", "properties": dict.fromkeys(used, {}), "required": [*used]}
+    schema = {"type": "object", "properties": {key: {} for key in used}, "required": [*used]}
     return Tool(
         name=name, description=word, parameters=schema, fn=fn, effect="pure", cost_s=cost_s, inline=not cost_s
     )
