@@ -53,8 +53,8 @@ class Provenance:
     """Exact: a step needs another if a value of its arguments comes from there: it is in what the other gave,
     and neither in the question nor in what an earlier step gave.
 
-    Where several steps of earlier turns gave the same value, one is chosen that calls it by the argument's
-    name; among those, one that nothing needs so far; among those, the earliest.
+    Where several steps of earlier turns gave the same value, those count that call it by the argument's name,
+    if any do; which of them it is, `_settle` says.
     """
 
     async def needs(self, trajectory: Trajectory) -> Needs:
@@ -73,13 +73,29 @@ class Provenance:
                         needs[i].add(choice[0])
                     else:
                         open_.append((i, choice))
-        used = set().union(*needs.values()) if needs else set()
-        for i, choice in open_:
-            if not needs[i].intersection(choice):
-                chosen = min(choice, key=lambda u: (u in used, u))
-                needs[i].add(chosen)
-                used.add(chosen)
+        _settle(needs, open_)
         return {i: frozenset(found or {0}) for i, found in needs.items()}
+
+
+def _settle(needs: dict[int, set[int]], open_: list[tuple[int, list[int]]]) -> None:
+    """Add who is needed where several steps gave a value, so that as many steps as possible are needed at all.
+
+    A step that nothing needs so far goes first where it has the fewest chances, and takes the one that others
+    have least use for. What is left over goes to a step that is needed there anyhow, else to the earliest.
+    """
+    certain = {i: frozenset(found) for i, found in needs.items()}
+    unused = {u for _, choice in open_ for u in choice}.difference(*needs.values())
+    while chances := {u: [one for one in open_ if u in one[1]] for u in sorted(unused)}:
+        u = min(chances, key=lambda u: len(chances[u]))
+        unused.discard(u)
+        if chances[u]:
+            one = min(
+                chances[u], key=lambda one: (not certain[one[0]].isdisjoint(one[1]), len(unused & {*one[1]}))
+            )
+            needs[one[0]].add(u)
+            open_.remove(one)
+    for i, choice in open_:
+        needs[i].add(min(choice, key=lambda u: (u not in certain[i], u)))
 
 
 def _before(trajectory: Trajectory) -> dict[int, range]:
@@ -89,25 +105,22 @@ def _before(trajectory: Trajectory) -> dict[int, range]:
 
 
 def _sources(leaf: Leaf, asked: str, gave: Mapping[int, list[Leaf]]) -> Iterator[list[int]]:
-    """For each value in an argument that the question does not have: who gave it, those alike in rank."""
+    """For each value in an argument that the question does not have: who gave it, those alike in rank.
+
+    A value is the argument as a whole; if nobody gave that, each whole result and each number in it.
+    """
     if leaf.words in asked:
         return
-    whole = [
-        (u, other.key == leaf.key)
-        for u, found in gave.items()
-        for other in found
-        if leaf.words in other.words
-    ]
-    if whole:
+    given = [(u, other) for u, found in gave.items() for other in found]
+    if whole := [(u, other.key == leaf.key) for u, other in given if leaf.words in other.words]:
         yield _best(whole)
         return
-    parts: dict[str, list[tuple[int, bool]]] = {}
-    for u, found in gave.items():
-        for other in found:
-            if other.words in leaf.words and other.words not in asked:
-                parts.setdefault(other.words, []).append((u, other.key == leaf.key))
-    longest = [p for p in parts if not any(p != q and p in q for q in parts)]
-    yield from (_best(parts[p]) for p in longest)
+    parts = {other.words for _, other in given if other.words in leaf.words}
+    parts |= {f" {word} " for word in leaf.words.split() if any(map(str.isdigit, word))}
+    parts = {part for part in parts if part not in asked}
+    for part in sorted(p for p in parts if not any(p != q and p in q for q in parts)):
+        if found := [(u, other.key == leaf.key) for u, other in given if part in other.words]:
+            yield _best(found)
 
 
 def _best(found: list[tuple[int, bool]]) -> list[int]:
