@@ -29,6 +29,7 @@ from lightwork.train.pretrain import Batch
 SMALL = ("sum", "maximum", "minimum", "gap")
 """Operations on the way to the answer: their results are numbers of 0 to 198."""
 VALUES = tuple(str(i) for i in range(199))
+LEVELS = (2, 3)
 WORDS = [*lessons.WORDS, *(f" {value}" for value in VALUES)]
 """The tokens of PlanWorld, and one for each value that a later call may take."""
 
@@ -141,7 +142,7 @@ class TurnLessons:
     convert: Callable[[Trajectory], Trajectory | None]
     batch_size: int = 8
     seq_len: int = 320
-    levels: tuple[int, ...] = (2, 3)
+    levels: tuple[int, ...] = LEVELS
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
