@@ -12,9 +12,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from peers import light_programs
+from peers import light_actors, light_programs
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "actors": light_actors.compare,
     "graph": light_programs.graph,
     "runs": light_programs.runs,
 }
