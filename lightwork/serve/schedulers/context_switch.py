@@ -1,0 +1,159 @@
+"""ContextSwitch: a few sequences compute at once and change places in the middle of their texts.
+
+Paper:  "AIOS: LLM Agent Operating System", 2024
+Idea:   a policy of queues gives the engine's places in turns. Whose turn is over keeps its blocks while nobody
+        needs them (keep), or gives them up: to host memory where there is a HostMemory, else they are computed
+        again. Either way it goes on from the very token, so no text depends on the turns
+Shapes: View -> the inner scheduler's Step over those who have a place, or a Step that preempts
+Cost:   O(sequences log sequences) per step
+Claims: aios
+Differs: the state that is kept is the KV itself, and a turn counts the tokens of all of its steps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lightwork.errors import RangeError
+from lightwork.runtime.queue_policies import QueuePolicy, Turn
+from lightwork.runtime.queue_policies.round_robin import RoundRobin
+from lightwork.serve.schedulers import Scheduler, Step, View
+from lightwork.serve.schedulers.sarathi import Sarathi
+from lightwork.serve.sequence import Sequence as Seq
+
+
+@dataclass(slots=True)
+class State:
+    """turns: by sequence id, of all that have not ended. begun: of those who have a place, output tokens and
+    time when they were given it. untold: who came, or was preempted here, since the inner scheduler was asked.
+    """
+
+    inner: Any
+    seqs: dict[int, Seq] = field(default_factory=dict)
+    turns: dict[int, Turn] = field(default_factory=dict)
+    begun: dict[int, tuple[int, float]] = field(default_factory=dict)
+    untold: list[Seq] = field(default_factory=list)
+    joins: int = 0
+
+    def join(self) -> int:
+        self.joins += 1
+        return self.joins
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextSwitch:
+    """policy: who computes, and how long. places: sequences that compute at once. keep=False: blocks are given
+    up at the end of every turn, not only when somebody else needs them.
+    """
+
+    inner: Scheduler[Any] = field(default_factory=Sarathi)
+    policy: QueuePolicy = field(default_factory=RoundRobin)
+    places: int = 1
+    keep: bool = True
+
+    def __post_init__(self) -> None:
+        if self.places < 1:
+            raise RangeError(
+                f"ContextSwitch cannot run places={self.places}",
+                expected="places >= 1",
+                fix="ContextSwitch(places=1)",
+            )
+
+    def init(self) -> State:
+        return State(self.inner.init())
+
+    def plan(self, state: State, view: View) -> Step:
+        state.untold += view.arrived
+        _take_in(state, view)
+        mine = [seq for seq in view.running if seq.id in state.begun]
+        queue = self._ranked(state, view)
+        ended = self._over(state, mine, queue, view.now_s)
+        for seq in ended:
+            del state.begun[seq.id]
+            state.turns[seq.id].joined = state.join()
+        if ended and not self.keep:
+            return _give_up(state, ended)
+        if ended:
+            mine = [seq for seq in mine if seq.id in state.begun]
+            queue = self._ranked(state, view)
+        chosen = queue[: max(0, self.places - len(mine))]
+        came = {seq.id for seq in view.running}
+        back = [seq for seq in chosen if seq.id in came]
+        new = [seq for seq in chosen if seq.id not in came]
+        paused = [seq for seq in queue if seq.id in came and seq not in back and not seq.busy]
+        if victims := _short(view, [*mine, *back], new, paused):
+            return _give_up(state, victims)
+        for seq in back:
+            state.begun[seq.id] = seq.num_output, view.now_s
+        arrived, state.untold = state.untold, []
+        inside = replace(view, running=[*mine, *back], waiting=new, arrived=arrived)
+        step = self.inner.plan(state.inner, inside)
+        for seq in step.preempted:
+            state.begun.pop(seq.id, None)
+        for seq in step.admitted:
+            state.begun[seq.id] = seq.num_output, view.now_s
+        return step
+
+    def _ranked(self, state: State, view: View) -> list[Seq]:
+        """Who has no place, the next first."""
+        found = [seq for seq in view.running if seq.id not in state.begun and seq.finished is None]
+        found += view.waiting
+        return sorted(found, key=lambda seq: self.policy.rank(state.turns[seq.id]))
+
+    def _over(self, state: State, mine: Sequence[Seq], queue: Sequence[Seq], now_s: float) -> list[Seq]:
+        """Whose turn is over: as many as there are others who wait for a place."""
+        ended: list[Seq] = []
+        free = self.places - len(mine)
+        for seq in mine:
+            place = free + len(ended)
+            if place >= len(queue):
+                break
+            turn, (tokens, since_s) = state.turns[seq.id], state.begun[seq.id]
+            turn.tokens, turn.seconds = seq.num_output - tokens, now_s - since_s
+            stays = seq.output_left <= 0 or (seq.busy and not self.keep)
+            if not stays and self.policy.over(turn, state.turns[queue[place].id]):
+                ended.append(seq)
+        return ended
+
+
+def _take_in(state: State, view: View) -> None:
+    """Turns for who came; nothing is kept of who has ended, or lost its place to the inner scheduler."""
+    for seq in view.arrived:
+        if seq.id not in state.turns and seq.finished is None:
+            number = state.join()
+            state.turns[seq.id] = Turn(number, number, seq.request.priority)
+            state.seqs[seq.id] = seq
+    for id in [id for id, seq in state.seqs.items() if seq.finished is not None]:
+        del state.seqs[id], state.turns[id]
+        state.begun.pop(id, None)
+
+
+def _give_up(state: State, seqs: list[Seq]) -> Step:
+    state.untold += seqs
+    return Step(preempted=seqs, requeue="back")
+
+
+def _short(view: View, mine: Sequence[Seq], new: Sequence[Seq], paused: Sequence[Seq]) -> list[Seq]:
+    """Paused sequences, the last in the queue first, whose blocks or places are needed by who has a turn."""
+    blocks, victims, left = view.blocks, [], [*paused]
+    room = blocks.free - sum(blocks.needs(seq.id, seq.known) for seq in mine)
+    places = view.limits.max_seqs - len(view.running)
+    while room < 0 and left:
+        victims.append(left.pop())
+        room += blocks.gains(victims[-1].id)
+        places += 1
+    reserve = blocks.headroom(0.01) if mine else 0
+    for seq in new:
+        share = view.shares.get(seq.id)
+        need = blocks.needs_new(blocks.peek(seq.tokens, share, seq.request.model), seq.known) + reserve
+        most = room + sum(blocks.gains(one.id) for one in left)
+        if need > most or places + len(left) < 1:
+            break
+        while need > room or places < 1:
+            victims.append(left.pop())
+            room += blocks.gains(victims[-1].id)
+            places += 1
+        room, places = room - need + reserve, places - 1
+    return victims
