@@ -47,13 +47,13 @@ class Access:
     def check_read(self, agent: str, owner: str, what: str, now_s: float) -> None:
         """Raises AccessDeniedError unless the agent owns it, or is in a group with who does."""
         if agent != owner and not self.groups(agent) & self.groups(owner):
-            self.refuse(agent, f"to read {what} of {owner!r}", f"{owner!r}, or a member of its groups", now_s)
+            self.refuse(agent, f"{what} of {owner!r}", f"{owner!r}, or a member of its groups", now_s)
 
     def check_call(self, agent: str, tool: str, now_s: float) -> None:
         """Raises AccessDeniedError unless the agent may call the tool."""
         group = self._tools.get(tool)
         if group is not None and group not in self.groups(agent):
-            self.refuse(agent, f"to call {tool}", f"a member of {group!r}", now_s)
+            self.refuse(agent, tool, f"a member of {group!r}", now_s)
 
     def refuse(self, agent: str, wanted: str, expected: str, now_s: float) -> NoReturn:
         """Record a refusal, and raise it: AccessDeniedError."""

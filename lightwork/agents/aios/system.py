@@ -174,7 +174,7 @@ class AIOS:
         if tool.effect == "irreversible":
             answer = self._confirm(agent, call) if self._confirm is not None else False
             if (await answer if inspect.isawaitable(answer) else answer) is not True:
-                self.access.refuse(agent, f"to call {call.name} for good", "a confirmation", now_s)
+                self.access.refuse(agent, f"{call.name} for good", "a confirmation", now_s)
 
     async def _speak(
         self, process: _Process, call: Syscall, role: str, request: ChatRequest, stream: ChatStream
@@ -221,8 +221,7 @@ class AIOS:
             own += [("memory", tool) for tool in memory_tools(self._memory, agent.name)]
         if self._storage is not None:
             own += [("storage", tool) for tool in storage_tools(self._storage, agent.name)]
-        tools = [replace(tool, limit=0) for tool in self._tools]  # limits are queues here
-        toolbox = Toolbox.of(self.kernel, [*tools, *(tool for _, tool in own)])
+        toolbox = Toolbox.of(self.kernel, [*self._tools, *(tool for _, tool in own)])
         kinds = {tool.name: kind for kind, tool in own}
         process = _Process(next(self._pids), agent, toolbox, kinds)
         self._processes[process.pid] = process
