@@ -111,7 +111,10 @@ class ContextSwitch:
         return state.queue
 
     def _over(self, state: State, mine: Sequence[Seq], queue: Sequence[Seq], now_s: float) -> list[Seq]:
-        """Whose turn is over: as many as there are others who wait for a place."""
+        """Whose turn is over: as many as there are others who wait for a place.
+
+        No turn ends before it has brought a token, so that everybody gets on however short memory is.
+        """
         ended: list[Seq] = []
         wait = _first(queue, self.places)[max(0, self.places - len(mine)) :]
         for seq in mine:
@@ -119,7 +122,7 @@ class ContextSwitch:
                 break
             turn, (tokens, since_s) = state.turns[seq.id], state.begun[seq.id]
             turn.tokens, turn.seconds = seq.num_output - tokens, now_s - since_s
-            stays = seq.output_left <= 0 or (seq.busy and not self.keep)
+            stays = seq.output_left <= 0 or not turn.tokens or (seq.busy and not self.keep)
             if not stays and self.policy.over(turn, state.turns[wait[len(ended)].id]):
                 ended.append(seq)
         return ended
