@@ -26,9 +26,9 @@ from lightwork.serve.plan import Plan
 from lightwork.serve.schedulers.context_switch import ContextSwitch
 
 Way = Literal["none", "fifo", "rr"]
-FIRST_S, LONGEST_S, SPREAD = 0.5, 8.0, 0.25
-"""Waits of a client whose request was refused, as the OpenAI package has them: doubled each time, up to a
-bound, and up to a quarter shorter by chance."""
+LEAST_S, LONGEST_S = 1.0, 60.0
+"""Waits of a client whose request was refused: at random up to a bound that doubles, as tenacity's documentation
+and the cookbooks of APIs have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +107,14 @@ class AsksAgain:
         return stream
 
     async def _ask(self, request: ChatRequest, stream: ChatStream) -> None:
-        kernel, delay_s, came_s = self._kernel, FIRST_S, self._kernel.now()
+        kernel, bound_s, came_s = self._kernel, LEAST_S, self._kernel.now()
         while True:
             asked_s = kernel.now()
             try:
                 reply = await self._model.stream(request).reply()
             except BusyError:
-                await kernel.sleep(delay_s * (1 - SPREAD * kernel.rng("clients").random()))
-                delay_s = min(2 * delay_s, LONGEST_S)
+                await kernel.sleep(float(kernel.rng("clients").uniform(LEAST_S, bound_s)))
+                bound_s = min(2 * bound_s, LONGEST_S)
                 continue
             self.waits_s.append(asked_s - came_s)
             stream.end(reply)
