@@ -2,8 +2,8 @@
 
     python benchmarks/aios.py
 
-The queue is empty, the clock is real, the tool does nothing. The published system takes up to a second there: it
-fills a batch for as long.
+The queue is empty, the clock is real, the tool does nothing. The published system takes up to a second there:
+it fills a batch for as long.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Agents that take turns between a model and their tools, with a system between them and the model or without.
+"""Agents that turn to a model and to their tools, with a system between them and the model or without.
 
 Lengths and tools are drawn once per seed, so every way of serving them is given the same work.
 """
@@ -27,8 +27,8 @@ from lightwork.serve.schedulers.context_switch import ContextSwitch
 
 Way = Literal["none", "fifo", "rr"]
 LEAST_S, LONGEST_S = 1.0, 60.0
-"""Waits of a client whose request was refused: at random up to a bound that doubles, as tenacity's documentation
-and the cookbooks of APIs have it."""
+"""Waits of a client whose request was refused: at random up to a bound that doubles, as cookbooks of APIs have
+it with the package tenacity."""
 
 
 @dataclass(frozen=True, slots=True)

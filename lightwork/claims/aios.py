@@ -1,10 +1,11 @@
 """AIOS: what a system between agents and their model is worth, and that changing places costs no token.
 
-Simulated: agents of six turns, each a reply and a tool, at Llama 8B on one A10 that writes one reply at a time.
-The publication's workloads and machine are not told in full: the mean length of replies and the time of a tool are
-ours, so that the total time and the mean waiting time in order of arrival are the published 74.2 and 3.0 s; all
-other figures are predicted. Figures are means over seeds, since a run has only 48 calls. Without a system agents
-ask a model that refuses whoever comes while it writes, and wait longer each time that they are refused.
+Simulated: agents of six turns, each a reply and a tool, at Llama 8B on one A10 that writes one reply at a
+time. The publication's workloads and machine are not told in full: the mean length of replies and the time of
+a tool are ours, so that the total time and the mean waiting time in order of arrival are the published 74.2
+and 3.0 s; all other figures are predicted. Figures are means over seeds, since a run has only 48 calls.
+Without a system agents ask a model that refuses whoever comes while it writes, and wait longer each time that
+they are refused.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ from lightwork.serve.simulate import SyntheticRequests, run_load
 from lightwork.serve.simulated import open_simulated
 
 LLAMA = Plan(model="shape:llama-3-8b", on="sim:a10")
-AGENTS, SEEDS = 8, 8
+AGENTS, SEEDS = 8, 32
 
 
 def _served(way: Way, seed: int) -> list[Served]:
-    return [at_work(way, Work(AGENTS, 6, 30, 6.2, seed + i), LLAMA) for i in range(SEEDS)]
+    return [at_work(way, Work(AGENTS, 6, 28, 5.9, seed + i), LLAMA) for i in range(SEEDS)]
 
 
 def _totals(way: Way, seed: int) -> float:
@@ -244,7 +245,9 @@ def fidelity(lab: Lab) -> Measured:
     same = sum(a == b for texts in served for a, b in zip(texts, alone, strict=True))
     by_text = sum(a == b for a, b in zip(again, alone, strict=True))
     read = sum(call.recomputed for call in system.calls)
-    written = sum(reply.usage.completion for reply in (c.response for c in system.calls) if isinstance(reply, Reply))
+    written = sum(
+        reply.usage.completion for reply in (c.response for c in system.calls) if isinstance(reply, Reply)
+    )
     note = f"from their texts, as remote models allow: {by_text} of 8, {read} tokens read again for {written}"
     return Measured(same / (len(served) * len(alone)), note)
 

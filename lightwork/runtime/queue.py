@@ -32,9 +32,7 @@ class Queue:
     """places: that can be had at once. running: who has one, and since when, in seconds on the kernel's
     clock. Raises RangeError for less than one place."""
 
-    def __init__(
-        self, kernel: Kernel, name: str, places: int = 1, policy: QueuePolicy | None = None
-    ) -> None:
+    def __init__(self, kernel: Kernel, name: str, places: int = 1, policy: QueuePolicy | None = None) -> None:
         if places < 1:
             raise RangeError(f"{name!r} has {places} places", expected="at least 1")
         self.kernel = kernel

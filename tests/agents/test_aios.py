@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -83,7 +84,7 @@ def spent(call: Syscall) -> tuple[float, list[tuple[float, float]]]:
     ids=repr,
 )
 def test_each_call_has_its_turns_and_the_record_has_them(policy: QueuePolicy, turns: Any) -> None:
-    """One place at a model that goes on from text. Under Priority the first has begun when the third comes."""
+    """One place at a model that goes on from text. With Priority the first has begun when the third comes."""
     kernel = Kernel()
     system = AIOS(kernel, {"": typist(kernel)}, places={"": 1}, policy=policy)
     results = run_all(system, *THREE)
@@ -130,7 +131,7 @@ def test_models_that_queue_by_themselves_tell_their_turns_too() -> None:
         assert call.ended_s == pytest.approx(call.ends_s[-1])
         assert 0 < call.waiting_s < call.turnaround_s  # type: ignore[operator]
     turns = sorted(turn for call in system.calls for turn in spent(call)[1])
-    assert all(end <= start + 1e-12 for (_, end), (start, _) in zip(turns, turns[1:], strict=False))
+    assert all(end <= start + 1e-12 for (_, end), (start, _) in pairwise(turns))
 
 
 def test_who_hangs_up_frees_the_place() -> None:
@@ -243,7 +244,13 @@ def test_whatever_is_wrong_with_a_call_is_its_response() -> None:
     kernel = Kernel()
     system = AIOS(kernel, {}, [add, bad, late])
     asked = [("add", {"a": 1}), ("add", {}), ("add", {"a": "1"}), ("add", {"a": 1, "b": 2})]
-    asked += [("add", {"a": 1, "how": "left"}), ("add", {"a": True}), ("fail", {}), ("late", {}), ("none", {})]
+    asked += [
+        ("add", {"a": 1, "how": "left"}),
+        ("add", {"a": True}),
+        ("fail", {}),
+        ("late", {}),
+        ("none", {}),
+    ]
     (result,) = run_all(
         system, (UseTools(*(ToolCall("", name, given) for name, given in asked)), "", Agent("ann"))
     )

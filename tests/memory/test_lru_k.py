@@ -19,7 +19,9 @@ def kept_by_definition(trace: list[int], room: int, k: int) -> list[bool]:
         hits.append(item in here)
         if item not in here and len(here) == room:
             uses = {one: [t for t in range(now) if trace[t] == one] for one in here}
-            here.remove(min(here, key=lambda one: (uses[one][-k] if len(uses[one]) >= k else -1, uses[one][-1])))
+            here.remove(
+                min(here, key=lambda one: (uses[one][-k] if len(uses[one]) >= k else -1, uses[one][-1]))
+            )
         here.add(item)
     return hits
 

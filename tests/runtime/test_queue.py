@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -117,10 +118,8 @@ def test_places_are_never_exceeded_idle_or_lost(policy: QueuePolicy, places: int
             await kernel.sleep(rng.randrange(4))
             tasks[i].cancel()
         for task in tasks:
-            try:
+            with suppress(CancelledError):
                 await task
-            except CancelledError:
-                pass
 
     kernel.run(main())
     assert set(done) | unlucky == set(range(12))

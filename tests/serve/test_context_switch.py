@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def order(engine: Engine) -> list[tuple[int, ...]]:
 
 def switches(engine: Engine) -> int:
     steps = order(engine)
-    return sum(a != b for a, b in zip(steps, steps[1:], strict=False))
+    return sum(a != b for a, b in pairwise(steps))
 
 
 def computed_again(engine: Engine, seqs: Sequence[Seq]) -> int:
@@ -178,9 +179,7 @@ def test_everybody_ends_however_short_memory_is(
     ahead_s: float | None,
 ) -> None:
     scheduler = ContextSwitch(inner=Sarathi(chunk=chunk), policy=policy, places=places, keep=keep)
-    engine = make_engine(
-        scheduler, blocks=blocks, max_seqs=max_seqs, prefix_cache=cache, ahead_s=ahead_s
-    )
+    engine = make_engine(scheduler, blocks=blocks, max_seqs=max_seqs, prefix_cache=cache, ahead_s=ahead_s)
     load = [
         request(range(i % 3, i % 3 + prompt), max_tokens=output, priority=i % 2)
         for i, (prompt, output) in enumerate(sizes)

@@ -1,6 +1,6 @@
 """An operating system for agents: what a program asks of models, tools, memory and storage are system calls.
 
-system.py     `AIOS`: takes the calls, queues each before its resource, carries it out; what a program is given
+system.py     `AIOS`: takes the calls, queues each before its resource, carries it out
 syscall.py    one call, and how long it waited and ran
 engine_log.py when the serving engine ran a call, read off the engine's own trace
 text_turns.py turns at a model that is not ours: the text so far is sent again

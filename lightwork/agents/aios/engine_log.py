@@ -10,7 +10,7 @@ from lightwork.runtime.trace import Span
 
 
 class EngineLog:
-    """An observer of the kernel's trace. A call's turn is an unbroken row of steps that contain its sequence."""
+    """Observes the kernel's trace. A call's turn is an unbroken row of steps that contain its sequence."""
 
     def __init__(self) -> None:
         self._asking: Syscall | None = None

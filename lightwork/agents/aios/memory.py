@@ -59,7 +59,9 @@ class Memory:
         """Remember something; returns its name. Raises CapacityError if no block can hold it."""
         if len(item) > self._low_bytes:
             raise CapacityError(
-                f"an item of {len(item)} bytes", expected=f"at most {self._low_bytes}", fix="raise block_bytes"
+                f"an item of {len(item)} bytes",
+                expected=f"at most {self._low_bytes}",
+                fix="raise block_bytes",
             )
         with self._lock:
             block = self._block(agent)

@@ -1,7 +1,7 @@
 """Memory and storage as tools: programs and their models use them as any other.
 
-Each acts for the agent that it was made for. Where another `owner` can be named, `AIOS` has seen to it that the
-agent may read what is his.
+Each acts for the agent that it was made for. Where another `owner` can be named, `AIOS` has seen to it that
+the agent may read what is his.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def storage_tools(storage: Storage, agent: str) -> list[Tool]:
         _tool(write_file, "Write a file; returns its new version.", "write", name=TEXT, text=TEXT),
         _tool(read_file, "A file's text, of its latest version.", name=TEXT, version=NUMBER, owner=TEXT),
         _tool(list_files, "Names of files, each with its versions.", owner=TEXT),
-        _tool(search_files, "Names of files whose texts fit some words.", words=TEXT, most=NUMBER, owner=TEXT),
         _tool(
-            roll_back_file, "Make an old version the latest again.", "write", name=TEXT, version=NUMBER
+            search_files, "Names of files whose texts fit some words.", words=TEXT, most=NUMBER, owner=TEXT
         ),
+        _tool(roll_back_file, "Make an old version the latest again.", "write", name=TEXT, version=NUMBER),
         _tool(delete_file, "Delete a file with all of its versions.", "irreversible", name=TEXT),
     ]
 

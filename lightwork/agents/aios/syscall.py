@@ -12,8 +12,8 @@ Status = Literal["active", "executing", "suspending", "done"]
 
 @dataclass(slots=True, eq=False)
 class Syscall:
-    """A call of the process pid. name: of the model or tool. created_s, ended_s: when it was made, and had its
-    response. starts_s, ends_s: of each of its turns. recomputed: tokens that a model read again to go on.
+    """A call of the process pid. name: of the model or tool. created_s, ended_s: when it was made, and had
+    its response. starts_s, ends_s: of each of its turns. recomputed: tokens that a model read again to go on.
     response: a Reply or an Observation. error: "" if it went well.
     """
 

@@ -5,8 +5,9 @@
     system.calls[-1].waiting_s
 
 A program is given a context whose model and tools are callers: they know a process number, and the system
-knows whose it is, what it may do, and where the real ones are. This holds against whatever a program does with
-the objects that it is given; code that searches the memory of its own interpreter has to be run in another one.
+knows whose it is, what it may do, and where the real ones are. This holds against whatever a program does
+with the objects that it is given; code that searches the memory of its own interpreter has to be run in
+another one.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from lightwork.agents.context import Budget, Context, Result
 from lightwork.agents.programs import Program
 from lightwork.agents.tool import Observation, Tool, Toolbox
 from lightwork.errors import LightworkError, SpecError, UsageError
-from lightwork.runtime.futures import Future, Task
+from lightwork.runtime.futures import Task
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.queue import Queue
 from lightwork.runtime.queue_policies import QueuePolicy, Turn
@@ -63,9 +64,9 @@ class _Process:
 
 class AIOS:
     """models: by role, as in `Context`. places: calls that may be at a model at once, by role; whoever is not
-    named queues by itself, as the serving engine does. policy: of all queues here. exclusive: groups of tools of
-    which one runs at a time. confirm: None refuses whatever is irreversible. keep: how many of the latest calls
-    are held.
+    named queues by itself, as the serving engine does. policy: of all queues here. exclusive: groups of tools
+    of which one runs at a time. confirm: None refuses whatever is irreversible. keep: how many of the latest
+    calls are held.
 
     calls: the record, in the order in which they were made. Raises SpecError if two tools have one name.
     """
@@ -102,7 +103,7 @@ class AIOS:
     # -- what users call
 
     def context(self, agent: Agent, budget: Budget | None = None) -> Context:
-        """A new process of this agent, which lasts as long as the system: what any program can be run with."""
+        """A new process of this agent, as long as the system lasts: what any program can be run with."""
         return self._context(self._process(agent), budget)
 
     def run(self, program: Program, question: str, agent: Agent, budget: Budget | None = None) -> Task:
@@ -185,9 +186,7 @@ class AIOS:
             if queue is None:
                 reply = await self._pass_on(call, model, request, stream)
             else:
-                reply = await in_turns(
-                    call, queue, process.agent.priority, model, request, stream.push
-                )
+                reply = await in_turns(call, queue, process.agent.priority, model, request, stream.push)
             error = ""
         except Exception as failed:
             error = str(failed)

@@ -1,7 +1,7 @@
 """LRU-K: who was used K times goes after who was not, and then the one whose K-th last use is oldest.
 
-Paper:  "The LRU-K Page Replacement Algorithm For Database Disk Buffering", 1993; in "AIOS: LLM Agent Operating
-        System", 2024, what leaves an agent's memory
+Paper:  "The LRU-K Page Replacement Algorithm For Database Disk Buffering", 1993; in "AIOS: LLM Agent
+        Operating System", 2024, what leaves an agent's memory
 Idea:   one use says little: what a scan touches once never pushes out what is used again and again. Histories
         outlive the stay, so what comes back soon is known
 Shapes: names in order of use -> the name that goes

@@ -1,9 +1,9 @@
 """ContextSwitch: a few sequences compute at once and change places in the middle of their texts.
 
 Paper:  "AIOS: LLM Agent Operating System", 2024
-Idea:   a policy of queues gives the engine's places in turns. Whose turn is over keeps its blocks while nobody
-        needs them (keep), or gives them up: to host memory where there is a HostMemory, else they are computed
-        again. Either way it goes on from the very token, so no text depends on the turns
+Idea:   a policy of queues gives the engine's places in turns. Whose turn is over keeps its blocks while
+        nobody needs them (keep), or gives them up: to host memory where there is a HostMemory, else they are
+        computed again. Either way it goes on from the very token, so no text depends on the turns
 Shapes: View -> the inner scheduler's Step over those who have a place, or a Step that preempts
 Cost:   O(sequences) per step, O(sequences log sequences) when somebody comes, goes or changes places
 Claims: aios
@@ -28,8 +28,9 @@ from lightwork.serve.sequence import Sequence as Seq
 @dataclass(slots=True)
 class State:
     """turns: by sequence id, of all that have not ended. begun: of those who have a place, output tokens and
-    time when they were given it. queue: who has none, the next first, as long as those who are `there` are the
-    same and it is not stale. untold: who came, or was preempted here, since the inner scheduler was asked.
+    time when they were given it. queue: who has none, the next first, as long as those who are `there` are
+    the same and it is not stale. untold: who came, or was preempted here, since the inner scheduler was
+    asked.
     """
 
     inner: Any
@@ -49,8 +50,8 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextSwitch:
-    """policy: who computes, and how long. places: sequences that compute at once. keep=False: blocks are given
-    up at the end of every turn, not only when somebody else needs them.
+    """policy: who computes, and how long. places: sequences that compute at once. keep=False: blocks are
+    given up at the end of every turn, not only when somebody else needs them.
     """
 
     inner: Scheduler[Any] = field(default_factory=Sarathi)
