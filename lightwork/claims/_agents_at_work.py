@@ -27,8 +27,8 @@ from lightwork.serve.schedulers.context_switch import ContextSwitch
 
 Way = Literal["none", "fifo", "rr"]
 LEAST_S, LONGEST_S = 1.0, 60.0
-"""Waits of a client whose request was refused: at random up to a bound that doubles, as cookbooks of APIs have
-it with the package tenacity."""
+"""Waits of a client whose request was refused: at random up to a bound that doubles, as the cookbooks of APIs
+have it with the package tenacity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +148,14 @@ def at_work(way: Way, work: Work, plan: Plan, quantum: int = 16) -> Served:
     budget = Budget(turns=work.turns + 1)
     if way == "none":
         client = AsksAgain(kernel, OnePlace(kernel, model))
-        runs = [p.run(Context(kernel, {"": client}, Toolbox(kernel, {}), budget), "next?") for p in programs]
+        contexts = [Context(kernel, {"": client}, Toolbox(kernel, {}), budget) for _ in programs]
+        runs = [kernel.spawn(p.run(c, "next?")) for p, c in zip(programs, contexts, strict=True)]
     else:
         system = AIOS(kernel, {"": model})
         runs = [system.run(p, "next?", Agent(f"agent {i}"), budget) for i, p in enumerate(programs)]
 
     async def main() -> None:
-        await kernel.gather(*(kernel.spawn(run) if way == "none" else run for run in runs))
+        await kernel.gather(*runs)
 
     kernel.run(main())
     waits_s = client.waits_s if way == "none" else [call.waiting_s for call in system.calls]

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -255,7 +256,7 @@ def fidelity(lab: Lab) -> Measured:
 # -- memory
 
 
-def _hit_ratio(policy: Residency[object], seed: int) -> float:
+def _hit_ratio(policy: Residency[Any], seed: int) -> float:
     """Of 50 items that are used again and again, and scans of others that are used twice."""
     rng = np.random.default_rng(seed)
     with TemporaryDirectory() as folder:

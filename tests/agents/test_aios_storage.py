@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightwork.agents.aios.storage import Storage
-from lightwork.agents.aios.text_index import B, K1, TextIndex
+from lightwork.agents.aios.text_index import K1, B, TextIndex
 from lightwork.errors import LightworkError, RangeError, UsageError
 
 

@@ -119,7 +119,8 @@ class AIOS:
         process = self._running(pid)
         syscall = self._begin(process, process.kinds.get(call.name, "tool"), call.name)
         turns: list[tuple[Queue, Turn]] = []
-        response, error = None, "cancelled"
+        response: Observation | None = None
+        error = "cancelled"
         try:
             await self._check(process, call)
             for queue in self._before.get(call.name, ()):
@@ -127,8 +128,9 @@ class AIOS:
                 await queue.take(turn)
                 turns.append((queue, turn))
             syscall.start(self.kernel.now())
-            response = await process.tools.call(call)
-            error = response.error
+            observation: Observation = await process.tools.call(call)
+            response, error = observation, observation.error
+            return observation
         except LightworkError as refused:
             error = str(refused)
             raise
@@ -136,7 +138,6 @@ class AIOS:
             for queue, turn in reversed(turns):
                 queue.leave(turn)
             self._end(syscall, response, error)
-        return response
 
     def stream(self, pid: int, role: str, request: ChatRequest) -> ChatStream:
         """An LLM syscall."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from math import log
 
 WORD = re.compile(r"\w+")
@@ -38,7 +38,7 @@ class TextIndex:
 
     def search(self, query: str, most: int) -> list[tuple[str, float]]:
         """Names and scores of the texts that have a word of the query, the best first."""
-        scores: Counter[str] = Counter()
+        scores: defaultdict[str, float] = defaultdict(float)
         mean = self._length / max(1, len(self._words))
         for word in set(WORD.findall(query.lower())):
             holders = self._holders.get(word, {})
