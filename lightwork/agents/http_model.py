@@ -10,7 +10,7 @@ growing one. Settings of the environment, such as proxies, are not looked at.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future as Running
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -121,9 +121,10 @@ class HttpModel:
                     content = await response.aread()
                     post(turn.end, _Refused(response.status_code, dict(response.headers), content))
                     return
-                async for line in response.aiter_lines():
-                    if line.startswith("data:"):
-                        post(turn.take, line[5:].strip())
+                rest = b""
+                async for new in response.aiter_bytes():
+                    *lines, rest = (rest + new).split(b"\n")
+                    post(turn.take, [line[5:].strip() for line in lines if line.startswith(b"data:")])
             post(turn.end, None)
         except BaseException as error:
             what = f"{type(error).__name__}: {error}".rstrip(": ")
@@ -154,10 +155,13 @@ class _Turn:
         self._usage = Usage()
         self._picks: list[Pick] = []
 
-    def take(self, data: str) -> None:
-        """An event. One that cannot be read fails the reply."""
-        if data == "[DONE]" or self.ended.done:
-            return
+    def take(self, events: Sequence[bytes]) -> None:
+        """Events that came together. One that cannot be read fails the reply."""
+        for data in events:
+            if data != b"[DONE]" and not self.ended.done:
+                self._take(data)
+
+    def _take(self, data: bytes) -> None:
         try:
             event = json.loads(data)
             if event.get("error"):
@@ -168,7 +172,8 @@ class _Turn:
             for choice in event.get("choices") or ():
                 self._take_choice(choice)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            self.fail(f"the server sent what is no event of a chat ({type(error).__name__}): {data[:SHOWN]}")
+            told = data[:SHOWN].decode(errors="replace")
+            self.fail(f"the server sent what is no event of a chat ({type(error).__name__}): {told}")
 
     def end(self, refused: _Refused | None) -> None:
         if self.ended.done:
