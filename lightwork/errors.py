@@ -5,6 +5,7 @@ LightworkError              says what was wrong, what was expected, what to do
 │   ├── SpecError           a technique, plan or URI that cannot be understood
 │   ├── ConstraintError     what an output has to be cannot be enforced
 │   └── RangeError          a value outside its limits
+├── AccessDeniedError       somebody may not do this (HTTP 403)
 ├── CapacityError           the request can never fit: context, memory (HTTP 400)
 ├── CheckpointError         a model folder that cannot be loaded
 ├── BusyError               the queue is full; try again later (HTTP 429)
@@ -52,6 +53,10 @@ class ConstraintError(UsageError):
 
 class RangeError(UsageError):
     """A value outside its limits."""
+
+
+class AccessDeniedError(LightworkError):
+    """Whoever asks may not do this, or nobody has confirmed it."""
 
 
 class CapacityError(LightworkError):

@@ -107,6 +107,15 @@ def _scheduler(name: str) -> Picture | str:
     return _lives(runs, f"{len(asked)} requests to llama-3-8b on {scene['on']}, simulated")
 
 
+def _queue_policy(name: str) -> Picture | str:
+    if name == "Priority":
+        return "no load says what is urgent; agents do, see lightwork.agents.aios"
+    other = "RoundRobin" if name == "FirstComeFirstServed" else "FirstComeFirstServed"
+    uses = [f"ContextSwitch(policy={one}())" for one in (name, other)]
+    runs = {use: _serve((use,), _requests(), on=PLACE) for use in uses}
+    return _lives(runs, f"requests to llama-3-8b on {PLACE}, one of which computes at once, simulated")
+
+
 def _tier(name: str) -> Picture:
     switch, kv_bytes = _use("FastSwitch"), SMALL_KV
     runs = {
@@ -372,6 +381,7 @@ DRAWN: dict[str, Callable[[str], Picture | str]] = {
     "length": _length,
     "load": _load,
     "proposer": _proposer,
+    "queue_policy": _queue_policy,
     "residency": _residency,
     "router": _router,
     "scheduler": _scheduler,
