@@ -3,7 +3,7 @@
     report = simulate(read_game(Path("game.yaml"), agents=1_000_000), "sim:4")
 
 Places: `local` is this process, `process:N` N processes of this machine, `ray:N` or `ray:N@ADDRESS` as many
-in a Ray cluster, all in real time; `sim:N` is N simulated hosts in virtual time.
+in a Ray cluster (one, if no number is said), all in real time; `sim:N` is N simulated hosts in virtual time.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def parse_place(text: str, host: Simulated = FREE) -> tuple[bool, list[Place]]:
     kind, colon, rest = text.partition(":")
     if text == "local":
         return False, []
-    said, _, address = rest.partition("@") if kind == "ray" else (rest, "", "")
-    if kind == "ray" and colon and not said:
-        said = "1"
+    said, at, address = rest.partition("@") if kind == "ray" else (rest, "", "")
+    if kind == "ray" and colon and not at and not said.isdecimal():
+        said, address = "1", said
     number = int(said) if said.isdecimal() and len(said) < 6 else 0
     if kind not in ("process", "ray", "sim") or not 1 <= number <= MAX_HOSTS:
         raise SpecError(

@@ -29,7 +29,7 @@ from lightwork.agents.number_players import (
     only_number,
 )
 from lightwork.agents.population import PopulationSpec
-from lightwork.agents.simulate import Report, read_game, simulate, whole_number
+from lightwork.agents.simulate import Report, parse_place, read_game, simulate, whole_number
 from lightwork.errors import HostLostError, LightworkError, RangeError, SpecError
 from lightwork.runtime.actors import Actors
 from lightwork.runtime.clock import WallClock
@@ -355,6 +355,14 @@ def test_nobody_gives_a_number():
 def test_a_wrong_number_of_agents_is_named(text: str):
     with pytest.raises(RangeError, match="agents"):
         whole_number(text)
+
+
+def test_hosts_of_a_ray_cluster_are_as_many_as_said_at_the_address_that_is_said():
+    said = {"ray:": (1, ""), "ray:2": (2, ""), "ray:auto": (1, "auto"), "ray:3@h:1": (3, "h:1")}
+    for text, (number, address) in said.items():
+        virtual, places = parse_place(text)
+        assert not virtual
+        assert [place.address for place in places] == [address] * number
 
 
 @pytest.mark.parametrize("place", ["sim:", "sim:0", "sim:x", "process:0", "here", "local:2", "process:99999"])
