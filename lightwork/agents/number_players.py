@@ -18,13 +18,15 @@ from typing import Any, Protocol
 from lightwork.agents.chat_model import ChatModel, ChatRequest, Message
 from lightwork.agents.personas import expand, template
 from lightwork.errors import SpecError
-from lightwork.runtime.effects import Sleep
+from lightwork.runtime.effects import Acquire, Release, Sleep
+from lightwork.runtime.resources import Store
 
 UNIT = 1_000_000
 """Numbers are whole millionths, so that a sum is the same in any order."""
 HIGHEST = 100 * UNIT
 RETRIES = 3
 ANSWER_TOKENS, NUMBER_TOKENS = 256, 16
+AT_ONCE = 1024
 EXTRACT = "Write the final answer of this text as a number, and nothing else.\n\n"
 _NUMBER = re.compile(r"(?<![\w.,-])\d{1,3}(?:\.\d{1,30})?(?![\w,-]|\.\d)")
 _MASK = 2**64 - 1
@@ -109,14 +111,16 @@ class LevelPlayer:
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """How models are asked: shared by all players of a group. rules: of the game, for models that do not know
-    it. invent: let the model write a persona from the attributes, rather than list them.
+    """How a model is asked: shared by its players in a group. rules: of the game, for models that do not know
+    it. invent: let the model write a persona from the attributes, rather than list them. slots: of requests
+    that are under way; engines and servers turn away what is too much for their queue.
     """
 
     model: ChatModel
     seed: int
     rules: str
     invent: bool = False
+    slots: Store = field(default_factory=lambda: Store("requests", AT_ONCE))
 
 
 class ModelPlayer:
@@ -150,13 +154,21 @@ class ModelPlayer:
     async def _persona(self) -> str:
         if self.asking.invent:
             seed = draw(self.asking.seed, self.index) >> 32
-            return (await expand(self.asking.model, self.attributes, seed=seed)).text
+            await Acquire(self.asking.slots, 1)
+            try:
+                return (await expand(self.asking.model, self.attributes, seed=seed)).text
+            finally:
+                await Release(self.asking.slots, 1)
         return template(self.attributes).text
 
     async def _ask(self, text: str, max_tokens: int, seed: int) -> str:
         messages = (Message("system", self.persona), Message("user", text))
         request = ChatRequest(messages, max_tokens=max_tokens, temperature=1.0, seed=seed)
-        return (await self.asking.model.stream(request).reply()).text
+        await Acquire(self.asking.slots, 1)
+        try:
+            return (await self.asking.model.stream(request).reply()).text
+        finally:
+            await Release(self.asking.slots, 1)
 
 
 def only_number(text: str) -> int | None:

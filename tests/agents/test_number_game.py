@@ -18,6 +18,7 @@ from lightwork.agents.engine_model import open_model
 from lightwork.agents.number_game import RATIOS, NumberGame, Round, play
 from lightwork.agents.number_models import ModelAt, SharedModel, level_policy
 from lightwork.agents.number_players import (
+    AT_ONCE,
     UNIT,
     Asking,
     LevelPlayer,
@@ -333,6 +334,38 @@ def test_players_who_ask_an_engine_play_the_same_for_real_and_simulated():
     assert transcript(real) == transcript(simulated)
     assert [done.tally.count for done in real.rounds] == [6, 6]
     assert simulated.seconds > 0.5
+
+
+class Crowded(Scripted):
+    """A model that answers late, and counts how many wait."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.waiting = self.most = 0
+
+    def stream(self, request: ChatRequest) -> ChatStream:
+        stream = ChatStream(self.kernel)
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        self.kernel.at(self.kernel.now() + 1.0, self.say, stream)
+        return stream
+
+    def say(self, stream: ChatStream) -> None:
+        self.waiting -= 1
+        stream.end(Reply("50"))
+
+
+def test_a_model_is_asked_only_so_many_things_at_once():
+    made: list[Crowded] = []
+
+    def make(kernel: Kernel) -> SharedModel:
+        made.append(Crowded(kernel))
+        return made[-1]
+
+    people = PopulationSpec.of({"total_num": 2 * AT_ONCE + 1})
+    report = simulate(NumberGame(population=people, rounds=1, models=(make,)), "sim:1")
+    assert report.rounds[0].tally.count == 2 * AT_ONCE + 1
+    assert (made[0].most, report.seconds) == (AT_ONCE, 3.0)
 
 
 def test_a_server_is_a_model_that_is_somewhere_else():
