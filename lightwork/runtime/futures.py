@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lightwork.errors import InvariantError
 
 if TYPE_CHECKING:
     from lightwork.runtime.kernel import Kernel, World
+
+
+Waiter: TypeAlias = "Task | Callable[[Future], Any]"
+Waiters: TypeAlias = "Waiter | list[Waiter] | None"
 
 
 class CancelledError(BaseException):
@@ -25,6 +29,8 @@ class Future:
     """
 
     __slots__ = ("_waiters", "done", "error", "kernel", "name", "value")
+    computed = False
+    """Whether its error is one that somebody has to see."""
 
     def __init__(self, kernel: Kernel, name: str = "") -> None:
         self.kernel = kernel
@@ -32,7 +38,7 @@ class Future:
         self.done = False
         self.value: Any = None
         self.error: BaseException | None = None
-        self._waiters: list[Task | Callable[[Future], Any]] = []
+        self._waiters: Waiters = None
 
     def set(self, value: Any = None) -> None:
         """Give the value. Raises InvariantError if there is a result; no-op if this was cancelled."""
@@ -57,11 +63,13 @@ class Future:
             self.kernel.observed(self)
             self.kernel.call_soon(fn, self)
         else:
-            self._waiters.append(fn)
+            self._wait(fn)
 
     def remove_callback(self, fn: Callable[[Future], Any]) -> None:
         """Forget fn, if it has not been called."""
-        if fn in self._waiters:
+        if self._waiters == fn:
+            self._waiters = None
+        elif isinstance(self._waiters, list) and fn in self._waiters:
             self._waiters.remove(fn)
 
     def wake(self, task: Task) -> None:
@@ -70,7 +78,12 @@ class Future:
             self.kernel.observed(self)
             self.kernel.call_soon(self.kernel.step, task, self.value, self.error)
         else:
-            self._waiters.append(task)
+            self._wait(task)
+
+    def cancel(self) -> None:
+        """Nobody wants it any more: CancelledError is raised in whoever waits. No-op if done."""
+        if not self.done:
+            self.end(None, CancelledError(self.name))
 
     def end(self, value: Any, error: BaseException | None) -> None:
         if self.done:
@@ -80,16 +93,36 @@ class Future:
         self.done = True
         self.value = value
         self.error = error
+        waiters = self._waiters
+        if waiters is None:
+            if error is not None:
+                self.kernel.unobserved(self)
+        elif type(waiters) is list:
+            self._waiters = None
+            for waiter in waiters:
+                self._tell(waiter)
+            if not waiters and error is not None:
+                self.kernel.unobserved(self)
+        else:
+            self._waiters = None
+            self._tell(waiters)
+
+    def _wait(self, waiter: Waiter) -> None:
+        """Most futures have one waiter or none: a list for each would be most of what they take."""
+        waiters = self._waiters
+        if waiters is None:
+            self._waiters = waiter
+        elif type(waiters) is list:
+            waiters.append(waiter)
+        else:
+            self._waiters = [waiters, waiter]
+
+    def _tell(self, waiter: Any) -> None:
         kernel = self.kernel
-        if self._waiters:
-            for waiter in self._waiters:
-                if isinstance(waiter, Task):
-                    kernel.call_soon(kernel.step, waiter, value, error)
-                else:
-                    kernel.call_soon(waiter, self)
-            self._waiters = []
-        elif error is not None:
-            kernel.unobserved(self)
+        if isinstance(waiter, Task):
+            kernel.call_soon(kernel.step, waiter, self.value, self.error)
+        else:
+            kernel.call_soon(waiter, self)
 
     def __await__(self) -> Generator[Future, Any, Any]:
         if not self.done:
@@ -103,6 +136,7 @@ class Future:
 class Task(Future):
     """A running coroutine; done when that returns. Children spawned by it are cancelled when it ends."""
 
+    computed = True
     __slots__ = ("_children", "cancelled", "coro", "parent", "waits", "world")
 
     def __init__(
@@ -118,7 +152,7 @@ class Task(Future):
         self.done = False
         self.value = None
         self.error = None
-        self._waiters = []
+        self._waiters = None
         self.coro = coro
         self.world = world
         self.waits: Any = None

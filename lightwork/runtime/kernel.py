@@ -92,8 +92,7 @@ class Kernel:
     def rng(self, name: str) -> np.random.Generator:
         """The random stream of this name: its own, the same for the same seed, going on where it was left."""
         if name not in self._rngs:
-            key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-            self._rngs[name] = np.random.Generator(np.random.Philox(key=[self.seed % 2**64, key]))
+            self._rngs[name] = random_stream(self.seed, name)
         return self._rngs[name]
 
     def spawn(
@@ -109,6 +108,11 @@ class Kernel:
         self._tasks[task] = None
         self._ready.append((self._step, (task, None, None)))
         return task
+
+    def begin(self, task: Task) -> None:
+        """Run a task up to where it waits first, here and now: for who is called by the ready queue."""
+        self._tasks[task] = None
+        self.step(task, None, None)
 
     def future(self, name: str = "") -> Future:
         """A future to be set by hand; name says what it stands for when nothing else can run."""
@@ -203,10 +207,7 @@ class Kernel:
 
     def cancel(self, future: Future) -> None:
         """End a task: CancelledError is raised where it waits, and in its children. No-op if done."""
-        if isinstance(future, Task):
-            future.cancel()
-        elif not future.done:
-            future.fail(CancelledError(future.name))
+        future.cancel()
 
     def offload(
         self,
@@ -361,7 +362,7 @@ class Kernel:
 
     def unobserved(self, future: Future) -> None:
         """Nobody waited when this error came. Called by futures."""
-        if isinstance(future.error, CancelledError) or not isinstance(future, Task):
+        if isinstance(future.error, CancelledError) or not future.computed:
             return
         if len(self._failed) < _MAX_FAILED:
             self._failed[future] = None
@@ -448,6 +449,12 @@ class _OneThread:
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
+
+
+def random_stream(seed: int, name: str) -> np.random.Generator:
+    """The stream of this seed and name, from its beginning."""
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, key]))
 
 
 def _outcome(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseException | None]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lightwork.parallel.line import Link
+from lightwork.runtime.line import Link
 from lightwork.runtime.clock import Moment
 from lightwork.serve.plan import Plan, Setting
 from lightwork.serve.sequence import Limits

@@ -22,7 +22,7 @@ from lightwork.errors import DeadlockError
 from lightwork.memory.streamed_stage import StreamedStage, open_streamed_stage
 from lightwork.models.model import KVPool
 from lightwork.models.stage import Stage, open_stage
-from lightwork.parallel.child import LostError, outlive_signals
+from lightwork.runtime.child import LostError, outlive_signals
 from lightwork.parallel.pipeline import stage
 from lightwork.parallel.processes import GlooWorld
 from lightwork.runtime.drive import drive

@@ -15,7 +15,7 @@ import pytest
 
 from lightwork.decode.sampling import Pick
 from lightwork.errors import LightworkError, SpecError
-from lightwork.parallel.line import Link
+from lightwork.runtime.line import Link
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span, Trace

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightwork.parallel.line import Line, Link
+from lightwork.runtime.line import Line, Link
 from lightwork.runtime.clock import Moment, WallClock
 from lightwork.runtime.kernel import Kernel
 

@@ -1,0 +1,65 @@
+"""What one message asks of an actor: the future of its result and, while an async method runs, its task."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from lightwork.runtime.futures import CancelledError, Future, Task
+
+if TYPE_CHECKING:
+    from lightwork.runtime.kernel import Kernel
+    from lightwork.runtime.table import Table
+
+
+class Call(Task):
+    """One object for both: millions are made. What a task has is set only when one begins.
+
+    sender: the number of the place it came from.
+    """
+
+    __slots__ = ("args", "coro_begun", "id", "method", "sender", "table")
+
+    def __init__(
+        self, kernel: Kernel, table: Table, id: int, method: str, args: tuple[Any, ...], sender: int
+    ) -> None:
+        self.kernel = kernel
+        self.done = False
+        self.value = None
+        self.error = None
+        self._waiters = None
+        self.cancelled = False
+        self.coro_begun = False
+        self.table = table
+        self.id = id
+        self.method = method
+        self.args = args
+        self.sender = sender
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # made when somebody reads it, not for each of millions
+        return f"{self.table.describe(self.id)}.{self.method}"
+
+    def begin(self, coro: Coroutine[Any, Any, Any]) -> None:
+        """Run an async method, now."""
+        self.coro_begun = True
+        self.coro = coro
+        self.args = ()
+        self.waits = self.world = self.parent = self._children = None
+        self.kernel.begin(self)
+
+    def cancel(self) -> None:
+        if self.coro_begun:
+            super().cancel()
+        else:
+            Future.cancel(self)
+
+    def end(self, value: Any, error: BaseException | None) -> None:
+        if not self.coro_begun:
+            Future.end(self, value, error)
+            return
+        self.coro_begun = False
+        if isinstance(error, CancelledError) and self.table.is_lost(self.id):
+            error = self.table.lost_error(self.id)
+        super().end(value, error)
+        self.table.ended(self)

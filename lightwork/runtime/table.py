@@ -1,0 +1,254 @@
+"""The actors of one place in this process: who is idle, who is busy, and what waits for whom.
+
+An entry is, of an actor that was never asked anything, the tuple (class, key, arguments); of an idle one, the
+actor; of a busy or paused one, a `Mailbox` that holds it; of one that was killed, None. Ids are numbered by
+whoever creates, so a Ref is there before the actor's place has heard of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lightwork.errors import ActorLostError, HostLostError, SpecError
+from lightwork.runtime.calls import Call
+from lightwork.runtime.futures import Future
+from lightwork.runtime.mailbox import BITS, MAX_PLACES, Mailbox
+from lightwork.runtime.refs import Here, Ref
+from lightwork.runtime.states import Saved, restore, save
+
+if TYPE_CHECKING:
+    from lightwork.runtime.actors import Actors
+    from lightwork.runtime.kernel import Kernel
+
+_LAST = MAX_PLACES
+KEEPER_ID = _LAST
+"""Of its keeper: the only one in the last row."""
+
+
+class Tally(NamedTuple):
+    """How many there are."""
+
+    idle: int
+    busy: int
+    paused: int
+    waiting: int
+
+
+class Table:
+    """number: of the place. The way to its actors for all who are in this process."""
+
+    def __init__(self, actors: Actors, number: int) -> None:
+        self.actors = actors
+        self.kernel: Kernel = actors.kernel
+        self.number = number
+        self.lost: HostLostError | None = None
+        self.messages = 0
+        self.bytes = 0
+        self.rows: list[list[Any]] = [[] for _ in range(MAX_PLACES + 1)]
+        self._mailboxes: dict[int, Mailbox] = {}
+        self._num_lost = 0
+        self._ready = self.kernel.call_soon
+        self._deliver = self.deliver
+        self.rows[_LAST].append(Keeper(self))
+
+    # -- what a Ref uses
+
+    def create(self, cls: type, args: tuple[Any, ...], key: str | int) -> int:
+        """Make an entry; returns its id."""
+        row = self.rows[self.actors.number]
+        row.append((cls, key, *args))
+        return (len(row) - 1) << BITS | self.actors.number
+
+    def ask(self, ref: Ref, method: str, *args: Any) -> Future:
+        self.messages += 1
+        call = Call(self.kernel, self, ref.id, method, args, self.number)
+        self._ready(self._deliver, call)
+        return call
+
+    def tell(self, ref: Ref, method: str, *args: Any) -> None:
+        self.ask(ref, method, *args)
+
+    # -- one message
+
+    def deliver(self, call: Call) -> None:
+        """Let the actor do what a message asks, now or when its turn comes."""
+        if call.done:
+            return  # cancelled before it began
+        id = call.id
+        row = self.rows[id & _LAST]
+        try:
+            actor = row[id >> BITS]
+            kind = type(actor)
+            if kind is tuple:
+                actor = row[id >> BITS] = self._construct(id, *actor)
+            elif kind is Mailbox:
+                if actor.waiting is None:
+                    actor.waiting = deque()
+                actor.waiting.append(call)
+                return
+            elif actor is None:
+                raise self.lost_error(id)
+            value = getattr(actor, call.method)(*call.args)
+        except Exception as error:
+            call.end(None, error)
+            return
+        if type(value) is CoroutineType:
+            row[id >> BITS] = self._mailboxes[id] = Mailbox(actor, call)
+            call.begin(value)
+        else:
+            call.end(value, None)
+
+    def ended(self, call: Call) -> None:
+        """An async method is over: the next message."""
+        id = call.id
+        mailbox = self._mailboxes.get(id)
+        if mailbox is None or mailbox.call is not call:
+            return  # the actor was killed meanwhile
+        mailbox.call = None
+        if not mailbox.paused:
+            self._go_on(id, mailbox)
+
+    def _go_on(self, id: int, mailbox: Mailbox) -> None:
+        """Empty the mailbox up to the next async method; throw it away if that was all."""
+        del self._mailboxes[id]
+        row = self.rows[id & _LAST]
+        row[id >> BITS] = mailbox.actor
+        waiting = mailbox.waiting
+        while waiting:
+            call = waiting.popleft()
+            self.deliver(call)
+            entry = row[id >> BITS]
+            if type(entry) is Mailbox:
+                entry.waiting = waiting
+                return
+            if entry is None:
+                self._fail(id, waiting)
+
+    def _construct(self, id: int, cls: type, key: str | int, *args: Any) -> Any:
+        actor = cls(*args)
+        begin = getattr(cls, "begin", None)
+        if begin is not None:
+            begin(actor, self.here(id, cls, key))
+        return actor
+
+    def here(self, id: int, cls: type, key: str | int, drawn: Any = None) -> Here:
+        name = key if isinstance(key, str) else f"{cls.__name__} {key}"
+        return Here(self.actors, Ref(self, cls, id), name, drawn)
+
+    # -- what monitors ask
+
+    def kill(self, id: int) -> None:
+        """Its futures fail. No-op if it is lost already."""
+        row = self.rows[id & _LAST]
+        entry = row[id >> BITS]
+        if entry is None:
+            return
+        row[id >> BITS] = None
+        self._num_lost += 1
+        mailbox = self._mailboxes.pop(id, None)
+        if mailbox is not None:
+            if mailbox.call is not None:
+                mailbox.call.cancel()
+            self._fail(id, mailbox.waiting)
+
+    def pause(self, id: int) -> None:
+        row = self.rows[id & _LAST]
+        entry = row[id >> BITS]
+        if entry is None:
+            raise self.lost_error(id)
+        if type(entry) is not Mailbox:
+            if type(entry) is tuple:
+                entry = self._construct(id, *entry)
+            entry = row[id >> BITS] = self._mailboxes[id] = Mailbox(entry, None)
+        entry.paused = True
+
+    def resume(self, id: int) -> None:
+        mailbox = self._mailboxes.get(id)
+        if mailbox is not None and mailbox.paused:
+            mailbox.paused = False
+            if mailbox.call is None:
+                self._go_on(id, mailbox)
+
+    def tally(self) -> Tally:
+        """In the time it takes to look at those that are busy."""
+        boxes = self._mailboxes.values()
+        paused = sum(box.paused for box in boxes)
+        waiting = sum(len(box.waiting) for box in boxes if box.waiting)
+        total = sum(map(len, self.rows[:_LAST])) - self._num_lost
+        return Tally(total - len(boxes), len(boxes) - paused, paused, waiting)
+
+    def is_lost(self, id: int) -> bool:
+        return self.rows[id & _LAST][id >> BITS] is None
+
+    def lost_error(self, id: int) -> ActorLostError:
+        return ActorLostError(f"{self.describe(id)} is not there any more", fix="create another one")
+
+    def describe(self, id: int) -> str:
+        """An actor in words."""
+        row = self.rows[id & _LAST]
+        entry = row[id >> BITS] if id >> BITS < len(row) else None
+        if type(entry) is tuple:
+            entry = entry[0]
+        elif type(entry) is Mailbox:
+            entry = type(entry.actor)
+        kind = "actor" if entry is None else (entry if isinstance(entry, type) else type(entry)).__name__
+        return f"{kind} {id >> BITS}"
+
+    def _fail(self, id: int, waiting: deque[Call] | None) -> None:
+        while waiting:
+            call = waiting.popleft()
+            if not call.done:
+                call.end(None, self.lost_error(id))
+
+    # -- what another process, or a file, makes here
+
+    def put(self, id: int, entry: Any) -> None:
+        """Make an entry of this id: the tuple of an actor to be constructed, or an actor."""
+        row = self.rows[id & _LAST]
+        missing = (id >> BITS) + 1 - len(row)
+        if missing > 0:
+            row.extend([None] * missing)
+            self._num_lost += missing
+        if row[id >> BITS] is None:
+            self._num_lost -= 1
+        row[id >> BITS] = entry
+
+
+class Keeper:
+    """Of one place: an actor that its other actors are managed through, so that this has its turn, too."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def kill(self, id: int) -> None:
+        self._table.kill(id)
+
+    def pause(self, id: int) -> None:
+        self._table.pause(id)
+
+    def resume(self, id: int) -> None:
+        self._table.resume(id)
+
+    def tally(self) -> Tally:
+        return self._table.tally()
+
+    def create(self, id: int, entry: tuple[Any, ...]) -> None:
+        self._table.put(id, entry)
+
+    def save(self) -> list[Saved]:
+        return save(self._table)
+
+    def restore(self, saved: list[Saved]) -> None:
+        restore(self._table, saved)
+
+    def meet(self, number: int, address: Any) -> None:
+        self._table.actors.mesh.meet(number, address)
+
+    def lose(self, number: int, why: str) -> None:
+        self._table.actors.mesh.lose(number, why)
+
+    def failed(self, error: Exception) -> None:
+        """Nobody waited for this error, elsewhere: nobody waits for it here, either, and it is reported."""
+        raise error
