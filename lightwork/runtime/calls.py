@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class Call(Task):
-    """One object for both: millions are made. What a task has is set only when one begins.
+    """One object for both: millions are made. What only a task has is set when one begins.
 
-    sender: the number of the place it came from.
+    sender: the number of the place it came from. runs: whether it is a task now.
     """
 
-    __slots__ = ("args", "coro_begun", "id", "method", "sender", "table")
+    __slots__ = ("args", "id", "method", "runs", "sender", "table")
 
     def __init__(
         self, kernel: Kernel, table: Table, id: int, method: str, args: tuple[Any, ...], sender: int
@@ -29,7 +29,7 @@ class Call(Task):
         self.error = None
         self._waiters = None
         self.cancelled = False
-        self.coro_begun = False
+        self.runs = False
         self.table = table
         self.id = id
         self.method = method
@@ -42,24 +42,29 @@ class Call(Task):
 
     def begin(self, coro: Coroutine[Any, Any, Any]) -> None:
         """Run an async method, now."""
-        self.coro_begun = True
+        self.runs = True
         self.coro = coro
         self.args = ()
         self.waits = self.world = self.parent = self._children = None
         self.kernel.begin(self)
 
     def cancel(self) -> None:
-        if self.coro_begun:
+        if self.runs:
             super().cancel()
         else:
             Future.cancel(self)
 
     def end(self, value: Any, error: BaseException | None) -> None:
-        if not self.coro_begun:
-            Future.end(self, value, error)
+        if not self.runs:
+            self.answer(value, error)
             return
-        self.coro_begun = False
+        self.runs = False
         if isinstance(error, CancelledError) and self.table.is_lost(self.id):
             error = self.table.lost_error(self.id)
-        super().end(value, error)
+        self.leave()
+        self.answer(value, error)
         self.table.ended(self)
+
+    def answer(self, value: Any, error: BaseException | None) -> None:
+        """Give the result to who asked."""
+        Future.end(self, value, error)

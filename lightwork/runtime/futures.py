@@ -174,6 +174,11 @@ class Task(Future):
             self.kernel.call_soon(self.kernel.step, self, None, CancelledError(self.name))
 
     def end(self, value: Any, error: BaseException | None) -> None:
+        self.leave()
+        super().end(value, error)
+
+    def leave(self) -> None:
+        """It is over: its parent forgets it, its children are cancelled."""
         if self.parent is not None:
             if self.parent._children is not None:
                 self.parent._children.pop(self, None)
@@ -182,7 +187,6 @@ class Task(Future):
             for child in self._children:
                 child.cancel()
             self._children = None
-        super().end(value, error)
 
     def waiting_for(self) -> str:
         """What it waits for, in words."""

@@ -85,6 +85,7 @@ class Kernel:
         self._tasks: dict[Task, None] = {}
         self._failed: dict[Future, None] = {}
         self._stopping = False
+        self.current: Task | None = None
         self._step = self.step  # bound once, not once per event
 
     # -- what programs call
@@ -382,6 +383,7 @@ class Kernel:
         """
         if task.done:
             return
+        self.current = task
         try:
             yielded = task.coro.send(value) if error is None else task.coro.throw(error)
             while task.cancelled:

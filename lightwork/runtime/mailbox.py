@@ -15,12 +15,13 @@ MAX_PLACES = (1 << BITS) - 1
 
 
 class Mailbox:
-    """Of a busy or paused actor. call: what it does now. waiting: what comes next, in order."""
+    """Of a busy or paused actor. call: what it does now, since when. waiting: what comes next, in order."""
 
-    __slots__ = ("actor", "call", "paused", "waiting")
+    __slots__ = ("actor", "call", "paused", "since_s", "waiting")
 
     def __init__(self, actor: Any, call: Call | None) -> None:
         self.actor = actor
         self.call = call
         self.paused = False
+        self.since_s = 0.0
         self.waiting: deque[Call] | None = None

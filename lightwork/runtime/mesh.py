@@ -188,6 +188,7 @@ class Mesh:
 
     def hear(self, place: int, data: bytes) -> None:
         """A batch."""
+        self.peers[place].heard_bytes += len(data)
         for what, items in unpack(self, data):
             self._take[what](place, items)
 
@@ -312,7 +313,7 @@ class Peer:
     def __init__(self, mesh: Mesh, number: int) -> None:
         self.number = number
         self.messages = 0
-        self.bytes = 0
+        self.bytes = self.heard_bytes = 0
         self.lost: HostLostError | None = None
         self.line: Line | None = None
         self.outbox: list[tuple[int, list[Any]]] = []

@@ -8,6 +8,7 @@ whoever creates, so a Ref is there before the actor's place has heard of it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from lightwork.runtime.futures import Future
 from lightwork.runtime.mailbox import BITS, MAX_PLACES, Mailbox
 from lightwork.runtime.refs import Here, Ref
 from lightwork.runtime.states import Saved, restore, save
+from lightwork.runtime.trace import Span
 
 if TYPE_CHECKING:
     from lightwork.runtime.actors import Actors
@@ -96,9 +98,17 @@ class Table:
             return
         if type(value) is CoroutineType:
             row[id >> BITS] = self._mailboxes[id] = Mailbox(actor, call)
-            call.begin(value)
+            self.begin(call, value)
         else:
+            if self.kernel.trace is not None:
+                self._record(call, actor, self.kernel.now())
             call.end(value, None)
+
+    def begin(self, call: Call, coro: Coroutine[Any, Any, Any]) -> None:
+        """Run an async method."""
+        if self.kernel.trace is not None:
+            self._mailboxes[call.id].since_s = self.kernel.now()
+        call.begin(coro)
 
     def ended(self, call: Call) -> None:
         """An async method is over: the next message."""
@@ -107,6 +117,8 @@ class Table:
         if mailbox is None or mailbox.call is not call:
             return  # the actor was killed meanwhile
         mailbox.call = None
+        if self.kernel.trace is not None:
+            self._record(call, mailbox.actor, mailbox.since_s)
         if not mailbox.paused:
             self._go_on(id, mailbox)
 
@@ -125,6 +137,12 @@ class Table:
                 return
             if entry is None:
                 self._fail(id, waiting)
+
+    def _record(self, call: Call, actor: Any, start_s: float) -> None:
+        assert self.kernel.trace is not None
+        name = f"{type(actor).__name__}.{call.method}"
+        place = self.actors.places[self.number].name
+        self.kernel.trace.add(Span(place, "call", name, start_s, self.kernel.now(), peer=str(call.id)))
 
     def _construct(self, id: int, cls: type, key: str | int, *args: Any) -> Any:
         actor = cls(*args)
