@@ -2,8 +2,8 @@
 
 Each part runs ours and a peer's in turn and prints one JSON line: CPU microseconds of all processes and their
 ratio (the peer's over ours: the median of the pairs, the least and the most). A peer that is not installed is
-printed as absent; `python benchmarks/peers/install.py ENVIRONMENTS agentscope` makes those with an environment
-of their own, for `--peers ENVIRONMENTS`.
+printed as absent; `python benchmarks/peers/install.py ENVIRONMENTS agentscope` makes the environment of one
+that needs its own, for `--peers ENVIRONMENTS`.
 """
 
 from __future__ import annotations

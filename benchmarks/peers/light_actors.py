@@ -1,4 +1,4 @@
-"""The part `actors` of agents_peers.py: calls of actors here and in other processes, and a round of a million.
+"""The part `actors` of agents_peers.py: calls of actors here and elsewhere, and a round of a million.
 
 A call is a request and its answer. What other processes use is counted, the whole tree of them.
 """
@@ -158,7 +158,9 @@ def _memory() -> None:
     tracemalloc.start()
     our, their = ours(), asyncio.run(theirs())
     tracemalloc.stop()
-    report("actor_bytes", peer="asyncio", bytes=round(our), peer_bytes=round(their), ratio=round(their / our, 1))
+    report(
+        "actor_bytes", peer="asyncio", bytes=round(our), peer_bytes=round(their), ratio=round(their / our, 1)
+    )
 
 
 @contextmanager
@@ -239,7 +241,7 @@ def _agentscope(options: argparse.Namespace) -> None:
 
 
 def million(n: int) -> None:
-    """A round in which each of n actors thinks for a second, on the virtual clock; in a process of its own."""
+    """A round in which each of n actors thinks for a second, on the virtual clock; alone in its process."""
     kernel = Kernel()
     actors = Actors(kernel)
     begun = process_time()
@@ -252,7 +254,9 @@ def million(n: int) -> None:
     assert totals == [0] * n
     assert kernel.now() == 1.0
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    report("million_actors", agents=n, create_s=round(created_s, 2), round_s=round(round_s, 2), peak_mb=peak_mb)
+    report(
+        "million_actors", agents=n, create_s=round(created_s, 2), round_s=round(round_s, 2), peak_mb=peak_mb
+    )
 
 
 def tree_s() -> float:

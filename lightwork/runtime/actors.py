@@ -6,12 +6,12 @@
 
 An actor is an object of any class whose methods are plain or `async def` and await futures and effects. Its
 `Ref` has the same methods, each of which sends a message and returns the Future of its result. A message is
-taken after all that the same sender sent before, when the one before it has been done. An actor costs its own
-object and an entry in a table; a mailbox exists only while it is busy, a task only while an async method runs.
+taken after all that the same sender sent before, when the one before it has been done. An actor costs its
+own object and an entry in a table; a mailbox exists only while it is busy, a task only while an async method
+runs. A slotted class takes the least memory; `garbage.rarely` keeps Python from looking through all of it.
 
 A Future that is an argument reaches the method as a Future, pending or done; its value goes from where it is
-made to where it is awaited, and to nobody between. An actor that raises fails the future of that message only.
-Fields of slotted classes take the least memory; `garbage.rarely` keeps Python from looking through all of it.
+made to where it is awaited, and to nobody between. An actor that raises fails that message's future only.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ __all__ = ["Actors", "Count", "Here", "Ref"]
 
 
 class Count(NamedTuple):
-    """Of one place. idle: those that were never asked anything, too. waiting: messages in mailboxes.
+    """Of one place. idle: those that were never asked anything, too. paused: of all. waiting: messages in
+    mailboxes.
 
     messages, bytes: sent there from this process, ever; no bytes where nothing is packed.
     """
@@ -77,7 +78,9 @@ class Actors:
         from lightwork.runtime.places.elsewhere import Elsewhere
 
         actors = cls.__new__(cls)
-        actors._begin(kernel, number, [Local(n) if i == number else Elsewhere(n) for i, n in enumerate(names)])
+        actors._begin(
+            kernel, number, [Local(n) if i == number else Elsewhere(n) for i, n in enumerate(names)]
+        )
         mesh = actors._mesh = Mesh(actors, actors._table, connect, life=life)
         for i in range(len(names)):
             if i != number:
@@ -138,7 +141,7 @@ class Actors:
         """The actors of all places, as plain values that json takes: id, class and state of each.
 
         Raises SpecError, with the actor and the field, if one is busy, or its state is not plain: None,
-        numbers, strings, lists, tuples, dicts with strings as keys, Refs, its Here.
+        numbers, strings, lists, tuples, dicts, Refs, its Here.
         """
         asked = [Ref(desk, Keeper, KEEPER_ID).save() for desk in self.desks]
         saved = await self.kernel.gather(*asked)

@@ -59,7 +59,7 @@ class Call(Task):
             self.answer(value, error)
             return
         self.runs = False
-        if isinstance(error, CancelledError) and self.table.is_lost(self.id):
+        if isinstance(error, CancelledError) and not self.table.runs(self):
             error = self.table.lost_error(self.id)
         self.leave()
         self.answer(value, error)

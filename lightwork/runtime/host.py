@@ -1,7 +1,8 @@
 """A process that light actors live in: `python -m lightwork.runtime.host DESCRIPTOR`.
 
-Descriptor: of the pipe to the process that made the places, which says first what to be (`Order`); it ends with
-that process. In a Ray actor it is given the pipe. Other places connect to it when they have something to say.
+Descriptor: of the pipe to the process that made the places, which says first what to be (`Order`); it ends
+with that process. In a Ray actor it is given the pipe. Other places connect to it when they have to say
+something.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import AuthenticationError, spawn
 from multiprocessing.connection import Client, Connection, Listener
+from secrets import token_hex
 from threading import Thread
 from typing import Any
 
@@ -24,6 +26,9 @@ from lightwork.runtime.clock import Moment, WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.line import Line, Link
 from lightwork.runtime.mesh import Mesh, Peer
+
+importing = False
+"""Whether this is a host that imports the program: it must not start hosts of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +59,7 @@ class Host:
     """The actors here, and the ways to them."""
 
     def __init__(self, pipe: Connection, order: Order) -> None:
-        sys.path.extend(path for path in order.path if path not in sys.path)
-        spawn.prepare(dict(order.main))
+        _import_program(order)
         self._order = order
         self._kernel = Kernel(WallClock(order.moment), seed=order.seed)
         self._listener = Listener(_beside(pipe), authkey=order.key)
@@ -85,10 +89,20 @@ class Host:
         Line(self._kernel, pipe, partial(self._mesh.hear, number), bool, Link())
 
 
-def _beside(pipe: Connection) -> tuple[str, int] | None:
-    """Where to be reached: on the network that the pipe comes from, if it comes from one."""
+def _import_program(order: Order) -> None:
+    global importing
+    importing = True
+    sys.path.extend(path for path in order.path if path not in sys.path)
+    spawn.prepare(dict(order.main))
+    importing = False
+
+
+def _beside(pipe: Connection) -> Any:
+    """Where to be reached: on the network that the pipe comes from, else by a name that leaves no file."""
     with socket.socket(fileno=os.dup(pipe.fileno())) as end:
-        return (end.getsockname()[0], 0) if end.family == socket.AF_INET else None
+        if end.family == socket.AF_INET:
+            return (end.getsockname()[0], 0)
+    return f"\0lightwork-{token_hex(16)}" if sys.platform == "linux" else None
 
 
 def run(pipe: Connection) -> None:

@@ -269,6 +269,8 @@ class Kernel:
             for pool in self._pools.values():
                 pool.shutdown(wait=False)
             self._pools.clear()
+            if not self._tasks:
+                self._tasks = {}  # an emptied one keeps the room that it once needed
         if main is not None and task.done:
             self._raise_lost(but=task)
             return task.result()

@@ -7,7 +7,6 @@ neighbours together. See `answers` for who holds what.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any
@@ -17,17 +16,15 @@ from lightwork.runtime.answers import Answer, Held, Key, Owned
 from lightwork.runtime.calls import Call
 from lightwork.runtime.futures import Future
 from lightwork.runtime.line import Line
-from lightwork.runtime.mailbox import BITS
-from lightwork.runtime.packing import pack, portable, unpack
+from lightwork.runtime.packing import portable, unpack
+from lightwork.runtime.peer import DROP, LEND, TELL, Peer
 from lightwork.runtime.refs import Ref
-from lightwork.runtime.table import KEEPER_ID, Keeper, Table, Tally
+from lightwork.runtime.table import KEEPER_ID, Keeper, Table
 
 if TYPE_CHECKING:
     from lightwork.runtime.actors import Actors
     from lightwork.runtime.kernel import Kernel
     from lightwork.runtime.places import Desk
-
-ASK, TELL, VALUE, ERROR, WANT, LEND, DROP, CANCEL = range(8)
 
 
 class Mesh:
@@ -55,8 +52,15 @@ class Mesh:
         self._addresses: dict[int, Any] = {}
         self._last = life << 40  # not the numbers that it had in another life
         self._take = (
-            self._asked, self._told, self._value, self._error, self._want, self._lend, self._drop, self._cancel
-        )  # fmt: skip
+            self._asked,
+            self._told,
+            self._value,
+            self._error,
+            self._want,
+            self._lend,
+            self._drop,
+            self._cancel,
+        )
 
     def desk(self, place: int) -> Desk:
         return self.actors.desks[place]
@@ -72,7 +76,7 @@ class Mesh:
         if isinstance(future, Answer) and future.state != "awaited" and not future.wanted:
             if future.state == "here":
                 self.hold(future)
-            caller, number = self._full(future.key)
+            caller, number = self.full(future.key)
             owner = future.peer
             return (owner.number, caller, number), partial(owner.say, LEND, (caller, number, to))
         key = self._keys.get(future)
@@ -109,6 +113,14 @@ class Mesh:
         answer.count = 1
         self._held[answer.key] = Held(answer, self._gone)
 
+    def refuse(self, key: Key, error: Exception) -> None:
+        """A message could not be sent."""
+        held = self._held.pop(key, None)
+        answer = self.awaited.pop(key, None) or (held and held())
+        if answer is not None:
+            answer.count = 0
+            answer.end(None, error)
+
     def want(self, answer: Answer) -> None:
         held = self._held.pop(answer.key, None)
         if held is not None:
@@ -118,7 +130,7 @@ class Mesh:
 
     def release(self, answer: Answer) -> None:
         if answer.count:
-            answer.peer.say(DROP, (*self._full(answer.key), answer.count))
+            answer.peer.say(DROP, (*self.full(answer.key), answer.count))
             answer.count = 0
 
     def _gone(self, held: Held) -> None:
@@ -127,9 +139,9 @@ class Mesh:
     def _forget(self, held: Held) -> None:
         if self._held.get(held.key) is held:
             del self._held[held.key]
-            held.peer.say(DROP, (*self._full(held.key), held.count))
+            held.peer.say(DROP, (*self.full(held.key), held.count))
 
-    def _full(self, key: Key) -> tuple[int, int]:
+    def full(self, key: Key) -> tuple[int, int]:
         return key if isinstance(key, tuple) else (self.number, key)
 
     # -- futures that others have handles of
@@ -180,9 +192,15 @@ class Mesh:
         if self.number == 0:
             self.kernel.unobserved(call)
         elif isinstance(call.error, Exception):
-            error = portable(call.error)
-            error.add_note(f"in {call.name} of place {self.number}")
-            self.peers[0].say(TELL, (KEEPER_ID, "failed", (error,)))
+            call.error.add_note(f"in {call.name} of place {self.number}")
+            self.complain(call.error)
+
+    def complain(self, error: Exception) -> None:
+        """Report an error that is nobody's, where the places were made."""
+        if self.number == 0:
+            Ref(self.table, Keeper, KEEPER_ID).tell("failed", error)
+        else:
+            self.peers[0].say(TELL, (KEEPER_ID, "failed", (portable(error),)))
 
     # -- what others say
 
@@ -293,9 +311,8 @@ class Mesh:
         """What a place owned, held and wanted is lost."""
         peer = self.peers[number]
         peer.lost = HostLostError(f"place {number} {why}", fix="restore its actors from what was saved")
-        peer.clear()
         held = [answer for each in self._held.values() if (answer := each()) is not None]
-        for answer in [*self.awaited.values(), *held]:
+        for answer in [*self.awaited.values(), *held, *peer.clear()]:
             if answer.peer is peer:
                 self.awaited.pop(answer.key, None)
                 self._held.pop(answer.key, None)
@@ -304,172 +321,8 @@ class Mesh:
         for owned in [*self._owned.values()]:
             owned.holders.pop(number, None)
             owned.wants = [place for place in owned.wants if place != number]
+            if owned.key[0] == number and (owned.future is None or owned.future not in self._keys):
+                self._own(owned, Future(self.kernel))  # its message will not come any more
+                assert owned.future is not None
+                owned.future.end(None, peer.lost)
             self._let_go(owned)
-
-
-class Peer:
-    """Another process: the way to its actors. lost: why it is not there, if it is not."""
-
-    def __init__(self, mesh: Mesh, number: int) -> None:
-        self.number = number
-        self.messages = 0
-        self.bytes = self.heard_bytes = 0
-        self.lost: HostLostError | None = None
-        self.line: Line | None = None
-        self.outbox: list[tuple[int, list[Any]]] = []
-        self.told = Tally(0, 0, 0, 0)
-        self._mesh = mesh
-        self._kernel = mesh.kernel
-        self._open: Callable[[], Line] | None = None
-        self._what = -1
-        self._items: list[Any] = []
-        self._created = 0
-
-    # -- what a Ref uses
-
-    def tally(self) -> Tally:
-        """As its last beat told."""
-        return self.told
-
-    def create(self, cls: type, args: tuple[Any, ...], key: str | int) -> int:
-        id = self._created << BITS | self._mesh.number
-        self._created += 1
-        self.say(TELL, (KEEPER_ID, "create", (id, (cls, key, *args))))
-        return id
-
-    def ask(self, ref: Ref, method: str, *args: Any) -> Future:
-        mesh = self._mesh
-        mesh._last = number = mesh._last + 1
-        answer = Answer(self._kernel, self, number, ref.id, method, args)
-        if self.lost is None:
-            self.messages += 1
-            self.say(ASK, answer)
-        else:
-            answer.end(None, self.lost)
-        return answer
-
-    def tell(self, ref: Ref, method: str, *args: Any) -> None:
-        if self.lost is not None:
-            self.ask(ref, method, *args)  # which fails, and nobody waits for it
-            return
-        self.messages += 1
-        self.say(TELL, (ref.id, method, args))
-
-    def keeper(self) -> Ref:
-        return Ref(self, Keeper, KEEPER_ID)
-
-    # -- what is said
-
-    def clear(self) -> None:
-        """Nobody hears what is still to be said."""
-        self.line = self._open = None
-        self.outbox, self._what = [], -1
-
-    def say(self, what: int, item: Any) -> None:
-        """Add to this tick's batch."""
-        if what == self._what:
-            self._items.append(item)
-            return
-        if self.lost is not None:
-            return
-        if not self.outbox:
-            self._kernel.call_soon(self.flush)
-        self._what = what
-        self._items = [item]
-        self.outbox.append((what, self._items))
-
-    def answer(self, key: Key, value: Any, error: BaseException | None) -> None:
-        if error is None:
-            self.say(VALUE, (key, value))
-        else:
-            self.say(ERROR, (key, portable(error)))
-
-    def want(self, answer: Answer) -> None:
-        self._mesh.want(answer)
-        self.say(WANT, self._mesh._full(answer.key))
-
-    def cancelled(self, answer: Answer) -> None:
-        mesh = self._mesh
-        if answer.state == "there":
-            mesh.want(answer)
-        if answer.state == "awaited":
-            mesh.awaited.pop(answer.key, None)
-            self.say(CANCEL, mesh._full(answer.key))
-            mesh.release(answer)
-
-    def reach(self, connect: Callable[[], Line]) -> None:
-        """From now on there is a way, opened when there is something to say."""
-        self._open = connect
-        self.line = None
-        if self.outbox:
-            self._kernel.call_soon(self.flush)
-
-    def flush(self) -> None:
-        """Send the batch, if the other one is there."""
-        if not self.outbox or self.lost is not None:
-            return
-        if self.line is None:
-            if self._open is None:
-                return
-            try:
-                self.line = self._open()
-            except OSError:
-                return  # who made the places will say that it is lost
-        groups, self.outbox, self._what = self.outbox, [], -1
-        batch = [
-            (what, self._requests(items) if what == ASK else items)
-            for what, items in groups
-        ]
-        try:
-            data = pack(self._mesh, self.number, batch)
-        except Exception:
-            for what, items in batch:
-                for item in items:
-                    self._send_alone(what, item)
-        else:
-            self.bytes += len(data)
-            self.line.send(data)
-
-    def _requests(self, answers: list[Answer]) -> list[tuple[int, str, tuple[Any, ...], Key, bool]]:
-        mesh = self._mesh
-        awaited = mesh.awaited
-        requests = []
-        for answer in answers:
-            wanted = False
-            if answer.state == "here":
-                if answer.done:
-                    continue  # cancelled, and nobody else has heard of it
-                wanted = answer._waiters is not None
-                if wanted:
-                    answer.state = "awaited"
-                    awaited[answer.key] = answer
-                else:
-                    mesh.hold(answer)
-            requests.append((answer.id, answer.method, answer.args, answer.key, wanted))
-            answer.args = ()
-        return requests
-
-    def _send_alone(self, what: int, item: Any) -> None:
-        """One of a batch of which something cannot be sent: only that fails."""
-        assert self.line is not None
-        try:
-            data = pack(self._mesh, self.number, [(what, [item])])
-        except Exception as error:
-            self._refuse(what, item, error)
-        else:
-            self.bytes += len(data)
-            self.line.send(data)
-
-    def _refuse(self, what: int, item: Any, error: Exception) -> None:
-        mesh = self._mesh
-        if what == VALUE:
-            self.say(ERROR, (item[0], portable(error)))
-        elif what == ASK:
-            held = mesh._held.pop(item[3], None)
-            answer = mesh.awaited.pop(item[3], None) or (held and held())
-            if answer is not None:
-                answer.count = 0
-                answer.end(None, error)
-        else:
-            with suppress(KeyError):
-                mesh.peers[0].say(TELL, (KEEPER_ID, "failed", (portable(error),)))

@@ -1,9 +1,9 @@
 """What an actor is, as plain values that JSON takes; and the actor again.
 
 A state is what the class's `__getstate__` says: by default all its fields. None, booleans, numbers, strings,
-lists and dicts with strings as keys stand for themselves; a tuple, a Ref and an actor's Here are written as a
-dict whose one key begins with "$". Everything else is refused. Nothing in a state file is run, and no module is
-imported for one.
+lists and dicts with strings as keys stand for themselves; a tuple, another dict, a Ref and an actor's Here
+are a dict whose one key begins with "$". Everything else is refused. Nothing in a state file is run, and no
+module is imported for one.
 """
 
 from __future__ import annotations
@@ -107,15 +107,17 @@ def _plain(value: Any, where: str) -> Any:
         return [_plain(part, f"{where}[{i}]") for i, part in enumerate(value)]
     if kind is tuple:
         return {"$tuple": [_plain(part, f"{where}[{i}]") for i, part in enumerate(value)]}
-    if kind is dict and all(type(key) is str and not key.startswith("$") for key in value):
-        return {key: _plain(part, f"{where}.{key}") for key, part in value.items()}
+    if kind is dict:
+        if all(type(key) is str and not key.startswith("$") for key in value):
+            return {key: _plain(part, f"{where}.{key}") for key, part in value.items()}
+        return {"$dict": [[_plain(k, where), _plain(v, f"{where}[{k!r}]")] for k, v in value.items()]}
     written = getattr(kind, "as_plain", None)
     if written is not None:
         what, *parts = written(value)
         return {what: [_name(part) if isinstance(part, type) else part for part in parts]}
     raise SpecError(
         f"{where} is a {kind.__name__}",
-        expected="None, numbers, strings, lists, tuples, dicts with strings as keys, Refs, Here",
+        expected="None, numbers, strings, lists, tuples, dicts, Refs, Here",
         fix="give the class __getstate__ and __setstate__",
     )
 
@@ -127,6 +129,8 @@ def _made(plain: Any, ref: Callable[..., Any] | None, here: Callable[..., Any]) 
         return plain
     if "$tuple" in plain:
         return tuple(_made(part, ref, here) for part in plain["$tuple"])
+    if "$dict" in plain:
+        return {_made(k, ref, here): _made(v, ref, here) for k, v in plain["$dict"]}
     if "$here" in plain:
         return here(*plain["$here"])
     if "$ref" in plain and ref is not None:

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lightwork.errors import ActorLostError, HostLostError, SpecError
+from lightwork.errors import ActorLostError, HostLostError
 from lightwork.runtime.calls import Call
 from lightwork.runtime.futures import Future
 from lightwork.runtime.mailbox import BITS, MAX_PLACES, Mailbox
@@ -30,7 +30,7 @@ KEEPER_ID = _LAST
 
 
 class Tally(NamedTuple):
-    """How many there are."""
+    """How many actors are idle and busy, how many of all are paused; how many messages wait for them."""
 
     idle: int
     busy: int
@@ -49,8 +49,7 @@ class Table:
         self.messages = 0
         self.bytes = 0
         self.rows: list[list[Any]] = [[] for _ in range(MAX_PLACES + 1)]
-        self._mailboxes: dict[int, Mailbox] = {}
-        self._num_lost = 0
+        self._lost = self._busy = self._paused = self._waiting = 0
         self._ready = self.kernel.call_soon
         self._deliver = self.deliver
         self.rows[_LAST].append(Keeper(self))
@@ -81,7 +80,10 @@ class Table:
         id = call.id
         row = self.rows[id & _LAST]
         try:
-            actor = row[id >> BITS]
+            try:
+                actor = row[id >> BITS]
+            except IndexError:
+                actor = None
             kind = type(actor)
             if kind is tuple:
                 actor = row[id >> BITS] = self._construct(id, *actor)
@@ -89,6 +91,7 @@ class Table:
                 if actor.waiting is None:
                     actor.waiting = deque()
                 actor.waiting.append(call)
+                self._waiting += 1
                 return
             elif actor is None:
                 raise self.lost_error(id)
@@ -97,7 +100,8 @@ class Table:
             call.end(None, error)
             return
         if type(value) is CoroutineType:
-            row[id >> BITS] = self._mailboxes[id] = Mailbox(actor, call)
+            row[id >> BITS] = Mailbox(actor, call)
+            self._busy += 1
             self.begin(call, value)
         else:
             if self.kernel.trace is not None:
@@ -107,16 +111,17 @@ class Table:
     def begin(self, call: Call, coro: Coroutine[Any, Any, Any]) -> None:
         """Run an async method."""
         if self.kernel.trace is not None:
-            self._mailboxes[call.id].since_s = self.kernel.now()
+            self._entry(call.id).since_s = self.kernel.now()
         call.begin(coro)
 
     def ended(self, call: Call) -> None:
         """An async method is over: the next message."""
         id = call.id
-        mailbox = self._mailboxes.get(id)
-        if mailbox is None or mailbox.call is not call:
+        mailbox = self._entry(id)
+        if type(mailbox) is not Mailbox or mailbox.call is not call:
             return  # the actor was killed meanwhile
         mailbox.call = None
+        self._busy -= 1
         if self.kernel.trace is not None:
             self._record(call, mailbox.actor, mailbox.since_s)
         if not mailbox.paused:
@@ -124,12 +129,12 @@ class Table:
 
     def _go_on(self, id: int, mailbox: Mailbox) -> None:
         """Empty the mailbox up to the next async method; throw it away if that was all."""
-        del self._mailboxes[id]
         row = self.rows[id & _LAST]
         row[id >> BITS] = mailbox.actor
         waiting = mailbox.waiting
         while waiting:
             call = waiting.popleft()
+            self._waiting -= 1
             self.deliver(call)
             entry = row[id >> BITS]
             if type(entry) is Mailbox:
@@ -159,54 +164,56 @@ class Table:
 
     def kill(self, id: int) -> None:
         """Its futures fail. No-op if it is lost already."""
-        row = self.rows[id & _LAST]
-        entry = row[id >> BITS]
+        entry = self._entry(id)
         if entry is None:
             return
-        row[id >> BITS] = None
-        self._num_lost += 1
-        mailbox = self._mailboxes.pop(id, None)
-        if mailbox is not None:
-            if mailbox.call is not None:
-                mailbox.call.cancel()
-            self._fail(id, mailbox.waiting)
+        self.rows[id & _LAST][id >> BITS] = None
+        self._lost += 1
+        if type(entry) is Mailbox:
+            self._paused -= entry.paused
+            if entry.call is not None:
+                self._busy -= 1
+                entry.call.cancel()
+            self._fail(id, entry.waiting)
 
     def pause(self, id: int) -> None:
-        row = self.rows[id & _LAST]
-        entry = row[id >> BITS]
+        row, entry = self.rows[id & _LAST], self._entry(id)
         if entry is None:
             raise self.lost_error(id)
         if type(entry) is not Mailbox:
             if type(entry) is tuple:
                 entry = self._construct(id, *entry)
-            entry = row[id >> BITS] = self._mailboxes[id] = Mailbox(entry, None)
+            entry = row[id >> BITS] = Mailbox(entry, None)
+        self._paused += not entry.paused
         entry.paused = True
 
     def resume(self, id: int) -> None:
-        mailbox = self._mailboxes.get(id)
-        if mailbox is not None and mailbox.paused:
+        mailbox = self._entry(id)
+        if type(mailbox) is Mailbox and mailbox.paused:
             mailbox.paused = False
+            self._paused -= 1
             if mailbox.call is None:
                 self._go_on(id, mailbox)
 
     def tally(self) -> Tally:
-        """In the time it takes to look at those that are busy."""
-        boxes = self._mailboxes.values()
-        paused = sum(box.paused for box in boxes)
-        waiting = sum(len(box.waiting) for box in boxes if box.waiting)
-        total = sum(map(len, self.rows[:_LAST])) - self._num_lost
-        return Tally(total - len(boxes), len(boxes) - paused, paused, waiting)
+        there = sum(map(len, self.rows[:_LAST])) - self._lost
+        return Tally(there - self._busy, self._busy, self._paused, self._waiting)
 
-    def is_lost(self, id: int) -> bool:
-        return self.rows[id & _LAST][id >> BITS] is None
+    def runs(self, call: Call) -> bool:
+        """Whether an actor still does it."""
+        mailbox = self._entry(call.id)
+        return type(mailbox) is Mailbox and mailbox.call is call
+
+    def _entry(self, id: int) -> Any:
+        row = self.rows[id & _LAST]
+        return row[id >> BITS] if id >> BITS < len(row) else None
 
     def lost_error(self, id: int) -> ActorLostError:
         return ActorLostError(f"{self.describe(id)} is not there any more", fix="create another one")
 
     def describe(self, id: int) -> str:
         """An actor in words."""
-        row = self.rows[id & _LAST]
-        entry = row[id >> BITS] if id >> BITS < len(row) else None
+        entry = self._entry(id)
         if type(entry) is tuple:
             entry = entry[0]
         elif type(entry) is Mailbox:
@@ -217,20 +224,24 @@ class Table:
     def _fail(self, id: int, waiting: deque[Call] | None) -> None:
         while waiting:
             call = waiting.popleft()
+            self._waiting -= 1
             if not call.done:
                 call.end(None, self.lost_error(id))
 
     # -- what another process, or a file, makes here
 
     def put(self, id: int, entry: Any) -> None:
-        """Make an entry of this id: the tuple of an actor to be constructed, or an actor."""
+        """Make an entry of this id, in place of the one there is: the tuple of an actor to be constructed, or
+        an actor."""
+        if type(self._entry(id)) is Mailbox:
+            self.kill(id)
         row = self.rows[id & _LAST]
         missing = (id >> BITS) + 1 - len(row)
         if missing > 0:
             row.extend([None] * missing)
-            self._num_lost += missing
+            self._lost += missing
         if row[id >> BITS] is None:
-            self._num_lost -= 1
+            self._lost -= 1
         row[id >> BITS] = entry
 
 

@@ -21,9 +21,9 @@ from lightwork.models import read_shape, resolve
 from lightwork.models.spec import ModelSpec, read_json
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.child import Child, start_process
-from lightwork.runtime.line import Link
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.line import Link
 from lightwork.runtime.progress import Progress
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.messages import Order, Ready

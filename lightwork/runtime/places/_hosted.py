@@ -9,6 +9,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from lightwork.errors import LightworkError, SpecError
+from lightwork.runtime import host
 from lightwork.runtime.child import Child
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.futures import Future
@@ -33,10 +34,17 @@ class Hosted:
                 f"place {number} is a process, and the kernel's clock a virtual one",
                 expected="Kernel(WallClock()), or simulated places",
             )
+        if host.importing:
+            raise SpecError(
+                "a program that is imported by its places starts places",
+                expected="nothing done by importing it",
+                fix='if __name__ == "__main__": main()',
+            )
         self._actors, self._number, self._begin = actors, number, begin
         self._kernel = actors.kernel
         self._clock = clock
         self._life = 0
+        self._closed = False
         self._child: Child | None = None
         self._line: Line | None = None
         self._heartbeat: Heartbeat | None = None
@@ -68,22 +76,22 @@ class Hosted:
         )
         self._life += 1
         self.peer.lost = None
-        Thread(target=self._wait, args=(order,), name="lightwork-start", daemon=True).start()
+        self._starting = Thread(target=self._wait, args=(order,), name="lightwork-start", daemon=True)
+        self._starting.start()
 
     def _wait(self, order: Order) -> None:
         """On a thread: a process takes a second to start."""
         try:
-            child = self._begin(order)
+            child = self._child = self._begin(order)
+            if self._closed:
+                child.kill()
+                return
             self._kernel.post(self._ready, child, child.wait())
         except LightworkError as error:
             self._kernel.post(self._lost, order.life, str(error))
 
     def _ready(self, child: Child, address: Any) -> None:
-        if self._life == 0:
-            child.kill()  # closed meanwhile
-            return
         life = self._life
-        self._child = child
         line = self._line = Line(
             self._kernel,
             child.pipe,
@@ -133,7 +141,8 @@ class Hosted:
 
     def close(self) -> None:
         """End it; what its actors do is not waited for."""
-        self._life = 0
+        self._closed = True
         self._stop()
+        self._starting.join()
         if self.peer.lost is None:
             self._actors.mesh.lose(self._number, "has been closed")

@@ -1,4 +1,4 @@
-"""A Ray actor with thousands of light actors in it: one per core, on whichever machine of the cluster has room.
+"""A Ray actor with thousands of light actors in it: one per core, on whichever machine has room.
 
 Ray never sees a light actor: it starts the process and says when that has died. Messages go by connections of
 our own, in batches, between any two of them directly. Needs the extra `ray`.

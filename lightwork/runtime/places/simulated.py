@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Simulated:
     """threads: calls that the host has under way at a time, those that only wait included, as in a server
-    with a thread for each; None: no call holds a thread. message_s: of one of `cores`, to take up a message.
+    with a thread for each (where calls that wait for others of the same host can wait for ever); None: no
+    call holds one. message_s: of one of `cores`, to take up a message.
 
     latency_s, bytes_per_s: of the link, each way; message_bytes: of a message or an answer, beside arrays.
     """
