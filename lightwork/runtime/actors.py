@@ -81,6 +81,7 @@ class Actors:
         actors._begin(
             kernel, number, [Local(n) if i == number else Elsewhere(n) for i, n in enumerate(names)]
         )
+        actors._table.whole = life == 0
         mesh = actors._mesh = Mesh(actors, actors._table, connect, life=life)
         for i in range(len(names)):
             if i != number:

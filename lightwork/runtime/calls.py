@@ -15,50 +15,47 @@ if TYPE_CHECKING:
 class Call(Task):
     """One object for both: millions are made. What only a task has is set when one begins.
 
-    sender: the number of the place it came from. runs: whether it is a task now.
+    actor: who does it, from then on. coro: None before and after.
     """
 
-    __slots__ = ("args", "id", "method", "runs", "sender", "table")
+    __slots__ = ("actor", "args", "id", "method", "table")
 
-    def __init__(
-        self, kernel: Kernel, table: Table, id: int, method: str, args: tuple[Any, ...], sender: int
-    ) -> None:
+    def __init__(self, kernel: Kernel, table: Table, id: int, method: str, args: tuple[Any, ...]) -> None:
         self.kernel = kernel
         self.done = False
         self.value = None
         self.error = None
         self._waiters = None
         self.cancelled = False
-        self.runs = False
+        self.coro = None
         self.table = table
         self.id = id
         self.method = method
         self.args = args
-        self.sender = sender
 
     @property
     def name(self) -> str:  # type: ignore[override]  # made when somebody reads it, not for each of millions
         return f"{self.table.describe(self.id)}.{self.method}"
 
-    def begin(self, coro: Coroutine[Any, Any, Any]) -> None:
+    def begin(self, actor: Any, coro: Coroutine[Any, Any, Any]) -> None:
         """Run an async method, now."""
-        self.runs = True
+        self.actor = actor
         self.coro = coro
         self.args = ()
         self.waits = self.world = self.parent = self._children = None
         self.kernel.begin(self)
 
     def cancel(self) -> None:
-        if self.runs:
+        if self.coro is not None:
             super().cancel()
         else:
             Future.cancel(self)
 
     def end(self, value: Any, error: BaseException | None) -> None:
-        if not self.runs:
+        if self.coro is None:
             self.answer(value, error)
             return
-        self.runs = False
+        self.coro = None
         if isinstance(error, CancelledError) and not self.table.runs(self):
             error = self.table.lost_error(self.id)
         self.leave()

@@ -93,19 +93,17 @@ class Future:
         self.done = True
         self.value = value
         self.error = error
-        waiters = self._waiters
-        if waiters is None:
+        kernel, waiters = self.kernel, self._waiters
+        self._waiters = None
+        if not waiters:
             if error is not None:
-                self.kernel.unobserved(self)
-        elif type(waiters) is list:
-            self._waiters = None
-            for waiter in waiters:
-                self._tell(waiter)
-            if not waiters and error is not None:
-                self.kernel.unobserved(self)
-        else:
-            self._waiters = None
-            self._tell(waiters)
+                kernel.unobserved(self)
+            return
+        for waiter in waiters if type(waiters) is list else (waiters,):
+            if isinstance(waiter, Task):
+                kernel.call_soon(kernel.step, waiter, value, error)
+            else:
+                kernel.call_soon(waiter, self)
 
     def _wait(self, waiter: Waiter) -> None:
         """Most futures have one waiter or none: a list for each would be most of what they take."""
@@ -116,13 +114,6 @@ class Future:
             waiters.append(waiter)
         else:
             self._waiters = [waiters, waiter]
-
-    def _tell(self, waiter: Any) -> None:
-        kernel = self.kernel
-        if isinstance(waiter, Task):
-            kernel.call_soon(kernel.step, waiter, self.value, self.error)
-        else:
-            kernel.call_soon(waiter, self)
 
     def __await__(self) -> Generator[Future, Any, Any]:
         if not self.done:

@@ -75,7 +75,7 @@ class Kernel:
         self.trace = trace
         self.counters: dict[tuple[object, str], int] = {}
         self.counting: dict[tuple[object, str], list[tuple[int, Task]]] = {}
-        self._ready: deque[Call] = deque()
+        self.ready: deque[Call] = deque()
         self._timers: list[Timer] = []
         self._dropped: set[int] = set()
         self._sequence = 0
@@ -107,7 +107,7 @@ class Kernel:
         """Start a coroutine on the ready queue. parent: the task it is cancelled with; None for daemons."""
         task = Task(self, coro, name, world, parent)
         self._tasks[task] = None
-        self._ready.append((self._step, (task, None, None)))
+        self.ready.append((self._step, (task, None, None)))
         return task
 
     def begin(self, task: Task) -> None:
@@ -138,7 +138,7 @@ class Kernel:
 
     def call_soon(self, fn: Callable[..., Any], *args: Any) -> None:
         """Call fn(*args) after everything that is ready now."""
-        self._ready.append((fn, args))
+        self.ready.append((fn, args))
 
     def sleep(self, seconds: float) -> Sleep:
         return Sleep(seconds)
@@ -284,13 +284,13 @@ class Kernel:
         for task in [*self._tasks]:
             task.coro.close()
         self._tasks.clear()
-        self._ready.clear()
+        self.ready.clear()
         self._timers.clear()
 
     # -- the loop
 
     def _run_virtual(self, clock: VirtualClock, main: Future, until_s: float) -> None:
-        ready, timers, inbox, dropped = self._ready, self._timers, self._inbox, self._dropped
+        ready, timers, inbox, dropped = self.ready, self._timers, self._inbox, self._dropped
         next_call = ready.popleft
         while not self._stopping:
             while ready:
@@ -318,7 +318,7 @@ class Kernel:
             clock.time_s = max(clock.time_s, until_s)
 
     def _run_wall(self, main: Future, until_s: float) -> None:
-        ready, timers, inbox = self._ready, self._timers, self._inbox
+        ready, timers, inbox = self.ready, self._timers, self._inbox
         while not (main.done or self._stopping):
             while not inbox.empty():
                 ready.append(inbox.get_nowait())
@@ -425,11 +425,11 @@ class Kernel:
 
     def resume(self, task: Task, value: Any = None) -> None:
         """Put a task that waits for an effect back on the ready queue."""
-        self._ready.append((self._step, (task, value, None)))
+        self.ready.append((self._step, (task, value, None)))
 
     def refuse(self, task: Task, error: Exception) -> None:
         """Raise an error in a task that waits for an effect."""
-        self._ready.append((self.step, (task, None, error)))
+        self.ready.append((self.step, (task, None, error)))
 
     def resume_at(self, when_s: float, task: Task, value: Any = None) -> None:
         """Resume a task at a time on this kernel's clock."""

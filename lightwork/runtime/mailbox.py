@@ -14,8 +14,12 @@ MAX_PLACES = (1 << BITS) - 1
 """The last number is that of what a place has of its own."""
 
 
+ABSENT = object()
+"""Instead of an actor that is still to be created: who was given its Ref may be quicker than its creator."""
+
+
 class Mailbox:
-    """Of a busy or paused actor. call: what it does now, since when. waiting: what comes next, in order."""
+    """Of a busy, paused or absent actor. call: what it does now, since when. waiting: what comes next, in order."""
 
     __slots__ = ("actor", "call", "paused", "since_s", "waiting")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from lightwork.runtime.calls import Call
 from lightwork.runtime.futures import Future
 from lightwork.runtime.line import Line
 from lightwork.runtime.packing import portable, unpack
-from lightwork.runtime.peer import DROP, LEND, TELL, Peer
+from lightwork.runtime.peer import DROP, LEND, TELL, VALUE, Peer
 from lightwork.runtime.refs import Ref
 from lightwork.runtime.table import KEEPER_ID, Keeper, Table
 
@@ -50,7 +51,7 @@ class Mesh:
         self._owned: dict[tuple[int, int], Owned] = {}
         self._keys: dict[Future, tuple[int, int]] = {}
         self._addresses: dict[int, Any] = {}
-        self._last = life << 40  # not the numbers that it had in another life
+        self.numbers = count(life << 40)  # not those that it had in another life
         self._take = (
             self._asked,
             self._told,
@@ -65,10 +66,6 @@ class Mesh:
     def desk(self, place: int) -> Desk:
         return self.actors.desks[place]
 
-    def next_number(self) -> int:
-        self._last += 1
-        return self._last
-
     # -- handles of futures
 
     def handle(self, future: Future, to: int) -> tuple[tuple[int, int, int], Callable[[], object]]:
@@ -81,7 +78,7 @@ class Mesh:
             return (owner.number, caller, number), partial(owner.say, LEND, (caller, number, to))
         key = self._keys.get(future)
         if key is None:
-            key = self._keys[future] = (self.number, self.next_number())
+            key = self._keys[future] = (self.number, next(self.numbers))
             owned = self._owned[key] = Owned(key)
             self._own(owned, future)
         return (self.number, *key), partial(self._owned[key].hold, to, 1)
@@ -211,16 +208,22 @@ class Mesh:
             self._take[what](place, items)
 
     def _asked(self, place: int, items: list[tuple[int, str, tuple[Any, ...], int, bool]]) -> None:
-        kernel, table, answer = self.kernel, self.table, self.peers[place].answer
-        deliver, owned = table.deliver, self._owned
+        attempt, owned, say = self.table.attempt, self._owned, self.peers[place].say
         for id, method, args, number, wanted in items:
-            call = Call(kernel, table, id, method, args, place)
-            deliver(call)
-            if wanted and call.done and not (owned and (place, number) in owned):
-                if call.error is not None:
-                    kernel.observed(call)
-                answer(number, call.value, call.error)
-                continue
+            try:
+                value = attempt(id, method, args)
+            except Exception as error:
+                call = Call(self.kernel, self.table, id, method, args)
+                call.end(None, error)
+            else:
+                if isinstance(value, Call):
+                    call = value
+                elif wanted and (place, number) not in owned:
+                    say(VALUE, (number, value))
+                    continue
+                else:
+                    call = Call(self.kernel, self.table, id, method, args)
+                    call.end(value, None)
             mine = self._owned_by(place, number)
             if wanted:
                 mine.wants.append(place)
@@ -230,7 +233,7 @@ class Mesh:
 
     def _told(self, place: int, items: list[tuple[int, str, tuple[Any, ...]]]) -> None:
         for id, method, args in items:
-            call = Call(self.kernel, self.table, id, method, args, place)
+            call = Call(self.kernel, self.table, id, method, args)
             self.table.deliver(call)
             if self.number != 0:
                 call.add_callback(self._unheard)

@@ -33,11 +33,13 @@ class Peer:
         self.outbox: list[tuple[int, list[Any]]] = []
         self.told = Tally(0, 0, 0, 0)
         self._mesh = mesh
+        self._numbers = mesh.numbers
         self._kernel = mesh.kernel
         self._open: Callable[[], Line] | None = None
         self._what = -1
         self._items: list[Any] = []
         self._created = 0
+        self._reached = False
 
     # -- what a Ref uses
 
@@ -52,10 +54,13 @@ class Peer:
         return id
 
     def ask(self, ref: Ref, method: str, *args: Any) -> Future:
-        answer = Answer(self._kernel, self, self._mesh.next_number(), ref.id, method, args)
+        answer = Answer(self._kernel, self, next(self._numbers), ref.id, method, args)
         if self.lost is None:
             self.messages += 1
-            self.say(ASK, answer)
+            if self._what == ASK:  # as `say`, for the most frequent
+                self._items.append(answer)
+            else:
+                self.say(ASK, answer)
         else:
             answer.end(None, self.lost)
         return answer
@@ -115,6 +120,9 @@ class Peer:
         """From now on there is a way, opened when there is something to say."""
         self._open = connect
         self.line = None
+        if self._reached and self._created:  # in another life
+            self.say(TELL, (KEEPER_ID, "forget", (self._mesh.number, self._created)))
+        self._reached = True
         if self.outbox:
             self._kernel.call_soon(self.flush)
 

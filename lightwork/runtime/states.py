@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from lightwork.errors import SpecError
-from lightwork.runtime.mailbox import BITS, MAX_PLACES, Mailbox
+from lightwork.runtime.mailbox import ABSENT, BITS, MAX_PLACES, Mailbox
 
 if TYPE_CHECKING:
     from lightwork.runtime.table import Table
@@ -29,12 +29,12 @@ def save(table: Table) -> list[Saved]:
     for creator, row in enumerate(table.rows[:MAX_PLACES]):
         for i, entry in enumerate(row):
             id = i << BITS | creator
-            if type(entry) is Mailbox:
-                if entry.call is not None or entry.waiting:
+            if type(entry) is Mailbox or type(entry) is table.busy:
+                if type(entry) is table.busy or entry.call is not None or entry.waiting:
                     raise SpecError(
                         f"{table.describe(id)} is busy", expected="idle actors only", fix="await its futures"
                     )
-                entry = entry.actor
+                entry = None if entry.actor is ABSENT else entry.actor
             if type(entry) is tuple:
                 saved.append([id, _name(entry[0]), "new", _plain(entry[1:], table.describe(id))])
             elif entry is not None:

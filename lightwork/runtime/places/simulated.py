@@ -53,8 +53,24 @@ class Simulated:
         """Its actors end with this process."""
 
 
+class SimulatedCall(Call):
+    """One whose result takes its time to come back; the actor is free meanwhile. beside: of the same host."""
+
+    __slots__ = ("beside",)
+
+    def answer(self, value: Any, error: BaseException | None) -> None:
+        assert isinstance(self.table, SimulatedTable)
+        back_s = self.kernel.now() if self.beside else self.table.back(value)
+        if back_s > self.kernel.now():
+            self.kernel.at(back_s, super().answer, value, error)
+        else:
+            super().answer(value, error)
+
+
 class SimulatedTable(Table):
     """The actors of such a host."""
+
+    busy = SimulatedCall
 
     def __init__(self, actors: Actors, number: int, host: Simulated) -> None:
         super().__init__(actors, number)
@@ -70,7 +86,8 @@ class SimulatedTable(Table):
         kernel = self.kernel
         current = kernel.current
         sender = current.table if isinstance(current, Call) else None
-        call = SimulatedCall(kernel, self, ref.id, method, args, -1 if sender is None else sender.number)
+        call = SimulatedCall(kernel, self, ref.id, method, args)
+        call.beside = sender is self
         at_s = kernel.now()
         if sender is not self:
             at_s = self._pass(self._in, at_s, args)
@@ -101,10 +118,10 @@ class SimulatedTable(Table):
         super().deliver(call)
         kernel.current = before
 
-    def begin(self, call: Call, coro: Coroutine[Any, Any, Any]) -> None:
+    def begin(self, call: Call, actor: Any, coro: Coroutine[Any, Any, Any]) -> None:
         if self._threads is not None:
             self._threads -= 1
-        super().begin(call, coro)
+        super().begin(call, actor, coro)
 
     def ended(self, call: Call) -> None:
         if self._threads is not None:
@@ -117,21 +134,6 @@ class SimulatedTable(Table):
         while self._threads and self._queue:
             self.deliver(self._queue.popleft())
 
-    def back(self, call: Call, value: Any) -> float:
-        """When the answer has come back to who asked."""
-        now_s = self.kernel.now()
-        return now_s if call.sender == self.number else self._pass(self._out, now_s, value)
-
-
-class SimulatedCall(Call):
-    """One whose result takes its time to come back; the actor is free meanwhile."""
-
-    __slots__ = ()
-
-    def answer(self, value: Any, error: BaseException | None) -> None:
-        assert isinstance(self.table, SimulatedTable)
-        back_s = self.table.back(self, value)
-        if back_s > self.kernel.now():
-            self.kernel.at(back_s, super().answer, value, error)
-        else:
-            super().answer(value, error)
+    def back(self, value: Any) -> float:
+        """When an answer has passed the link."""
+        return self._pass(self._out, self.kernel.now(), value)
