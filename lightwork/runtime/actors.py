@@ -25,9 +25,9 @@ from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.mailbox import MAX_PLACES
 from lightwork.runtime.places import Desk, Place
 from lightwork.runtime.places.local import Local
-from lightwork.runtime.refs import Here, Ref
+from lightwork.runtime.refs import Here, Ref, ref_to
 from lightwork.runtime.states import resolve
-from lightwork.runtime.table import KEEPER_ID, Keeper, Table
+from lightwork.runtime.table import KEEPER_ID, KEEPERS, Table
 
 if TYPE_CHECKING:
     from lightwork.runtime.line import Line
@@ -121,7 +121,7 @@ class Actors:
         self._created = number + 1
         if key is None and self.number:
             key = f"{cls.__name__} {self.number}.{number}"
-        return Ref(desk, cls, desk.create(cls, args, number if key is None else key))
+        return ref_to(cls)(desk, desk.create(cls, args, number if key is None else key))
 
     def kill(self, ref: Ref) -> None:
         """End an actor: what it does is cancelled, and all its futures fail with ActorLostError."""
@@ -136,7 +136,7 @@ class Actors:
 
     def ref(self, place: int, id: int, cls: type) -> Ref:
         """The handle of an actor that there is already."""
-        return Ref(self.desks[place], cls, id)
+        return ref_to(cls)(self.desks[place], id)
 
     async def save(self) -> dict[str, Any]:
         """The actors of all places, as plain values that json takes: id, class and state of each.
@@ -144,7 +144,7 @@ class Actors:
         Raises SpecError, with the actor and the field, if one is busy, or its state is not plain: None,
         numbers, strings, lists, tuples, dicts, Refs, its Here.
         """
-        asked = [Ref(desk, Keeper, KEEPER_ID).save() for desk in self.desks]
+        asked = [KEEPERS(desk, KEEPER_ID).save() for desk in self.desks]
         saved = await self.kernel.gather(*asked)
         return {"created": self._created, "places": {str(i): actors for i, actors in enumerate(saved)}}
 
@@ -159,7 +159,7 @@ class Actors:
             if on is None or place is on:
                 actors = resolve(saved["places"][str(number)], self.ref)
                 place.restart()
-                done.append(Ref(self.desks[number], Keeper, KEEPER_ID).restore(actors))
+                done.append(KEEPERS(self.desks[number], KEEPER_ID).restore(actors))
         await self.kernel.gather(*done)
 
     def counts(self) -> list[Count]:
@@ -181,7 +181,7 @@ class Actors:
         self.close()
 
     def _keeper(self, ref: Ref) -> Ref:
-        return Ref(self.desks[ref.place], Keeper, KEEPER_ID)
+        return KEEPERS(self.desks[ref.place], KEEPER_ID)
 
     def _desk(self, place: Place) -> Desk:
         desk = self._desk_of.get(id(place))

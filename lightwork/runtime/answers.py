@@ -55,9 +55,12 @@ class Answer(Future):
         return self._waiters is not None
 
     def add_callback(self, fn: Callable[[Future], Any]) -> None:
-        if self.state == "there" and not self.done:
+        if self.done or self._waiters is not None:
+            super().add_callback(fn)
+            return
+        if self.state == "there":
             self.peer.want(self)
-        super().add_callback(fn)
+        self._waiters = fn
 
     def wake(self, task: Task) -> None:
         if self.state == "there" and not self.done:

@@ -62,6 +62,8 @@ class Future:
         if self.done:
             self.kernel.observed(self)
             self.kernel.call_soon(fn, self)
+        elif self._waiters is None:
+            self._waiters = fn
         else:
             self._wait(fn)
 

@@ -65,6 +65,7 @@ class Host:
         self._listener = Listener(_beside(pipe), authkey=order.key)
         actors = Actors.among(self._kernel, order.number, order.names, self._connect, life=order.life)
         self._mesh: Mesh = actors.mesh
+        self._kernel.lost = self._mesh.report
         Thread(target=self._accept, name="lightwork-accept", daemon=True).start()
         pipe.send([("ready", self._listener.address)])
         line = Line(self._kernel, pipe, partial(self._mesh.hear, 0), self._kernel.stop, Link())

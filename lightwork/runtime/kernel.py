@@ -64,7 +64,11 @@ class World(Protocol):
 
 
 class Kernel:
-    """Runs tasks. clock: None is a virtual one. seed: of all random streams. trace: where spans go."""
+    """Runs tasks. clock: None is a virtual one. seed: of all random streams. trace: where spans go.
+
+    current: the task that runs, or ran last. lost: on a wall clock, who is told of what failed and nobody
+    waited for, instead of the log and of whoever calls run().
+    """
 
     def __init__(
         self, clock: WallClock | VirtualClock | None = None, *, seed: int = 0, trace: Trace | None = None
@@ -86,6 +90,7 @@ class Kernel:
         self._failed: dict[Future, None] = {}
         self._stopping = False
         self.current: Task | None = None
+        self.lost: Callable[[Future], object] | None = None
         self._step = self.step  # bound once, not once per event
 
     # -- what programs call
@@ -373,7 +378,12 @@ class Kernel:
             self.call_soon(self._log_lost, future)
 
     def _log_lost(self, future: Future) -> None:
-        if future in self._failed and future.name != "main":
+        if future not in self._failed or future.name == "main":
+            return
+        if self.lost is not None:
+            del self._failed[future]
+            self.lost(future)
+        else:
             _log.error("%s failed and nobody waits for it", future.name or "a task", exc_info=future.error)
 
     # -- tasks

@@ -19,7 +19,7 @@ ABSENT = object()
 
 
 class Mailbox:
-    """Of a busy, paused or absent actor. call: what it does now, since when. waiting: what comes next, in order."""
+    """Of a busy, paused or absent actor. call: what it does now, since when. waiting: what comes next."""
 
     __slots__ = ("actor", "call", "paused", "since_s", "waiting")
 

@@ -19,8 +19,7 @@ from lightwork.runtime.futures import Future
 from lightwork.runtime.line import Line
 from lightwork.runtime.packing import portable, unpack
 from lightwork.runtime.peer import DROP, LEND, TELL, VALUE, Peer
-from lightwork.runtime.refs import Ref
-from lightwork.runtime.table import KEEPER_ID, Keeper, Table
+from lightwork.runtime.table import KEEPER_ID, KEEPERS, Table
 
 if TYPE_CHECKING:
     from lightwork.runtime.actors import Actors
@@ -182,20 +181,18 @@ class Mesh:
         self._keys.pop(future, None)
         if future.error is not None and not owned.seen and isinstance(future, Call):
             owned.seen = True
-            self.report(future)
+            self.kernel.unobserved(future)
 
-    def report(self, call: Call) -> None:
+    def report(self, future: Future) -> None:
         """Nobody has seen its error, nor will."""
-        if self.number == 0:
-            self.kernel.unobserved(call)
-        elif isinstance(call.error, Exception):
-            call.error.add_note(f"in {call.name} of place {self.number}")
-            self.complain(call.error)
+        if isinstance(future.error, Exception):
+            future.error.add_note(f"in {future.name} at {self.actors.places[self.number].name} {self.number}")
+            self.complain(future.error)
 
     def complain(self, error: Exception) -> None:
         """Report an error that is nobody's, where the places were made."""
         if self.number == 0:
-            Ref(self.table, Keeper, KEEPER_ID).tell("failed", error)
+            KEEPERS(self.table, KEEPER_ID).tell("failed", error)
         else:
             self.peers[0].say(TELL, (KEEPER_ID, "failed", (portable(error),)))
 
@@ -233,14 +230,7 @@ class Mesh:
 
     def _told(self, place: int, items: list[tuple[int, str, tuple[Any, ...]]]) -> None:
         for id, method, args in items:
-            call = Call(self.kernel, self.table, id, method, args)
-            self.table.deliver(call)
-            if self.number != 0:
-                call.add_callback(self._unheard)
-
-    def _unheard(self, call: Future) -> None:
-        if call.error is not None and isinstance(call, Call):
-            self.report(call)
+            self.table.deliver(Call(self.kernel, self.table, id, method, args))
 
     def _value(self, place: int, items: list[tuple[Key, Any]]) -> None:
         awaited = self.awaited
@@ -275,9 +265,9 @@ class Mesh:
             self._let_go(owned)
 
     def _drop(self, place: int, items: list[tuple[int, int, int]]) -> None:
-        for caller, number, count in items:
+        for caller, number, handles in items:
             owned = self._owned_by(caller, number)
-            owned.hold(place, -count)
+            owned.hold(place, -handles)
             self._let_go(owned)
 
     def _cancel(self, place: int, items: list[tuple[int, int]]) -> None:

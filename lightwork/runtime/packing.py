@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightwork.errors import LightworkError
 from lightwork.runtime.futures import Future
-from lightwork.runtime.refs import Ref
+from lightwork.runtime.refs import Ref, ref_to
 
 if TYPE_CHECKING:
     from lightwork.runtime.mesh import Mesh
@@ -70,7 +70,7 @@ def portable(error: BaseException) -> BaseException:
 
 
 def _ref(place: int, cls: type, id: int) -> Ref:
-    return Ref(_READER.get().desk(place), cls, id)
+    return ref_to(cls)(_READER.get().desk(place), id)
 
 
 def _done(value: Any, error: BaseException | None) -> Future:

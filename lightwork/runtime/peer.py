@@ -12,7 +12,7 @@ from lightwork.runtime.line import Line
 from lightwork.runtime.mailbox import BITS
 from lightwork.runtime.packing import pack, portable
 from lightwork.runtime.refs import Ref
-from lightwork.runtime.table import KEEPER_ID, Keeper, Tally
+from lightwork.runtime.table import KEEPER_ID, Tally
 
 if TYPE_CHECKING:
     from lightwork.runtime.mesh import Mesh
@@ -53,27 +53,21 @@ class Peer:
         self.say(TELL, (KEEPER_ID, "create", (id, (cls, key, *args))))
         return id
 
-    def ask(self, ref: Ref, method: str, *args: Any) -> Future:
+    def ask(self, ref: Ref, method: str, args: tuple[Any, ...]) -> Future:
         answer = Answer(self._kernel, self, next(self._numbers), ref.id, method, args)
-        if self.lost is None:
-            self.messages += 1
-            if self._what == ASK:  # as `say`, for the most frequent
-                self._items.append(answer)
-            else:
-                self.say(ASK, answer)
+        if self._what == ASK:  # as `say`, for the most frequent
+            self._items.append(answer)
+        elif self.lost is None:
+            self.say(ASK, answer)
         else:
             answer.end(None, self.lost)
         return answer
 
-    def tell(self, ref: Ref, method: str, *args: Any) -> None:
+    def tell(self, ref: Ref, method: str, args: tuple[Any, ...]) -> None:
         if self.lost is not None:
-            self.ask(ref, method, *args)  # which fails, and nobody waits for it
+            self.ask(ref, method, args)  # which fails, and nobody waits for it
             return
-        self.messages += 1
         self.say(TELL, (ref.id, method, args))
-
-    def keeper(self) -> Ref:
-        return Ref(self, Keeper, KEEPER_ID)
 
     # -- what is said
 
@@ -139,6 +133,7 @@ class Peer:
                 return  # who made the places will say that it is lost
         groups, self.outbox, self._what = self.outbox, [], -1
         batch = [(what, self._requests(items) if what == ASK else items) for what, items in groups]
+        self.messages += sum(len(items) for what, items in batch if what in (ASK, TELL))
         try:
             data = pack(self._mesh, self.number, batch)
         except Exception:

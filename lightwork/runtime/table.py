@@ -17,7 +17,7 @@ from lightwork.errors import ActorLostError, HostLostError
 from lightwork.runtime.calls import Call
 from lightwork.runtime.futures import Future
 from lightwork.runtime.mailbox import ABSENT, BITS, MAX_PLACES, Mailbox
-from lightwork.runtime.refs import Here, Ref
+from lightwork.runtime.refs import Here, Ref, ref_to
 from lightwork.runtime.states import Saved, restore, save
 from lightwork.runtime.trace import Span
 
@@ -67,14 +67,14 @@ class Table:
         row.append((cls, key, *args))
         return (len(row) - 1) << BITS | self.actors.number
 
-    def ask(self, ref: Ref, method: str, *args: Any) -> Future:
+    def ask(self, ref: Ref, method: str, args: tuple[Any, ...]) -> Future:
         self.messages += 1
         call = Call(self.kernel, self, ref.id, method, args)
         self._ready((self._deliver, (call,)))
         return call
 
-    def tell(self, ref: Ref, method: str, *args: Any) -> None:
-        self.ask(ref, method, *args)
+    def tell(self, ref: Ref, method: str, args: tuple[Any, ...]) -> None:
+        self.ask(ref, method, args)
 
     # -- one message
 
@@ -190,7 +190,7 @@ class Table:
 
     def here(self, id: int, cls: type, key: str | int, drawn: Any = None) -> Here:
         name = key if isinstance(key, str) else f"{cls.__name__} {key}"
-        return Here(self.actors, Ref(self, cls, id), name, drawn)
+        return Here(self.actors, ref_to(cls)(self, id), name, drawn)
 
     def _record(self, call: Call, actor: Any, start_s: float) -> None:
         assert self.kernel.trace is not None
@@ -354,3 +354,6 @@ class Keeper:
     def failed(self, error: Exception) -> None:
         """Nobody waited for this error, elsewhere: nobody waits for it here, either, and it is reported."""
         raise error
+
+
+KEEPERS = ref_to(Keeper)

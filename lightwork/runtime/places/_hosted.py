@@ -16,7 +16,8 @@ from lightwork.runtime.futures import Future
 from lightwork.runtime.heartbeat import Heartbeat
 from lightwork.runtime.host import Order, program
 from lightwork.runtime.line import Line, Link
-from lightwork.runtime.mesh import Peer
+from lightwork.runtime.peer import Peer
+from lightwork.runtime.table import KEEPER_ID, KEEPERS
 
 if TYPE_CHECKING:
     from lightwork.runtime.actors import Actors
@@ -109,7 +110,7 @@ class Hosted:
         self._actors.mesh.hear(number, data)
 
     def _beat(self) -> None:
-        self.peer.ask(self.peer.keeper(), "tally").add_callback(self._answered)
+        KEEPERS(self.peer, KEEPER_ID).tally().add_callback(self._answered)
 
     def _answered(self, answer: Future) -> None:
         if answer.error is None:

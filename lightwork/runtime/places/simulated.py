@@ -81,7 +81,7 @@ class SimulatedTable(Table):
         self._queue: deque[Call] = deque()
         self._deliver = self._arrive
 
-    def ask(self, ref: Ref, method: str, *args: Any) -> Future:
+    def ask(self, ref: Ref, method: str, args: tuple[Any, ...]) -> Future:
         self.messages += 1
         kernel = self.kernel
         current = kernel.current
