@@ -31,7 +31,8 @@ from lightwork.runtime.table import KEEPER_ID, KEEPERS, Table
 
 if TYPE_CHECKING:
     from lightwork.runtime.line import Line
-    from lightwork.runtime.mesh import Mesh, Peer
+    from lightwork.runtime.mesh import Mesh
+    from lightwork.runtime.peer import Peer
 
 __all__ = ["Actors", "Count", "Here", "Ref"]
 
@@ -74,7 +75,8 @@ class Actors:
         life: int,
     ) -> Actors:
         """As a process that is one of the places sees them. life: how often it has been started before."""
-        from lightwork.runtime.mesh import Mesh, Peer
+        from lightwork.runtime.mesh import Mesh
+        from lightwork.runtime.peer import Peer
         from lightwork.runtime.places.elsewhere import Elsewhere
 
         actors = cls.__new__(cls)

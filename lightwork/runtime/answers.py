@@ -15,7 +15,7 @@ from lightwork.runtime.futures import CancelledError, Future, Task
 
 if TYPE_CHECKING:
     from lightwork.runtime.kernel import Kernel
-    from lightwork.runtime.mesh import Peer
+    from lightwork.runtime.peer import Peer
 
 Key = int | tuple[int, int]
 """Of a future: (the place whose number it has, number); there, the number alone."""
@@ -80,13 +80,9 @@ class Held(ref[Answer]):
     __slots__ = ("count", "key", "peer")
 
     def __init__(self, answer: Answer, gone: Callable[[Any], object]) -> None:
-        super().__init__(answer, gone)
         self.key = answer.key
         self.peer = answer.peer
         self.count = answer.count
-
-    def __new__(cls, answer: Answer, gone: Callable[[Any], object]) -> Held:
-        return super().__new__(cls, answer, gone)
 
 
 class Owned:

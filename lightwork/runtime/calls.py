@@ -19,6 +19,7 @@ class Call(Task):
     """
 
     __slots__ = ("actor", "args", "id", "method", "table")
+    coro: Coroutine[Any, Any, Any] | None  # type: ignore[assignment]
 
     def __init__(self, kernel: Kernel, table: Table, id: int, method: str, args: tuple[Any, ...]) -> None:
         self.kernel = kernel

@@ -101,7 +101,7 @@ class Future:
             if error is not None:
                 kernel.unobserved(self)
             return
-        for waiter in waiters if type(waiters) is list else (waiters,):
+        for waiter in waiters if isinstance(waiters, list) else (waiters,):
             if isinstance(waiter, Task):
                 kernel.call_soon(kernel.step, waiter, value, error)
             else:
@@ -112,7 +112,7 @@ class Future:
         waiters = self._waiters
         if waiters is None:
             self._waiters = waiter
-        elif type(waiters) is list:
+        elif isinstance(waiters, list):
             waiters.append(waiter)
         else:
             self._waiters = [waiters, waiter]

@@ -25,7 +25,8 @@ from lightwork.runtime.child import outlive_signals
 from lightwork.runtime.clock import Moment, WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.line import Line, Link
-from lightwork.runtime.mesh import Mesh, Peer
+from lightwork.runtime.mesh import Mesh
+from lightwork.runtime.peer import Peer
 
 importing = False
 """Whether this is a host that imports the program: it must not start hosts of its own."""

@@ -92,7 +92,7 @@ class Mesh:
             return owned.future
         key: Key = number if caller == self.number else (caller, number)
         held = self._held.get(key)
-        answer = self.awaited.get(key) or (held and held())
+        answer = self.awaited.get(key) or (None if held is None else held())
         if answer is None:
             answer = Answer(self.kernel, self.peers[owner], key)
             self.hold(answer)
@@ -112,7 +112,7 @@ class Mesh:
     def refuse(self, key: Key, error: Exception) -> None:
         """A message could not be sent."""
         held = self._held.pop(key, None)
-        answer = self.awaited.pop(key, None) or (held and held())
+        answer = self.awaited.pop(key, None) or (None if held is None else held())
         if answer is not None:
             answer.count = 0
             answer.end(None, error)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from lightwork.errors import SpecError
+from lightwork.runtime.calls import Call
 from lightwork.runtime.mailbox import ABSENT, BITS, MAX_PLACES, Mailbox
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def save(table: Table) -> list[Saved]:
     for creator, row in enumerate(table.rows[:MAX_PLACES]):
         for i, entry in enumerate(row):
             id = i << BITS | creator
-            if type(entry) is Mailbox or type(entry) is table.busy:
-                if type(entry) is table.busy or entry.call is not None or entry.waiting:
+            if isinstance(entry, Mailbox | Call):
+                if isinstance(entry, Call) or entry.call is not None or entry.waiting:
                     raise SpecError(
                         f"{table.describe(id)} is busy", expected="idle actors only", fix="await its futures"
                     )

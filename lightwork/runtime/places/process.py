@@ -9,7 +9,7 @@ from lightwork.runtime.child import start_process
 
 if TYPE_CHECKING:
     from lightwork.runtime.actors import Actors
-    from lightwork.runtime.mesh import Peer
+    from lightwork.runtime.peer import Peer
     from lightwork.runtime.places._hosted import Hosted
 
 

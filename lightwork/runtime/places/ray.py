@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lightwork.runtime.actors import Actors
-    from lightwork.runtime.mesh import Peer
+    from lightwork.runtime.peer import Peer
     from lightwork.runtime.places._hosted import Hosted
 
 

@@ -57,6 +57,7 @@ class SimulatedCall(Call):
     """One whose result takes its time to come back; the actor is free meanwhile. beside: of the same host."""
 
     __slots__ = ("beside",)
+    beside: bool
 
     def answer(self, value: Any, error: BaseException | None) -> None:
         assert isinstance(self.table, SimulatedTable)
