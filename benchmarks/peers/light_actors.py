@@ -190,33 +190,42 @@ def _ray_places() -> Iterator[Callable[[], float] | None]:
         yield ours
 
 
+class RayPeer:
+    """Two actors of Ray (a thousand would take 50 GB), driven by a process of their own."""
+
+    def __init__(self) -> None:
+        import ray
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        kind = ray.remote(num_cpus=0)(Adder)
+        self.actors = [kind.remote(0) for _ in range(2)]
+
+    def us_per_call(self) -> float:
+        import ray
+
+        begun, calls = tree_s(), CALLS // 20
+        for _ in range(calls // 1000):
+            ray.get([self.actors[i % 2].add.remote(1) for i in range(1000)])
+        return 1e6 * (tree_s() - begun) / calls
+
+    def end(self) -> None:
+        import ray
+
+        ray.shutdown()
+
+
 @contextmanager
 def _ray_actors() -> Iterator[Callable[[], float] | None]:
-    """Two actors of Ray: a thousand would take 50 GB."""
     if not _has_ray():
         yield None
         return
-    import ray
-
-    joined = ray.is_initialized()
-    if not joined:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(num_cpus=4, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    kind = ray.remote(num_cpus=0)(Adder)
-    actors = [kind.remote(0) for _ in range(2)]
-    calls = CALLS // 20
-
-    def theirs() -> float:
-        begun = tree_s()
-        for _ in range(calls // 1000):
-            ray.get([actors[i % 2].add.remote(1) for i in range(1000)])
-        return 1e6 * (tree_s() - begun) / calls
-
-    yield theirs
-    for actor in actors:
-        ray.kill(actor)
-    if not joined:
-        ray.shutdown()
+    kernel = Kernel(WallClock())
+    place = Process("ray's driver")
+    with Actors(kernel, [place]) as actors:
+        peer = actors.create(RayPeer, on=place)
+        yield lambda: float(kernel.run(kernel.gather(peer.us_per_call()))[0])
+        kernel.run(kernel.gather(peer.end()))
 
 
 def _has_ray() -> bool:
@@ -237,7 +246,8 @@ def _agentscope(options: argparse.Namespace) -> None:
 
     def theirs() -> float:
         told = subprocess.run([python, script], check=True, capture_output=True, text=True).stdout
-        return float(json.loads(told.splitlines()[-1])["us_per_call"])
+        row = next(line for line in told.splitlines() if line.startswith("{"))  # beside its log
+        return float(json.loads(row)["us_per_call"])
 
     with _processes([Process(), Process()]) as ours:
         _pairs("actor_call_elsewhere", "agentscope", min(3, options.pairs), ours, theirs, batch=BATCH)

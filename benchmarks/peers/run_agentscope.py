@@ -27,8 +27,8 @@ class Adder(AgentBase):
         self.total = 0
 
     def reply(self, x: Msg | None = None) -> Msg:
-        self.total += x.content if x is not None else 0
-        return Msg(name=self.name, role="assistant", content=self.total)
+        self.total += int(x.content) if x is not None else 0
+        return Msg(name=self.name, role="assistant", content=str(self.total))
 
 
 def cpu_s() -> float:
@@ -56,12 +56,12 @@ def main() -> None:
     launcher = RpcAgentServerLauncher(host="localhost", port=12010, local_mode=True, agent_dir=__file__)
     launcher.launch(in_subprocess=True)
     agents = [Adder(f"adder {i}").to_dist(host="localhost", port=12010) for i in range(2)]
-    message = Msg(name="main", role="user", content=1)
+    message = Msg(name="main", role="user", content="1")
     for agent in agents:
         _ = agent(message).content
     begun = cpu_s()
     answers = [agents[i % 2](message) for i in range(CALLS)]
-    total = sum(answer.content for answer in answers)
+    total = sum(int(answer.content) for answer in answers)
     print(json.dumps({"us_per_call": 1e6 * (cpu_s() - begun) / CALLS, "total": total}))
     launcher.shutdown()
 
