@@ -31,7 +31,7 @@ from lightwork.runtime.garbage import rarely
 from lightwork.runtime.places.process import Process
 from lightwork.runtime.places.ray import Ray
 
-ACTORS, CALLS, BATCH = 1000, 100_000, 10_000
+ACTORS, CALLS, BATCH = 1000, 100_000, 1000
 MEMORY = 100_000
 
 
