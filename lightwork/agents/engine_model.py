@@ -103,6 +103,8 @@ class EngineModel:
             sampling=how,
             stop_ids=self._ends,
             constraint=held,
+            tenant=request.tenant,
+            priority=request.priority,
         )
 
     def prompt(self, request: ChatRequest) -> list[int]:
