@@ -81,7 +81,9 @@ def run(program: Program, errand: Errand, profile: Profile, tool_s: float) -> Sp
     toolbox = Toolbox.of(
         kernel,
         [
-            _tool("search", "Looks it up in an encyclopedia.", lambda query: query.ljust(PARAGRAPH, "."), tool_s),
+            _tool(
+                "search", "Looks it up in an encyclopedia.", lambda query: query.ljust(PARAGRAPH, "."), tool_s
+            ),
             _tool("calculate", "Calculates.", lambda what, context: ENTITY.format(1), tool_s),
         ],
     )
