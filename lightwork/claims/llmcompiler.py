@@ -171,7 +171,7 @@ _speedup("speedup over ReAct, LLaMA-2", 2.27, "LLaMA-2 70B", REACT, COMPILER, "P
 def cost(lab: Lab) -> Measured:
     react, compiler = (gpt().spent(program, Errand(8)) for program in (REACT, COMPILER))
     used = [f"{spent.usage.prompt} in, {spent.usage.completion} out" for spent in (react, compiler)]
-    return Measured(react.cost / compiler.cost, f"{used[0]} and {used[1]}; no examples in the prompts")
+    return Measured(react.cost / compiler.cost, f"{used[0]} and {used[1]}; no examples in our prompts")
 
 
 # -- for real
