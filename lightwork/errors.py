@@ -12,6 +12,8 @@ LightworkError              says what was wrong, what was expected, what to do
 ├── NotReadyError           the server takes no requests; another one may (HTTP 503)
 ├── RemoteError             another server cannot be reached, went away, or failed
 ├── MissingExtraError       an optional dependency is not installed
+├── ActorLostError          an actor was killed, or is not there any more
+│   └── HostLostError       with all others of its place
 ├── DeadlockError           nothing can run, and something still waits
 └── InvariantError          lightwork broke a law of its own: a bug, please report it
 """
@@ -94,6 +96,14 @@ class MissingExtraError(LightworkError):
             expected=f"the extra {extra!r}",
             fix=f'pip install "lightwork[{extra}]"',
         )
+
+
+class ActorLostError(LightworkError):
+    """What an actor was asked has no answer: it was killed."""
+
+
+class HostLostError(ActorLostError):
+    """The process that an actor lived in is gone."""
 
 
 class DeadlockError(LightworkError):

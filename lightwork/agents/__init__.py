@@ -10,6 +10,9 @@ tool.py        `Tool`, `Toolbox`: the one place where calls are checked, limited
 functions.py   tools from Python functions, by their signatures.py; mcp_client.py: from MCP servers;
                mcp_server.py: ours for MCP clients
 context.py     what a program works with, and its budget
+population.py  who there is: a configuration, exact counts, attributes; personas.py makes somebody of them
+society.py     where agents live: environments, events, `Group`
+number_game.py a game for a million: its players, their models, and simulate.py, which plays it anywhere
 programs/      how a question becomes an answer; the interface is `Program.run(context, question)`
 worlds/        generators of episodes: a prompt, its tools, the right answer, and a judge
 

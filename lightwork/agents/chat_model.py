@@ -140,6 +140,10 @@ class ChatStream:
             self._whole.fail(error)
             self._ring()
 
+    def when_done(self, fn: Callable[[], object]) -> None:
+        """Call fn() once there is a reply, or an error."""
+        self._whole.add_callback(lambda whole: fn())
+
     def cancel(self) -> Reply:
         """Nothing more is wanted: make the model stop. Returns what had come."""
         if not self._whole.done:

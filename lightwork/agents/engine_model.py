@@ -69,6 +69,7 @@ class EngineModel:
         output = TextOutput(self.tokenizer, request.stop, self._ends)
         try:
             sink = _Sink(ReplyWriter(request, stream), output, self._script)
+            says = self._script.tokens(request) if self._script is not None else []
             seqs = self.engine.submit(self.engine_request(request), sink)
         except Exception as error:
             stream.fail(error)
@@ -76,7 +77,7 @@ class EngineModel:
         if self._running is None:
             self._running = kernel.spawn(self.engine.run(), name=f"engine of {self.name}")
         if self._script is not None:
-            self._script.play(seqs[0], request)
+            self._script.says[seqs[0].id] = says  # before the engine's next step
         stream.stop = partial(self._cancel, sink, seqs)
         return stream
 
@@ -153,7 +154,7 @@ class _Sink:
     def finish(self, seq: Seq, reason: FinishReason, error: Exception | None) -> None:
         usage = Usage(seq.prompt_len, seq.num_output, seq.cached)
         if self._script is not None:
-            self._script.forget(seq)
+            self._script.says.pop(seq.id, None)
         if reason in ("stop", "length"):
             self._writer.push(self._output.flush())
             self._writer.end("stop" if reason == "stop" else "length", usage, tuple(self._picks))
@@ -165,23 +166,20 @@ class _Sink:
 
 
 class PlayedScript:
-    """What the sequences of a simulated engine say: a policy, played when each begins."""
+    """What the sequences of a simulated engine say: a policy, played when each begins. says: the tokens of
+    those that have begun, by their id."""
 
     def __init__(self, policy: Policy, tokenizer: Tokenizer) -> None:
+        self.says: dict[int, list[int]] = {}
         self._policy, self._tokenizer = policy, tokenizer
-        self._said: dict[int, list[int]] = {}
         self._end = min(tokenizer.eos_ids)
 
-    def play(self, seq: Seq, request: ChatRequest) -> None:
-        """Before the engine's next step."""
-        self._said[seq.id] = [*self._tokenizer.encode(play(self._policy, request)), self._end]
-
-    def forget(self, seq: Seq) -> None:
-        self._said.pop(seq.id, None)
+    def tokens(self, request: ChatRequest) -> list[int]:
+        return [*self._tokenizer.encode(play(self._policy, request)), self._end]
 
     def __call__(self, seq: Seq, position: int) -> int:
-        said, at = self._said.get(seq.id, ()), position - seq.prompt_len
-        return said[at] if at < len(said) else self._end
+        says, at = self.says.get(seq.id, ()), position - seq.prompt_len
+        return says[at] if at < len(says) else self._end
 
 
 def open_model(

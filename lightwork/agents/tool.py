@@ -49,9 +49,14 @@ class Tool:
         """As a ChatRequest lists it."""
         return {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
 
+    @property
+    def names(self) -> list[str]:
+        """Of its parameters, in their order."""
+        return [*self.parameters.get("properties", {})]
+
     def bind(self, values: Sequence[Any]) -> dict[str, Any]:
         """Arguments by position as arguments by name. Raises UsageError if there are too many."""
-        names = [*self.parameters.get("properties", {})]
+        names = self.names
         if len(values) > len(names):
             raise UsageError(
                 f"{self.name} was given {len(values)} arguments", expected=f"({', '.join(names)})"
@@ -81,10 +86,13 @@ class Observation:
 
 @dataclass(slots=True)
 class Toolbox:
-    """The tools of a program, on one kernel. Raises SpecError if two have one name."""
+    """The tools of a program, on one kernel. told: called with each observation when it is there. Raises
+    SpecError if two have one name.
+    """
 
     kernel: Kernel
     tools: Mapping[str, Tool]
+    told: Callable[[Observation], object] | None = None
     calls: int = field(default=0, init=False)
     _slots: dict[str, Slots] = field(default_factory=dict, init=False)
 
@@ -103,7 +111,13 @@ class Toolbox:
     def call(self, call: ToolCall) -> Future:
         """Start it; the future's value is its Observation, whatever happens."""
         self.calls += 1
-        return self.kernel.spawn(self._observe(call), name=f"{call.name} {call.id}")
+        return self.kernel.spawn(self._tell(call), name=f"{call.name} {call.id}")
+
+    async def _tell(self, call: ToolCall) -> Observation:
+        observation = await self._observe(call)
+        if self.told is not None:
+            self.told(observation)
+        return observation
 
     async def _observe(self, call: ToolCall) -> Observation:
         tool = self.tools.get(call.name)
@@ -120,7 +134,8 @@ class Toolbox:
             return Observation(call, error=str(late), note=str(note))
         finally:
             if self.kernel.trace is not None:
-                self.kernel.trace.add(Span("tools", "tool", call.name, start_s, self.kernel.now()))
+                end_s, about = self.kernel.now(), {"id": call.id}
+                self.kernel.trace.add(Span("tools", "tool", call.name, start_s, end_s, args=about))
         return Observation(call, tried.value, tried.error, str(note), tried.told)
 
     async def _carry_out(self, tool: Tool, call: ToolCall, note: Note) -> Tried:

@@ -27,6 +27,7 @@ WITHOUT = {
     "compression": "it changes numbers; its claim tells what they cost",
     "hop": "it needs blocks of several models; lightwork claims blockllm simulates it",
     "layout": "it changes which blocks lie side by side; its claim counts the copies",
+    "program": "it needs a model that answers; lightwork agent draws its calls",
     "precision": "it changes numbers; serve prints what they cost in perplexity",
     "predictor": "it needs routes of a trained mixture; its claim counts what it foresees",
     "skip": "it changes which experts compute; its claim counts them",
