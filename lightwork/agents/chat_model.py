@@ -24,11 +24,14 @@ Reason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A model's wish to call a tool. id: what the observation refers to. arguments: by parameter name."""
+    """A model's wish to call a tool. id: what the observation refers to. arguments: by parameter name. raw:
+    what the model wrote for them, where that is no JSON object; they are empty then, and Toolbox refuses.
+    """
 
     id: str
     name: str
     arguments: Mapping[str, Any]
+    raw: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,10 @@ class Message:
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
     """What a model is asked. tools: their schemas as OpenAI writes them ({"name", "description",
-    "parameters"}). stop: strings that end the reply and are not part of it. logprobs: how many alternatives
-    of each token are wanted. prefix: how the reply begins; the model writes on from there.
+    "parameters"}; with "strict": True arguments are held to that). stop: strings that end the reply and are
+    not part of it. logprobs: how many alternatives of each token are wanted. prefix: how the reply begins;
+    the model writes on from there, and its text is what follows. tenant, priority: on whose behalf and how
+    soon, for schedulers that ask.
     """
 
     messages: tuple[Message, ...]
@@ -56,6 +61,8 @@ class ChatRequest:
     seed: int = 0
     logprobs: int = 0
     prefix: str = ""
+    tenant: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """picks: its tokens with log-probabilities, where the model tells them."""
+    """calls: those of the prefix, too. reason: "tool_calls" where it ended with some. picks: its tokens,
+    where the model tells them, with log-probabilities if they were asked for.
+    """
 
     text: str
     calls: tuple[ToolCall, ...] = ()
@@ -100,7 +109,7 @@ class ChatModel(Protocol):
 class ChatStream:
     """A reply as it comes. A model calls push, then end or fail, on the kernel's thread; one reader reads.
 
-    stop: what `cancel` calls, once, to make the model stop.
+    stop: what `cancel` calls, once, to make the model stop; it may end the stream with more than its text.
     """
 
     kernel: Kernel
@@ -131,12 +140,16 @@ class ChatStream:
             self._whole.fail(error)
             self._ring()
 
+    def when_done(self, fn: Callable[[], object]) -> None:
+        """Call fn() once there is a reply, or an error."""
+        self._whole.add_callback(lambda whole: fn())
+
     def cancel(self) -> Reply:
         """Nothing more is wanted: make the model stop. Returns what had come."""
         if not self._whole.done:
-            self.end(Reply("".join(self._text), reason="length"))
             if self.stop is not None:
                 self.stop()
+            self.end(Reply("".join(self._text), reason="length"))
         reply: Reply = self._whole.result()
         return reply
 

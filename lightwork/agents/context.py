@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
@@ -10,6 +10,7 @@ from lightwork.agents.chat_model import ChatModel, ChatRequest, ChatStream, Mess
 from lightwork.agents.tool import Observation, Toolbox
 from lightwork.errors import CapacityError, SpecError
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.trace import Span
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,14 +35,20 @@ class Result:
     turns: int = 0
 
 
+def _silent(text: str) -> None:
+    """Shown to nobody."""
+
+
 @dataclass(slots=True)
 class Context:
-    """models: by role; "" is whoever has none of its own."""
+    """models: by role; "" is whoever has none of its own. says: shown what models write, as they
+    write it."""
 
     kernel: Kernel
     models: Mapping[str, ChatModel]
     tools: Toolbox
     budget: Budget = field(default_factory=Budget)
+    says: Callable[[str], object] = _silent
     usage: Usage = field(default_factory=Usage, init=False)
     turns: int = field(default=0, init=False)
     start_s: float = field(default=0.0, init=False)
@@ -53,7 +60,11 @@ class Context:
         """One turn of the model of this role, counted. Raises CapacityError if the budget has no more."""
         self.check()
         self.turns += 1
-        return self._model(role).stream(request)
+        stream, begin_s = self._model(role).stream(request), self.kernel.now()
+        if (trace := self.kernel.trace) is not None:
+            who = role or "model"
+            stream.when_done(lambda: trace.add(Span("model", "turn", who, begin_s, self.kernel.now())))
+        return stream
 
     async def ask(self, request: ChatRequest, role: str = "") -> Reply:
         """The whole reply of one turn."""

@@ -6,32 +6,32 @@ deadline, an answer too long. Nothing a tool does ends a program.
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
 from lightwork._listing import nearest
 from lightwork.agents.chat_model import ToolCall
-from lightwork.errors import LightworkError, SpecError, UsageError
-from lightwork.runtime.effects import Acquire, Release
-from lightwork.runtime.futures import Future
+from lightwork.agents.quiet import Note
+from lightwork.agents.shown_values import shown
+from lightwork.agents.tool_runs import Slots, Tried, start
+from lightwork.errors import SpecError, UsageError
+from lightwork.runtime.futures import CancelledError, Future
 from lightwork.runtime.kernel import Kernel
-from lightwork.runtime.resources import Store
 from lightwork.runtime.trace import Span
 
 ToolEffect = Literal["pure", "read", "write", "irreversible"]
 """What a call changes: nothing and the answer is always the same; nothing; something; for good."""
-LONGEST_ANSWER = 1 << 20
-"""Characters of an observation; a longer answer is cut, and says so."""
+SHOWN = 500
+"""Characters of what a model wrote that cannot be read, as it is told of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
     """parameters: JSON schema of its arguments, an object. fn: called with them by name; it may be `async`,
     then it awaits kernel futures and effects. limit: calls at once, 0 any number. deadline_s: after which a
-    call is given up. cost_s: what a call takes on a virtual clock, where fn runs at once.
+    call is given up, inf: never. cost_s: what a call takes on a virtual clock, where fn runs at once.
     inline: fn is over before a thread would wake, and runs on the kernel's own.
     """
 
@@ -49,9 +49,14 @@ class Tool:
         """As a ChatRequest lists it."""
         return {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
 
+    @property
+    def names(self) -> list[str]:
+        """Of its parameters, in their order."""
+        return [*self.parameters.get("properties", {})]
+
     def bind(self, values: Sequence[Any]) -> dict[str, Any]:
         """Arguments by position as arguments by name. Raises UsageError if there are too many."""
-        names = [*self.parameters.get("properties", {})]
+        names = self.names
         if len(values) > len(names):
             raise UsageError(
                 f"{self.name} was given {len(values)} arguments", expected=f"({', '.join(names)})"
@@ -61,31 +66,35 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What became of a call. value: what the tool returned, as it is. error: "" if it went well."""
+    """What became of a call. value: what the tool returned, as it is. error: "" if it went well. note: what
+    it printed. told: the value as a model reads it, where that has been formatted already.
+    """
 
     call: ToolCall
     value: Any = None
     error: str = ""
+    note: str = ""
+    told: str | None = None
 
     @property
     def text(self) -> str:
         """As a model reads it."""
         if self.error:
             return f"error: {self.error}"
-        text = self.value if isinstance(self.value, str) else _json(self.value)
-        if len(text) <= LONGEST_ANSWER:
-            return text
-        return f"{text[:LONGEST_ANSWER]} ... (cut: {len(text):,} characters, {LONGEST_ANSWER:,} are shown)"
+        return shown(self.value) if self.told is None else self.told
 
 
 @dataclass(slots=True)
 class Toolbox:
-    """The tools of a program, on one kernel. Raises SpecError if two have one name."""
+    """The tools of a program, on one kernel. told: called with each observation when it is there. Raises
+    SpecError if two have one name.
+    """
 
     kernel: Kernel
     tools: Mapping[str, Tool]
+    told: Callable[[Observation], object] | None = None
     calls: int = field(default=0, init=False)
-    _slots: dict[str, Store] = field(default_factory=dict, init=False)
+    _slots: dict[str, Slots] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, kernel: Kernel, tools: Iterable[Tool]) -> Toolbox:
@@ -102,42 +111,55 @@ class Toolbox:
     def call(self, call: ToolCall) -> Future:
         """Start it; the future's value is its Observation, whatever happens."""
         self.calls += 1
-        return self.kernel.spawn(self._observe(call), name=f"{call.name} {call.id}")
+        return self.kernel.spawn(self._tell(call), name=f"{call.name} {call.id}")
+
+    async def _tell(self, call: ToolCall) -> Observation:
+        observation = await self._observe(call)
+        if self.told is not None:
+            self.told(observation)
+        return observation
 
     async def _observe(self, call: ToolCall) -> Observation:
         tool = self.tools.get(call.name)
         if tool is None:
             known = nearest(call.name, self.tools) or ", ".join([*self.tools][:8])
             return Observation(call, error=f"there is no tool {call.name!r}; there is {known}")
-        start_s = self.kernel.now()
-        if tool.limit:
-            slots = self._slots.setdefault(tool.name, Store(tool.name, tool.limit))
-            await Acquire(slots, 1)
+        if call.raw:
+            why = f"the arguments of {call.name} are no JSON object: {call.raw[:SHOWN]}"
+            return Observation(call, error=why)
+        start_s, note = self.kernel.now(), Note()
         try:
-            value = await self.kernel.timeout(self._start(tool, call), tool.deadline_s)
-        except TimeoutError:
-            return Observation(call, error=f"{call.name} did not answer in {tool.deadline_s:g} s")
-        except LightworkError as error:
-            return Observation(call, error=str(error))
-        except Exception as error:
-            return Observation(call, error=f"{call.name} failed: {type(error).__name__}: {error}")
+            tried = await self._carry_out(tool, call, note)
+        except TimeoutError as late:
+            return Observation(call, error=str(late), note=str(note))
         finally:
-            if tool.limit:
-                await Release(slots, 1)
             if self.kernel.trace is not None:
-                self.kernel.trace.add(Span("tools", "tool", call.name, start_s, self.kernel.now()))
-        return Observation(call, value)
+                end_s, about = self.kernel.now(), {"id": call.id}
+                self.kernel.trace.add(Span("tools", "tool", call.name, start_s, end_s, args=about))
+        return Observation(call, tried.value, tried.error, str(note), tried.told)
 
-    def _start(self, tool: Tool, call: ToolCall) -> Future:
-        if inspect.iscoroutinefunction(tool.fn):
-            return self.kernel.spawn(tool.fn(**call.arguments), name=tool.name)
-        if tool.inline:
-            return self.kernel.attempt(lambda: tool.fn(**call.arguments))
-        return self.kernel.offload(lambda: tool.fn(**call.arguments), cost_s=tool.cost_s)
+    async def _carry_out(self, tool: Tool, call: ToolCall, note: Note) -> Tried:
+        """Raises TimeoutError if there is no answer in time, saying why."""
+        slots = self._slots.get(tool.name)
+        if slots is None and tool.limit:
+            slots = self._slots[tool.name] = Slots(self.kernel, tool.name, tool.limit)
+        if slots is not None:
+            await slots.take(tool.deadline_s)
+        running = start(self.kernel, tool, call.arguments, note)
+        if slots is not None:
+            running.ended.add_callback(lambda ended: slots.give())
+        try:
+            tried: Tried = await self._within(tool.deadline_s, running.answer)
+        except TimeoutError:
+            raise TimeoutError(f"{tool.name} did not answer in {tool.deadline_s:g} s") from None
+        return tried
 
-
-def _json(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        return str(value)
+    async def _within(self, deadline_s: float, answer: Future) -> Any:
+        """An answer is given up with its caller."""
+        if deadline_s < inf:
+            return await self.kernel.timeout(answer, deadline_s)
+        try:
+            return await answer
+        except CancelledError:
+            self.kernel.cancel(answer)
+            raise

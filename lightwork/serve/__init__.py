@@ -19,6 +19,8 @@ workers.py     a model as processes, tensor-parallel ranks and pipeline stages; 
 plan.py        a model, a place and techniques, put together; values nobody set are derived, with a reason
 opening.py     the engine of a plan on this machine; simulated.py: on the virtual clock
 offline.py     `LLM`: prompts in, texts out, on the caller's thread
+text.py        tokens to text while they arrive; calls.py: calls of tools in it; call_grammar.py: the grammar
+               that holds a model to them
 service.py     an engine on its own thread, for callers that live in asyncio
 http/          the OpenAI-compatible server
 

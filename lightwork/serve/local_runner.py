@@ -22,9 +22,7 @@ from lightwork.serve.schedulers import Step
 from lightwork.serve.scores import LogitScores
 
 if TYPE_CHECKING:
-    from lightwork.models import Model
-    from lightwork.models.compiled import CompiledModel
-    from lightwork.models.encoder_decoder import EncoderDecoder
+    from lightwork.models.spec import ModelSpec
 
 
 BRIEF_S = 0.01
@@ -44,6 +42,22 @@ class _States(Protocol):
     def last_state(self, rows: Rows, kv: Any) -> NDArray[np.float32]: ...
 
 
+class Forward(Protocol):
+    """What computes steps: `Model`, `CompiledModel`, `EncoderDecoder`.
+
+    new_kv, new_host_kv: memory for keys and values, which has copy, pull and discard. logits: (rows, that
+    memory) -> float32 [N, V], keys and values written. shared_keys: see `Step.shared`, of the last call.
+    """
+
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def shared_keys(self) -> Sequence[int]: ...
+    def new_kv(self, num_blocks: int, block_size: int, *, shared: int | None = None) -> Any: ...
+    def new_host_kv(self, num_blocks: int, block_size: int) -> Any: ...
+    def logits(self, rows: Rows, kv: Any) -> NDArray[np.float32]: ...
+
+
 class LocalRunner:
     """Runs one step at a time, long ones on a worker thread: the kernel's stays free for requests.
 
@@ -58,7 +72,7 @@ class LocalRunner:
     def __init__(
         self,
         kernel: Kernel,
-        model: Model | CompiledModel | EncoderDecoder,
+        model: Forward,
         kv: KVCache,
         shared: int | None = None,
         *,

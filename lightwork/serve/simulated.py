@@ -38,7 +38,7 @@ from lightwork.serve.plan import (
 )
 from lightwork.serve.routers import Router, Seat
 from lightwork.serve.runner import Runner
-from lightwork.serve.simulated_runner import SimulatedRunner
+from lightwork.serve.simulated_runner import Script, SimulatedRunner, dummy_token
 from lightwork.serve.training import Training
 
 MOST_BLOCKS = 1 << 22
@@ -58,12 +58,14 @@ def open_simulated(
     *,
     cluster: Cluster | None = None,
     ids: Iterator[int] | None = None,
+    script: Script = dummy_token,
     **parts: Any,
 ) -> tuple[Engine | Fleet, list[Setting]]:
     """The engine that a plan describes, or the engines behind its router.
 
-    cluster: other than the plan's place says. ids: of sequences. parts: what else `Engine` takes. Raises
-    SpecError for an unknown place or model, CapacityError if the model does not fit there.
+    cluster: other than the plan's place says. ids: of sequences. script: what they say. parts: what else
+    `Engine` takes. Raises SpecError for an unknown place or model, CapacityError if the model does not fit
+    there.
     """
     chosen = plan.techniques()
     spec, cluster = read_shape(plan.model), cluster or parse_place(plan.on)
@@ -90,7 +92,9 @@ def open_simulated(
         if "proposer" in chosen and "predict" not in parts:
             own["predict"] = predicted(price(tp=seat.tp, pp=seat.pp))
             own["forming"] = partial(_priced, cluster, dtype)
-        engine, told = _open(plan, kernel, cost, seat, link_s, int(longest.value), name=name, **own)
+        engine, told = _open(
+            plan, kernel, cost, seat, link_s, int(longest.value), name=name, script=script, **own
+        )
         engines.append(engine)
         of_each.append([*_sizes_told(plan, seats[i], seat), *told])
     settings += of_engines(of_each)
@@ -106,6 +110,7 @@ def _open(
     max_len: int,
     *,
     name: str,
+    script: Script,
     **parts: Any,
 ) -> tuple[Engine, list[Setting]]:
     """One engine."""
@@ -118,6 +123,7 @@ def _open(
         cost,
         depth=seat.pp,
         ahead_s=cost.step_s if plan.depth > 1 else None,
+        script=script,
         rank=seat.rank,
         link_s=link_s,
         host_s=_host_s(spec, cluster, block_bytes, seat),

@@ -6,10 +6,10 @@ names) with its training split, so a score on it is a score on things never seen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 __all__ = ["Episode", "Split", "Verdict", "World"]
 
@@ -29,14 +29,17 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """prompt: what the user says. tools: name to description. gold: the text expected. check: judges any
-    text.
+    """prompt: what the user says. question: that alone, without the tools. tools: name to description. gold:
+    the text expected. check: judges any text. call: carries out a tool, by name and arguments; it may raise
+    UsageError.
     """
 
     prompt: str
+    question: str
     tools: Mapping[str, str]
     gold: str
     check: Callable[[str], Verdict]
+    call: Callable[[str, Sequence[Any]], Any]
 
 
 class World(Protocol):

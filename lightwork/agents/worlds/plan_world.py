@@ -242,4 +242,12 @@ def _episode(prompt: str, names: Mapping[str, str], question: Call, facts: Facts
         why = "another plan" if answer == right else f"the answer is {right}, not {answer}"
         return Verdict(exact=False, answered=answer == right, why=why)
 
-    return Episode(prompt=prompt, tools={name: word for word, name in names.items()}, gold=gold, check=check)
+    words = {name: word for word, name in names.items()}
+    return Episode(
+        prompt=prompt,
+        question=english(question),
+        tools=words,
+        gold=gold,
+        check=check,
+        call=lambda name, args: facts.call(words[name], args),
+    )

@@ -5,8 +5,7 @@ handling.py     what every route does with a request, from its first check to th
 translate.py    a body to engine requests: defaults, limits, fields that are refused by name
 conversation.py messages as chat templates expect them
 constraints.py  the form that a body asks of the reply, or a refusal
-tools.py        whether tools can be offered; tool_grammar.py: the grammar of calls that were demanded
-calls.py        calls in a reply's text, while it arrives
+tools.py        whether tools can be offered; tool_grammar.py: what a body demands of calls
 choices.py      the choices entry of each reply and of each streamed piece
 replies.py      deltas to OpenAI's reply objects, whole or streamed
 completions.py  chat and completions; embeddings.py: embeddings; about.py: models, tokens, health, metrics

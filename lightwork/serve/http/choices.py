@@ -7,8 +7,8 @@ from typing import Any
 
 from lightwork.decode.sampling import Pick
 from lightwork.models.tokenizer import Tokenizer
+from lightwork.serve.calls import CallParser, Piece
 from lightwork.serve.http import replies
-from lightwork.serve.http.calls import CallParser, Piece
 from lightwork.serve.http.schemas import ChatBody, CompletionBody
 from lightwork.serve.sequence import Request
 from lightwork.serve.service import Delta
@@ -54,7 +54,10 @@ class ChatChoices:
         return {"index": at, "delta": new, "logprobs": logprobs, "finish_reason": reason}
 
     def _logprobs(self, picks: Sequence[Pick]) -> dict[str, Any] | None:
-        return replies.chat_logprobs(picks, self._tokenizer) if self._body.logprobs else None
+        if not self._body.logprobs:
+            return None
+        as_ids = self._body.return_tokens_as_token_ids
+        return replies.chat_logprobs(picks, self._tokenizer, as_ids=as_ids)
 
 
 def _told(pieces: Sequence[Piece]) -> tuple[str, list[dict[str, Any]]]:

@@ -21,15 +21,17 @@ def chat_ids(
     variables: Mapping[str, Any],
     *,
     add_special: bool = False,
+    begun: str = "",
 ) -> list[int]:
-    """Token ids of a conversation as the model's template writes it, given these variables beside."""
+    """Token ids of a conversation as the model's template writes it, given these variables beside. begun: how
+    the reply begins."""
     knows_developers = "developer" in (tokenizer.chat_template or "")
     written = [message_dict(m, knows_developers=knows_developers) for m in messages]
     try:
         text = tokenizer.chat_text(written, now=local_date(), **variables)
     except RecursionError:
         raise refused("messages", "or tools nest too deeply", expected="a few levels") from None
-    return encode(text, tokenizer, "messages", add_special=add_special)
+    return encode(text + begun, tokenizer, "messages", add_special=add_special)
 
 
 def encode(text: str, tokenizer: Tokenizer, field: str, *, add_special: bool) -> list[int]:

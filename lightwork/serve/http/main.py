@@ -75,8 +75,10 @@ def load(
     keep_spans: int | None = KEPT_SPANS,
     observers: Sequence[Observer] = (),
     record: Path | None = None,
+    opener: Callable[..., tuple[Engine | Fleet, AnyModel, list[Setting]]] = open_engine,
 ) -> Loaded:
-    """Load a plan's model, start its engine, and make the app. record: a run folder to write.
+    """Load a plan's model, start its engine, and make the app. record: a run folder to write. opener: what
+    makes of plan, kernel and progress what `open_engine` does.
 
     Raises CheckpointError, SpecError.
     """
@@ -88,7 +90,7 @@ def load(
     metrics = Metrics()
     trace = Trace(f"real: {plan.on}", keep=keep_spans, observers=[metrics, *observers])
     kernel = Kernel(WallClock(), trace=trace)
-    engine, model, settings = open_engine(plan, kernel, progress)
+    engine, model, settings = opener(plan, kernel, progress)
     read_s = clock.now() - imported_s
     model.warm_up()
     warm_s = clock.now() - imported_s - read_s

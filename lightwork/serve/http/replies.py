@@ -141,10 +141,12 @@ def token_name(token: int, tokenizer: Tokenizer) -> str:
     return text or f"token_id:{token}"
 
 
-def chat_logprobs(picks: Sequence[Pick], tokenizer: Tokenizer) -> dict[str, Any]:
+def chat_logprobs(picks: Sequence[Pick], tokenizer: Tokenizer, *, as_ids: bool = False) -> dict[str, Any]:
+    """as_ids: tokens are named by their ids, so that two of one text can be told apart."""
+
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
         return {
-            "token": token_name(token, tokenizer),
+            "token": f"token_id:{token}" if as_ids else token_name(token, tokenizer),
             "logprob": logprob,
             "bytes": [*tokenizer.token_bytes(token)],
         }

@@ -157,6 +157,11 @@ class NamedChoice(Lenient):
 
 
 class ChatBody(Body):
+    """continue_final_message: the last message is how the reply begins, and the model writes on from there
+    (vLLM's, which then wants add_generation_prompt: false). return_tokens_as_token_ids: log-probabilities
+    name tokens as token_id:ID (vLLM's).
+    """
+
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: bool = False
@@ -166,6 +171,9 @@ class ChatBody(Body):
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    return_tokens_as_token_ids: bool = False
 
     @property
     def reads_calls(self) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightwork.serve.http.calls import BEGIN, END
+from lightwork.errors import UsageError
+from lightwork.serve.call_grammar import check_template
 from lightwork.serve.http.errors import HttpError, refused
 from lightwork.serve.http.schemas import ChatBody, NamedChoice
 
@@ -19,12 +20,9 @@ def check_tools(body: ChatBody, template: str | None) -> None:
     if isinstance(body.tool_choice, NamedChoice) and body.tool_choice.function.name not in names:
         wrong = body.tool_choice.function.name
         raise refused("tool_choice", f"names {wrong[:80]!r}", expected=" or ".join(names[:20]))
-    if template is not None and body.reads_calls and ("tools" not in template or BEGIN not in template):
-        why = "offers no tools" if "tools" not in template else "writes calls in a form that is not read here"
-        raise HttpError(
-            400,
-            f"tools cannot be used: the chat template of this model {why}",
-            expected=f"a template that uses tools and writes calls as {BEGIN}{{JSON}}{END}",
-            fix='tool_choice "none", or another model',
-            param="tools",
-        )
+    if body.reads_calls:
+        try:
+            check_template(template)
+        except UsageError as error:
+            fix = 'tool_choice "none", or another model'
+            raise HttpError(400, error.wrong, expected=error.expected, fix=fix, param="tools") from error

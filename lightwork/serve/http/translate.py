@@ -22,6 +22,7 @@ from lightwork.serve.http.schemas import (
     ChatBody,
     CompletionBody,
     Lenient,
+    Message,
     Text,
     TokenizeBody,
 )
@@ -87,10 +88,29 @@ def chat_request(body: ChatBody, served: Served) -> Request:
     for name in ("reasoning_effort", "parallel_tool_calls"):
         if getattr(body, name) is not None:
             variables[name] = getattr(body, name)
-    prompt = chat_ids(body.messages, served.tokenizer, variables)
+    messages, begun = _begun(body)
+    prompt = chat_ids(messages, served.tokenizer, variables, begun=begun)
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return _request(body, prompt, asked, logprobs, chat_constraint(body), served)
+
+
+def _begun(body: ChatBody) -> tuple[Sequence[Message], str]:
+    """The messages that are answered, and how the answer begins."""
+    if body.add_generation_prompt is not None and body.add_generation_prompt == body.continue_final_message:
+        raise refused(
+            "add_generation_prompt",
+            f"is {body.add_generation_prompt} and continue_final_message {body.continue_final_message}",
+            expected="one of the two: a reply is begun, or gone on with",
+        )
+    last = body.messages[-1]
+    if not body.continue_final_message:
+        return body.messages, ""
+    if last.role != "assistant" or not isinstance(last.content, str) or last.tool_calls:
+        raise refused(
+            "continue_final_message", "needs a last message to go on with", expected="an assistant's text"
+        )
+    return body.messages[:-1], last.content
 
 
 def _template_variables(body: ChatBody | TokenizeBody) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from lightwork.serve.http.calls import Piece
+from lightwork.serve.calls import Piece
 from lightwork.serve.service import Delta
 
 Event = dict[str, Any]

@@ -6,8 +6,8 @@ import json
 import secrets
 from typing import Any
 
+from lightwork.serve.calls import CallPiece, Piece
 from lightwork.serve.http.adapters import Event
-from lightwork.serve.http.calls import CallPiece, Piece
 from lightwork.serve.service import Delta
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}

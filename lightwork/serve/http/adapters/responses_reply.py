@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
+from lightwork.serve.calls import CallPiece, Piece
 from lightwork.serve.http.adapters import Event
-from lightwork.serve.http.calls import CallPiece, Piece
 from lightwork.serve.service import Delta, Usage
 
 

@@ -11,8 +11,8 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
+from lightwork.serve.calls import CallParser
 from lightwork.serve.http.adapters import Event, Reply
-from lightwork.serve.http.calls import CallParser
 from lightwork.serve.http.completions import event_stream
 from lightwork.serve.http.errors import error_body, invalid_value, log_failure
 from lightwork.serve.http.handling import Handling

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightwork.models import resolve
 from lightwork.models.tokenizer import Tokenizer
-from lightwork.serve.http.calls import BEGIN, END, CallParser, Piece
+from lightwork.serve.calls import BEGIN, END, CallParser, Piece
 from lightwork.serve.http.choices import ChatChoices
 from lightwork.serve.http.replies import Choice
 from lightwork.serve.http.schemas import ChatBody

@@ -30,20 +30,32 @@ class CallPiece(NamedTuple):
 Piece = str | CallPiece
 
 
+def any_id(number: int) -> str:
+    """One that no other call of any conversation has."""
+    return f"call_{secrets.token_hex(12)}"
+
+
 class CallParser:
     """Tells the text and the calls of one reply apart.
 
-    num_calls: begun so far. reads_calls: False where no tools were offered: all is text.
+    num_calls: begun so far. reads_calls: False where no tools were offered: all is text. new_id: of the call
+    of this number.
     """
 
-    def __init__(self, *, reads_calls: bool = True) -> None:
+    def __init__(self, *, reads_calls: bool = True, new_id: Callable[[int], str] = any_id) -> None:
         self.num_calls = 0
+        self._new_id = new_id
         self._reads_calls = reads_calls
         self._held = ""
         self._after_call = False
         self._depth = 0
         self._quoted = self._escaped = False
         self._read: Callable[[], Iterator[Piece]] = self._text
+
+    @property
+    def num_held(self) -> int:
+        """Characters that came and will be told as text, unless they turn out to belong to a call."""
+        return len(self._held) if self._read == self._text else 0
 
     def push(self, text: str) -> list[Piece]:
         """What is certain with this much more of the reply."""
@@ -139,7 +151,8 @@ class CallParser:
 
     def _begin(self, name: str, arguments: str) -> CallPiece:
         self.num_calls += 1
-        return CallPiece(self.num_calls - 1, arguments, f"call_{secrets.token_hex(12)}", name)
+        number = self.num_calls - 1
+        return CallPiece(number, arguments, self._new_id(number), name)
 
     def _complete(self, body: str, otherwise: str) -> Iterator[Piece]:
         """A call in another order of its parts; what is none is shown as it was written."""
