@@ -407,9 +407,9 @@ def test_messages_are_the_arrows_of_the_file(page: Page, url: str, ring: Path):
         assert (ours[1], ours[3]) == pytest.approx((theirs[1], theirs[3]), abs=2e-3)
     strokes = page.evaluate(
         """() => { let n = 0;
-            const curve = CanvasRenderingContext2D.prototype.bezierCurveTo;
-          CanvasRenderingContext2D.prototype.bezierCurveTo = function (...at) { n += 1; curve.apply(this, at); };
-          showWhole(); drawLanes(); CanvasRenderingContext2D.prototype.bezierCurveTo = curve; return n; }"""
+          const canvas = CanvasRenderingContext2D.prototype, curve = canvas.bezierCurveTo;
+          canvas.bezierCurveTo = function (...at) { n += 1; curve.apply(this, at); };
+          showWhole(); drawLanes(); canvas.bezierCurveTo = curve; return n; }"""
     )
     assert strokes == len(arrows)
 
@@ -434,9 +434,11 @@ def test_what_a_live_run_forgets_of_messages_misleads_no_arrow(page: Page, url: 
     page.goto(f"{url}/ui")
     told = page.evaluate(
         """() => { const run = new Run("x");
-            const add = (kind, rank, peer, start_s, end_s) =>
-            run.add({ kind, rank, peer, start_s, end_s, name: kind, bytes: 1, args: { i: start_s } });
-          for (let i = 0; i < 6; i++) { add("send", "0", "1", i, i + 0.2); add("recv", "1", "0", i, i + 2.5); }
+          const add = (kind, rank, peer, start_s, end_s) => run.add(
+              { kind, rank, peer, start_s, end_s, name: kind, bytes: 1, args: { i: start_s } });
+          for (let i = 0; i < 6; i++) {
+              add("send", "0", "1", i, i + 0.2); add("recv", "1", "0", i, i + 2.5);
+          }
           run.add({ kind: "recv", rank: "1", peer: "0", start_s: 9, end_s: 9.5, name: "early", args: {} });
           run.add({ kind: "send", rank: "0", peer: "1", start_s: 8.9, end_s: 9.6, name: "late", args: {} });
           const kept = run.latest(9);
