@@ -1,5 +1,5 @@
-"""Two planners that act in turns: both begin with the built-in planner's weights and learn the same questions,
-one from serial trajectories, the other from the layered ones made of them."""
+"""Two planners that act in turns: both begin as the built-in planner and learn the same questions, one from
+serial trajectories, the other from the layered ones made of them. Ten CPU-minutes together, once."""
 
 from __future__ import annotations
 
