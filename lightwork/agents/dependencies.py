@@ -1,7 +1,7 @@
 """Which steps of a trajectory need what others found out: by where their arguments come from, or by asking.
 
     needs = await Provenance().needs(trajectory)       # {1: {0}, 2: {0}, 3: {1, 2}, 4: {3}}
-    needs = await Judge(model, kernel).needs(trajectory)    # a model says so, as an edge list
+    needs = await Judge(model).needs(trajectory)       # a model says so, as an edge list
 
 Numbers are those of `trajectories`: 0 is the question, 1 to n are calls, n + 1 is the answer.
 """
