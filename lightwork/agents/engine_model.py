@@ -20,7 +20,7 @@ from lightwork.agents.policies import Policy, play
 from lightwork.agents.replies import ReplyWriter, function_dicts, message_dict
 from lightwork.agents.teacher import open_teacher
 from lightwork.decode.sampling import Pick, usual
-from lightwork.errors import LightworkError, NotReadyError, SpecError, UsageError
+from lightwork.errors import NotReadyError, SpecError, UsageError
 from lightwork.models import resolve
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.clock import local_date
@@ -41,9 +41,9 @@ TOKENIZER = "tiny:llama"
 
 
 class EngineModel:
-    """An engine on this kernel, which runs from the first request on. name: as users know it. generation: the model's
-    generation_config.json, for what a request leaves open. script: what a simulated engine's sequences say.
-    closing: what else to end.
+    """An engine on this kernel, which runs from the first request on. name: as users know it. generation: the
+    model's generation_config.json, for what a request leaves open. script: what sequences of a simulated
+    engine say. closing: what else to end.
 
     Replies are held to the schemas of tools that say "strict": True, as by the server. Their picks are always
     told. A reply that is cancelled frees its blocks, and has what had come.
@@ -66,16 +66,18 @@ class EngineModel:
     def stream(self, request: ChatRequest) -> ChatStream:
         kernel = self.engine.kernel
         stream = ChatStream(kernel)
-        sink = _Sink(ReplyWriter(request, stream), TextOutput(self.tokenizer, request.stop, self._ends))
+        output = TextOutput(self.tokenizer, request.stop, self._ends)
         try:
+            sink = _Sink(ReplyWriter(request, stream), output, self._script)
+            says = self._script.tokens(request) if self._script is not None else []
             seqs = self.engine.submit(self.engine_request(request), sink)
-        except LightworkError as error:
+        except Exception as error:
             stream.fail(error)
             return stream
         if self._running is None:
             self._running = kernel.spawn(self.engine.run(), name=f"engine of {self.name}")
         if self._script is not None:
-            self._script.play(seqs[0], request)
+            self._script.says[seqs[0].id] = says  # before the engine's next step
         stream.stop = partial(self._cancel, sink, seqs)
         return stream
 
@@ -101,6 +103,8 @@ class EngineModel:
             sampling=how,
             stop_ids=self._ends,
             constraint=held,
+            tenant=request.tenant,
+            priority=request.priority,
         )
 
     def prompt(self, request: ChatRequest) -> list[int]:
@@ -133,8 +137,8 @@ class EngineModel:
 class _Sink:
     """From an engine's tokens to a reply."""
 
-    def __init__(self, writer: ReplyWriter, output: TextOutput) -> None:
-        self._writer, self._output = writer, output
+    def __init__(self, writer: ReplyWriter, output: TextOutput, script: PlayedScript | None) -> None:
+        self._writer, self._output, self._script = writer, output, script
         self._picks: list[Pick] = []
         self.unwanted = False
 
@@ -149,6 +153,8 @@ class _Sink:
 
     def finish(self, seq: Seq, reason: FinishReason, error: Exception | None) -> None:
         usage = Usage(seq.prompt_len, seq.num_output, seq.cached)
+        if self._script is not None:
+            self._script.says.pop(seq.id, None)
         if reason in ("stop", "length"):
             self._writer.push(self._output.flush())
             self._writer.end("stop" if reason == "stop" else "length", usage, tuple(self._picks))
@@ -160,20 +166,20 @@ class _Sink:
 
 
 class PlayedScript:
-    """What the sequences of a simulated engine say: a policy, played when each begins."""
+    """What the sequences of a simulated engine say: a policy, played when each begins. says: the tokens of
+    those that have begun, by their id."""
 
     def __init__(self, policy: Policy, tokenizer: Tokenizer) -> None:
+        self.says: dict[int, list[int]] = {}
         self._policy, self._tokenizer = policy, tokenizer
-        self._said: dict[int, list[int]] = {}
         self._end = min(tokenizer.eos_ids)
 
-    def play(self, seq: Seq, request: ChatRequest) -> None:
-        """Before the engine's next step."""
-        self._said[seq.id] = [*self._tokenizer.encode(play(self._policy, request)), self._end]
+    def tokens(self, request: ChatRequest) -> list[int]:
+        return [*self._tokenizer.encode(play(self._policy, request)), self._end]
 
     def __call__(self, seq: Seq, position: int) -> int:
-        said, at = self._said[seq.id], position - seq.prompt_len
-        return said[at] if at < len(said) else self._end
+        says, at = self.says.get(seq.id, ()), position - seq.prompt_len
+        return says[at] if at < len(says) else self._end
 
 
 def open_model(

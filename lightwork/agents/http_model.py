@@ -10,7 +10,7 @@ growing one. Settings of the environment, such as proxies, are not looked at.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future as Running
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lightwork.agents.asyncio_thread import AsyncioThread
-from lightwork.agents.chat_model import ChatRequest, ChatStream, Reply, Usage
+from lightwork.agents.chat_model import ChatRequest, ChatStream, Reason, Reply, Usage
 from lightwork.agents.replies import function_dicts, message_dict, next_id, read_call
 from lightwork.decode.sampling import Pick
 from lightwork.errors import (
@@ -65,7 +65,6 @@ class HttpModel:
             )
         self.name = model
         self._kernel, self._url, self._retries = kernel, f"{url.rstrip('/')}/chat/completions", retries
-        self._errors = httpx.HTTPError, httpx.InvalidURL
         self._loop = AsyncioThread(f"lightwork-http {model}")
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.AsyncClient(
@@ -87,13 +86,16 @@ class HttpModel:
         return stream
 
     def close(self) -> None:
-        """Replies under way fail."""
-        self._loop.start(self._client.aclose()).result()
-        self._loop.close()
+        """Replies under way fail. May be called twice."""
+        if not self._loop.closed:
+            self._loop.start(self._client.aclose()).result()
+            self._loop.close()
 
     async def _answer(self, request: ChatRequest, stream: ChatStream, sent: _Sent) -> None:
-        body = request_body(request, self.name)
         try:
+            if self._loop.closed:
+                raise NotReadyError(f"the client of {self._url} was closed", expected="one that is open")
+            body = request_body(request, self.name)
             for tries in range(self._retries + 1):
                 turn = _Turn(request, stream, self._kernel.future("a server's reply"))
                 sent.running = self._loop.start(self._exchange(body, turn))
@@ -107,7 +109,7 @@ class HttpModel:
                 if refused.status not in (429, 503) or tries == self._retries:
                     raise refused.error()
                 await self._kernel.sleep(wait_s(refused.headers, tries, self._kernel.rng(self.name)))
-        except LightworkError as error:
+        except Exception as error:
             stream.fail(error)
 
     async def _exchange(self, body: Mapping[str, Any], turn: _Turn) -> None:
@@ -119,13 +121,16 @@ class HttpModel:
                     content = await response.aread()
                     post(turn.end, _Refused(response.status_code, dict(response.headers), content))
                     return
-                async for line in response.aiter_lines():
-                    if line.startswith("data:"):
-                        post(turn.take, line[5:].strip())
+                rest = b""
+                async for new in response.aiter_bytes():
+                    *lines, rest = (rest + new).split(b"\n")
+                    post(turn.take, [line[5:].strip() for line in lines if line.startswith(b"data:")])
             post(turn.end, None)
-        except self._errors as error:
+        except BaseException as error:
             what = f"{type(error).__name__}: {error}".rstrip(": ")
             post(turn.fail, f"the connection to {self._url} was lost ({what})")
+            if not isinstance(error, Exception):  # cancelled, or closed
+                raise
 
 
 class _Sent:
@@ -150,10 +155,13 @@ class _Turn:
         self._usage = Usage()
         self._picks: list[Pick] = []
 
-    def take(self, data: str) -> None:
-        """An event. One that cannot be read fails the reply."""
-        if data == "[DONE]" or self.ended.done:
-            return
+    def take(self, events: Sequence[bytes]) -> None:
+        """Events that came together. One that cannot be read fails the reply."""
+        for data in events:
+            if data != b"[DONE]" and not self.ended.done:
+                self._take(data)
+
+    def _take(self, data: bytes) -> None:
         try:
             event = json.loads(data)
             if event.get("error"):
@@ -164,7 +172,8 @@ class _Turn:
             for choice in event.get("choices") or ():
                 self._take_choice(choice)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            self.fail(f"the server sent what is no event of a chat ({type(error).__name__}): {data[:SHOWN]}")
+            told = data[:SHOWN].decode(errors="replace")
+            self.fail(f"the server sent what is no event of a chat ({type(error).__name__}): {told}")
 
     def end(self, refused: _Refused | None) -> None:
         if self.ended.done:
@@ -184,14 +193,10 @@ class _Turn:
             read_call(next_id(self._request, i), name, arguments)
             for i, (name, arguments) in enumerate(self._calls[key] for key in sorted(self._calls))
         )
-        reason = "tool_calls" if calls and self._reason != "length" else self._reason
-        return Reply(
-            "".join(self._text),
-            calls,
-            "length" if reason == "length" else "tool_calls" if reason == "tool_calls" else "stop",
-            self._usage,
-            tuple(self._picks),
-        )
+        reason: Reason = "tool_calls" if calls else "stop"
+        if self._reason == "length":
+            reason = "length"
+        return Reply("".join(self._text), calls, reason, self._usage, tuple(self._picks))
 
     def _take_choice(self, choice: Mapping[str, Any]) -> None:
         delta = choice.get("delta") or {}

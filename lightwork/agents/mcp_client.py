@@ -41,7 +41,6 @@ class McpServer:
         self._told, self._deadline_s = told, deadline_s
         self._client: mcp.Client | None = None
         self._ready: Future[list[mcp.types.Tool]] = Future()
-        self._leave = asyncio.Event()
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._thread = AsyncioThread(f"lightwork-mcp {told}")
         self._thread.start(self._hold(transport))
@@ -76,7 +75,7 @@ class McpServer:
             async with Client(transport(self._errors), read_timeout_seconds=self._deadline_s) as client:
                 self._client = client
                 self._ready.set_result(await _list(client))
-                await self._leave.wait()
+                await asyncio.Event().wait()  # until it is cancelled
         except BaseException as error:
             if not self._ready.done():
                 self._ready.set_exception(error)

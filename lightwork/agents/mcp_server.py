@@ -9,8 +9,9 @@ Calls go through a Toolbox, so limits, deadlines, checks and sizes are those of 
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -65,9 +66,10 @@ class ToolServer:
         from mcp.types import CallToolResult, TextContent
 
         seen = await self._observe(ToolCall(f"call_{next(self._ids)}", params.name, params.arguments or {}))
-        content = [TextContent(type="text", text=seen.error or seen.text)]
-        if isinstance(seen.value, dict) and not seen.error:
-            return CallToolResult(content=[*content], structured_content=seen.value)
+        text = seen.error or seen.text
+        content = [TextContent(type="text", text=text)]
+        if isinstance(seen.value, Mapping) and not seen.error and (read := _object(text)) is not None:
+            return CallToolResult(content=[*content], structured_content=read)
         return CallToolResult(content=[*content], is_error=bool(seen.error))
 
     async def _observe(self, call: ToolCall) -> Observation:
@@ -87,6 +89,15 @@ class ToolServer:
 
         self._kernel.post(start)
         return await done
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    """What a client may have as an object: not what was cut."""
+    try:
+        read = json.loads(text)
+    except ValueError:
+        return None
+    return read if isinstance(read, dict) else None
 
 
 def _described(tool: Tool) -> mcp.types.Tool:

@@ -30,7 +30,11 @@ MOST_CHARS = 1 << 20
 
 
 class Choice(NamedTuple):
-    """What may be said next. probability: a weight among the alternatives; their sum need not be 1."""
+    """What may be said next. probability: a weight among the alternatives; their sum need not be 1.
+
+    A model that goes token by token (a TeacherLM) takes alternatives that begin alike together: its most
+    probable token need not be that of the most probable alternative.
+    """
 
     text: str
     probability: float = 1.0

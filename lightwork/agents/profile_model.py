@@ -18,7 +18,7 @@ from lightwork.agents.chat_model import ChatRequest, ChatStream, Reason, Usage
 from lightwork.agents.policies import Policy, play
 from lightwork.agents.replies import ReplyWriter, message_dict
 from lightwork.errors import RangeError
-from lightwork.runtime.effects import Acquire, Release
+from lightwork.runtime.effects import Acquire
 from lightwork.runtime.futures import Task
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.resources import Store
@@ -100,8 +100,8 @@ class ProfileModel:
             await Acquire(self._slots, 1)
             try:
                 await self._say(turn)
-            finally:
-                await Release(self._slots, 1)
+            finally:  # without awaiting: it may be closed here, with its kernel
+                self._slots.release(self._kernel, 1)
         except Exception as error:
             turn.stream.fail(error)
 

@@ -40,7 +40,6 @@ class Note:
 _note: ContextVar[Note | None] = ContextVar("note", default=None)
 _lock = threading.Lock()
 _calls = 0
-_shared: _Shared | None = None
 
 
 class _Shared:
@@ -77,22 +76,19 @@ def collecting(note: Note) -> Iterator[None]:
 
 
 def _enter() -> None:
-    global _calls, _shared
+    global _calls
     with _lock:
         _calls += 1
-        if _shared is None or sys.stdout is not _shared:
-            _shared = _Shared(sys.stdout)
-            sys.stdout = _shared  # type: ignore[assignment]
+        if not isinstance(sys.stdout, _Shared):
+            sys.stdout = _Shared(sys.stdout)
 
 
 def _leave() -> None:
-    global _calls, _shared
+    global _calls
     with _lock:
         _calls -= 1
-        if not _calls and _shared is not None:
-            if sys.stdout is _shared:
-                sys.stdout = _shared.real
-            _shared = None
+        if not _calls and isinstance(sys.stdout, _Shared):
+            sys.stdout = sys.stdout.real
 
 
 class Quietly:

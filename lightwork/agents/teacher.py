@@ -20,6 +20,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,8 +37,10 @@ from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
 from lightwork.serve.engine import Engine
+from lightwork.serve.fleet import Fleet
 from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.plan import BLOCK_SIZE, Plan, Setting, make_engine, make_kv, tier_blocks
+from lightwork.serve.routers import Router
 
 VOICE = "tiny:llama"
 """Whose tokenizer and chat template a teacher has."""
@@ -46,7 +49,7 @@ MAX_LEN, LONGEST = 8192, 1 << 17
 TOKEN_BYTES = 4
 KEPT = 8192
 """Places in texts whose continuations are remembered."""
-KINDS = ("scheduler", "proposer", "verifier", "layout", "tier")
+KINDS = ("scheduler", "proposer", "verifier", "layout", "tier", "router")
 
 
 class TokenPool:
@@ -83,6 +86,9 @@ class _Path(NamedTuple):
     weight: float
 
 
+_Place = tuple[ChatRequest, list[_Path]]
+
+
 class TeacherLM:
     """A model for `LocalRunner`, and what servers ask of one (`AnyModel`).
 
@@ -99,7 +105,7 @@ class TeacherLM:
         self.spec = replace(read_shape(VOICE), max_len=max_len)
         self.generation: dict[str, Any] = {"do_sample": False}
         self._policy = policy
-        self._places: OrderedDict[bytes, tuple[ChatRequest, list[_Path]]] = OrderedDict()
+        self._places: OrderedDict[bytes, _Place] = OrderedDict()
         self._end = min(self.tokenizer.eos_ids)
         [self._begin] = self.tokenizer.encode(BEGIN)
 
@@ -139,22 +145,30 @@ class TeacherLM:
         total = sum(weights.values())
         return {token: float(np.log(weight / total)) for token, weight in weights.items()}
 
-    def _place(self, tokens: NDArray[np.int32]) -> tuple[ChatRequest, list[_Path]]:
-        """What is answered, and the ways on from behind these tokens, one at least."""
+    def _place(self, tokens: NDArray[np.int32]) -> _Place:
+        """What is answered, and the ways on from behind these tokens, one at least: a token on from the place
+        before, or by the text, where somebody else has written in other tokens than the policy would."""
         key = _key(tokens)
         place = self._places.get(key)
         if place is None:
+            ids = tokens.tolist()
             before = self._places.get(_key(tokens[:-1]))
-            place = self._step(before, int(tokens[-1])) if before is not None else None
-            place = self._places[key] = place or self._from_text(tokens)
+            stepped = before and (self._step(before, ids[-1]) or self._by_text(ids))
+            place = self._places[key] = stepped or self._walked(ids)
         self._places.move_to_end(key)
         while len(self._places) > KEPT:
             self._places.popitem(last=False)
         return place
 
-    def _step(
-        self, place: tuple[ChatRequest, list[_Path]], token: int
-    ) -> tuple[ChatRequest, list[_Path]] | None:
+    def _walked(self, ids: list[int]) -> _Place:
+        """The same without knowing a place before."""
+        first = len(ids) - ids[::-1].index(self._begin) if self._begin in ids else len(ids)
+        place = self._by_text(ids[:first])
+        for num in range(first, len(ids)):
+            place = self._step(place, ids[num]) or self._by_text(ids[: num + 1])
+        return place
+
+    def _step(self, place: _Place, token: int) -> _Place | None:
         """One token on; None where no path goes there."""
         request, paths = place
         taken = [path._replace(at=path.at + 1) for path in paths if path.ids[path.at] == token]
@@ -166,18 +180,11 @@ class TeacherLM:
                 on += self._ways(request, path.said, "", path.weight)
         return (request, on) if on else None
 
-    def _from_text(self, tokens: NDArray[np.int32]) -> tuple[ChatRequest, list[_Path]]:
-        """The same without knowing the place before: token by token through the reply, or, where somebody
-        else has written its beginning in other tokens, by its text."""
-        ids = tokens.tolist()
+    def _by_text(self, ids: list[int]) -> _Place:
         request, said = read_conversation(self.tokenizer.decode(ids))
         if request is None:
             return ChatRequest(()), [self._ended(1.0)]
-        place: tuple[ChatRequest, list[_Path]] | None = (request, [*self._ways(request, "", "", 1.0)])
-        for token in ids[len(ids) - ids[::-1].index(self._begin) :]:
-            place = self._step(place, token) if place is not None else None
-        paths = place[1] if place is not None else [*self._ways(request, "", said, 1.0)]
-        return request, paths or [self._ended(1.0)]
+        return request, [*self._ways(request, "", said, 1.0)] or [self._ended(1.0)]
 
     def _ways(self, request: ChatRequest, done: str, rest: str, weight: float) -> Iterator[_Path]:
         """The ways on behind done + rest, where `done` ends with a decision of the policy."""
@@ -218,9 +225,10 @@ def _key(tokens: NDArray[np.int32]) -> bytes:
 
 def open_teacher(
     policy: Policy, plan: Plan, kernel: Kernel, progress: Progress | None = None
-) -> tuple[Engine, TeacherLM, list[Setting]]:
-    """An engine whose model is a TeacherLM. plan: its techniques and limits; its model and place do not
-    matter. kv_bytes: of 4 bytes a token. Works on a virtual clock, too, where computing takes no time.
+) -> tuple[Engine | Fleet, TeacherLM, list[Setting]]:
+    """An engine whose model is a TeacherLM, or the engines behind a router, all in this process. plan: its
+    techniques and limits; its model and place do not matter. kv_bytes: of 4 bytes a token. Works on a virtual
+    clock, too, where computing takes no time.
 
     Raises SpecError for techniques that need a real model.
     """
@@ -236,16 +244,23 @@ def open_teacher(
     if max_len > LONGEST:
         raise SpecError(f"max_len is {max_len}", expected=f"at most {LONGEST}", fix="lower max_len")
     model = TeacherLM(policy, max_len=max_len)
+    router: Router[Any] | None = chosen.get("router")
+    names = ["engine"] if router is None else [f"engine {i}" for i in range(len(router.seats()))]
+    ids = count()
+    engines = [_engine(model, plan, kernel, name=name, ids=ids) for name in names]
+    settings = [
+        Setting("max_len", str(max_len), "as asked" if plan.max_len else "a teacher's default"),
+        Setting("kv_blocks", str(engines[0].kv.total), f"{BLOCK_SIZE * TOKEN_BYTES} bytes each"),
+    ]
+    return Fleet(engines, router) if router is not None else engines[0], model, settings
+
+
+def _engine(model: TeacherLM, plan: Plan, kernel: Kernel, **parts: Any) -> Engine:
+    max_len, vocab_size = model.spec.max_len, model.spec.vocab_size
     block_bytes = BLOCK_SIZE * TOKEN_BYTES
     wanted = plan.max_seqs * -(-max_len // BLOCK_SIZE)
     blocks = wanted if plan.kv_bytes is None else plan.kv_bytes // block_bytes
     kv = make_kv(plan, blocks, BLOCK_SIZE, tier_blocks(plan, block_bytes))
     runner = LocalRunner(kernel, model, kv, ahead=plan.depth > 1)
-    matcher = grammars(model.tokenizer, model.spec.vocab_size).matcher
-    engine = make_engine(plan, kernel, kv, runner, max_len, model.spec.vocab_size, (), constrain=matcher)
-    settings = [
-        Setting("max_len", str(max_len), "as asked" if plan.max_len else "a teacher's default"),
-        Setting("kv_blocks", str(kv.total), f"{block_bytes} bytes each"),
-        Setting("scheduler", repr(engine.scheduler), "as asked" if "scheduler" in chosen else "the default"),
-    ]
-    return engine, model, settings
+    parts["constrain"] = grammars(model.tokenizer, vocab_size).matcher
+    return make_engine(plan, kernel, kv, runner, max_len, vocab_size, (), **parts)

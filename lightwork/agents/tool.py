@@ -134,7 +134,8 @@ class Toolbox:
             return Observation(call, error=str(late), note=str(note))
         finally:
             if self.kernel.trace is not None:
-                self.kernel.trace.add(Span("tools", "tool", call.name, start_s, self.kernel.now()))
+                end_s, about = self.kernel.now(), {"id": call.id}
+                self.kernel.trace.add(Span("tools", "tool", call.name, start_s, end_s, args=about))
         return Observation(call, tried.value, tried.error, str(note), tried.told)
 
     async def _carry_out(self, tool: Tool, call: ToolCall, note: Note) -> Tried:
@@ -148,14 +149,15 @@ class Toolbox:
         if slots is not None:
             running.ended.add_callback(lambda ended: slots.give())
         try:
-            if tool.deadline_s < inf:
-                return await self.kernel.timeout(running.answer, tool.deadline_s)
-            return await self._whole(running.answer)
+            tried: Tried = await self._within(tool.deadline_s, running.answer)
         except TimeoutError:
             raise TimeoutError(f"{tool.name} did not answer in {tool.deadline_s:g} s") from None
+        return tried
 
-    async def _whole(self, answer: Future) -> Any:
-        """However long it takes; it is given up with the caller."""
+    async def _within(self, deadline_s: float, answer: Future) -> Any:
+        """An answer is given up with its caller."""
+        if deadline_s < inf:
+            return await self.kernel.timeout(answer, deadline_s)
         try:
             return await answer
         except CancelledError:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
+from threading import current_thread, main_thread
 from typing import Any, NamedTuple, Protocol
 
 from lightwork.agents.quiet import Note, Quietly, collecting
@@ -60,8 +62,13 @@ def start(kernel: Kernel, tool: Runnable, arguments: Mapping[str, Any], note: No
         return Running(done, done)
     ended = kernel.offload(_called, tool, arguments, note, cost_s=tool.cost_s, may_hang=True)
     answer = kernel.future(tool.name)
-    ended.add_callback(lambda _: answer.done or answer.end(ended.value, ended.error))
+    ended.add_callback(partial(_hand_on, answer))
     return Running(answer, ended)
+
+
+def _hand_on(answer: Future, ended: Future) -> None:
+    if not answer.done:
+        answer.end(ended.value, ended.error)
 
 
 def _called(tool: Runnable, arguments: Mapping[str, Any], note: Note) -> Tried:
@@ -72,7 +79,9 @@ def _called(tool: Runnable, arguments: Mapping[str, Any], note: Note) -> Tried:
                 value.close()
                 return Tried(error=f"{tool.name} returned a coroutine; a tool that awaits is an `async def`")
             return Tried(value, None if tool.inline or isinstance(value, PLAIN) else shown(value))
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
+                raise
             return Tried(error=_why(tool, error))
 
 
@@ -146,6 +155,6 @@ class Slots:
     def _ring(self) -> None:
         self._timer = None
         line, self._line = self._line, deque()
-        many = f"all {self._limit} calls" if self._limit > 1 else "the call"
+        those = f"all {self._limit} calls before it hang" if self._limit > 1 else "the call before it hangs"
         for turn in line:
-            turn.fail(TimeoutError(f"{self._name} was not started: {many} before it hang"))
+            turn.fail(TimeoutError(f"{self._name} was not started: {those}"))

@@ -99,7 +99,7 @@ class Chat:
         first = [{"role": "system", "content": self.system}] if self.system else []
         body: dict[str, Any] = {
             **self.settings,
-            "model": self._model(),
+            "model": self.model(),
             "messages": [*first, *self.messages, asked],
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -153,7 +153,8 @@ class Chat:
         timeout = httpx.Timeout(CONNECT_S, read=None)
         return httpx.Client(base_url=self.server.url, timeout=timeout, trust_env=not near)
 
-    def _model(self) -> str:
+    def model(self) -> str:
+        """What the server calls its model, the first of them."""
         with self.client() as client, _explained(self.server.url):
             reply = client.get("/v1/models")
             _check(reply.status_code, reply.text)

@@ -27,6 +27,7 @@ WITHOUT = {
     "compression": "it changes numbers; its claim tells what they cost",
     "hop": "it needs blocks of several models; lightwork claims blockllm simulates it",
     "layout": "it changes which blocks lie side by side; its claim counts the copies",
+    "program": "it needs a model that answers; lightwork agent draws its calls",
     "precision": "it changes numbers; serve prints what they cost in perplexity",
     "predictor": "it needs routes of a trained mixture; its claim counts what it foresees",
     "skip": "it changes which experts compute; its claim counts them",
@@ -104,6 +105,15 @@ def _scheduler(name: str) -> Picture | str:
     asked = {"PrefixGroups": _documents, "Fair": _crowd}.get(name, _requests)()
     runs = {use: _serve((use, *beside), asked, **scene) for use in (mine, plain)}
     return _lives(runs, f"{len(asked)} requests to llama-3-8b on {scene['on']}, simulated")
+
+
+def _queue_policy(name: str) -> Picture | str:
+    if name == "Priority":
+        return "no load says what is urgent; agents do, see lightwork.agents.aios"
+    other = "RoundRobin" if name == "FirstComeFirstServed" else "FirstComeFirstServed"
+    uses = [f"ContextSwitch(policy={one}())" for one in (name, other)]
+    runs = {use: _serve((use,), _requests(), on=PLACE) for use in uses}
+    return _lives(runs, f"requests to llama-3-8b on {PLACE}, one of which computes at once, simulated")
 
 
 def _tier(name: str) -> Picture:
@@ -371,6 +381,7 @@ DRAWN: dict[str, Callable[[str], Picture | str]] = {
     "length": _length,
     "load": _load,
     "proposer": _proposer,
+    "queue_policy": _queue_policy,
     "residency": _residency,
     "router": _router,
     "scheduler": _scheduler,

@@ -16,7 +16,7 @@ import torch
 from lightwork.memory.peers import PeerOrder, layer_tensors
 from lightwork.models.checkpoint import open_checkpoint
 from lightwork.models.spec import read_spec
-from lightwork.parallel.child import outlive_signals
+from lightwork.runtime.child import outlive_signals
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from lightwork.models.spec import ModelSpec, read_json, read_spec
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.models.transformer import Attend, embed, logits, normalise, run_layers
 from lightwork.models.weights import Get, Layer, Weights, joined
-from lightwork.parallel.child import Child, start_process
+from lightwork.runtime.child import Child, start_process
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.effects import Compute, Move, Spawn
 from lightwork.runtime.progress import Progress

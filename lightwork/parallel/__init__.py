@@ -4,8 +4,6 @@ all_reduces/       sums over ranks, as strategies of one rank: ring, star, direc
 pipeline.py        one stage of a pipeline, as a strategy
 layer_parallel.py  a group of layers on several devices, as a strategy
 processes.py       the backend that runs such strategies on processes of this machine
-child.py           a process that computes for this one, its start and its end; actor.py: in a Ray actor
-line.py            the pipe between two of them
 op_plan.py         a layer cut into nano-operations, and what such a plan must hold
 overlap.py         the strategy that carries a plan out, and a simulated device on whose shares kernels run
 operator_times.py  what operators take alone, priced

@@ -8,6 +8,12 @@ trace.py      `Span`, `Trace`, `Observer`; perfetto.py writes and reads Chrome t
 simulated.py  `SimWorld`: ranks whose effects take as long as a price says
 record.py     an effect graph known beforehand, in arrays; replay.py times it again, compiled
 drive.py      the loop of a real backend whose effects block
+actors.py     `Actors`: light actors that take one message at a time; places/: where they live; their parts:
+              refs.py, table.py, mailbox.py and calls.py here, mesh.py, answers.py and packing.py between
+              processes, host.py: such a process; states.py: actors as plain values
+child.py      a process that computes for this one, its start and its end; ray_actor.py: in a Ray actor
+line.py       the pipe between two of them; heartbeat.py: whether the other one gets on
+garbage.py    Python's collector, told what stays
 
 The one interface is `World.perform(task, effect)`. To add a world, write a class with that method and give it
 to `Kernel.spawn(coro, world=...)`; a backend whose effects block needs one function, for `drive`. To add an

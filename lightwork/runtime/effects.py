@@ -153,6 +153,9 @@ class Sleep(Effect):
 
     seconds: float
 
+    def __await__(self) -> Generator[Effect, Any, Any]:
+        return iter((self,))  # type: ignore[return-value]  # half of a generator's memory: a million may sleep
+
 
 @dataclass(slots=True, eq=False)
 class Spawn(Effect):

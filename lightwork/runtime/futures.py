@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lightwork.errors import InvariantError
 
 if TYPE_CHECKING:
     from lightwork.runtime.kernel import Kernel, World
+
+
+Waiter: TypeAlias = "Task | Callable[[Future], Any]"
+Waiters: TypeAlias = "Waiter | list[Waiter] | None"
 
 
 class CancelledError(BaseException):
@@ -25,6 +29,8 @@ class Future:
     """
 
     __slots__ = ("_waiters", "done", "error", "kernel", "name", "value")
+    computed = False
+    """Whether its error is one that somebody has to see."""
 
     def __init__(self, kernel: Kernel, name: str = "") -> None:
         self.kernel = kernel
@@ -32,7 +38,7 @@ class Future:
         self.done = False
         self.value: Any = None
         self.error: BaseException | None = None
-        self._waiters: list[Task | Callable[[Future], Any]] = []
+        self._waiters: Waiters = None
 
     def set(self, value: Any = None) -> None:
         """Give the value. Raises InvariantError if there is a result; no-op if this was cancelled."""
@@ -56,12 +62,16 @@ class Future:
         if self.done:
             self.kernel.observed(self)
             self.kernel.call_soon(fn, self)
+        elif self._waiters is None:
+            self._waiters = fn
         else:
-            self._waiters.append(fn)
+            self._wait(fn)
 
     def remove_callback(self, fn: Callable[[Future], Any]) -> None:
         """Forget fn, if it has not been called."""
-        if fn in self._waiters:
+        if self._waiters == fn:
+            self._waiters = None
+        elif isinstance(self._waiters, list) and fn in self._waiters:
             self._waiters.remove(fn)
 
     def wake(self, task: Task) -> None:
@@ -70,7 +80,12 @@ class Future:
             self.kernel.observed(self)
             self.kernel.call_soon(self.kernel.step, task, self.value, self.error)
         else:
-            self._waiters.append(task)
+            self._wait(task)
+
+    def cancel(self) -> None:
+        """Nobody wants it any more: CancelledError is raised in whoever waits. No-op if done."""
+        if not self.done:
+            self.end(None, CancelledError(self.name))
 
     def end(self, value: Any, error: BaseException | None) -> None:
         if self.done:
@@ -80,16 +95,27 @@ class Future:
         self.done = True
         self.value = value
         self.error = error
-        kernel = self.kernel
-        if self._waiters:
-            for waiter in self._waiters:
-                if isinstance(waiter, Task):
-                    kernel.call_soon(kernel.step, waiter, value, error)
-                else:
-                    kernel.call_soon(waiter, self)
-            self._waiters = []
-        elif error is not None:
-            kernel.unobserved(self)
+        kernel, waiters = self.kernel, self._waiters
+        self._waiters = None
+        if not waiters:
+            if error is not None:
+                kernel.unobserved(self)
+            return
+        for waiter in waiters if isinstance(waiters, list) else (waiters,):
+            if isinstance(waiter, Task):
+                kernel.call_soon(kernel.step, waiter, value, error)
+            else:
+                kernel.call_soon(waiter, self)
+
+    def _wait(self, waiter: Waiter) -> None:
+        """Most futures have one waiter or none: a list for each would be most of what they take."""
+        waiters = self._waiters
+        if waiters is None:
+            self._waiters = waiter
+        elif isinstance(waiters, list):
+            waiters.append(waiter)
+        else:
+            self._waiters = [waiters, waiter]
 
     def __await__(self) -> Generator[Future, Any, Any]:
         if not self.done:
@@ -103,6 +129,7 @@ class Future:
 class Task(Future):
     """A running coroutine; done when that returns. Children spawned by it are cancelled when it ends."""
 
+    computed = True
     __slots__ = ("_children", "cancelled", "coro", "parent", "waits", "world")
 
     def __init__(
@@ -118,7 +145,7 @@ class Task(Future):
         self.done = False
         self.value = None
         self.error = None
-        self._waiters = []
+        self._waiters = None
         self.coro = coro
         self.world = world
         self.waits: Any = None
@@ -140,6 +167,11 @@ class Task(Future):
             self.kernel.call_soon(self.kernel.step, self, None, CancelledError(self.name))
 
     def end(self, value: Any, error: BaseException | None) -> None:
+        self.leave()
+        super().end(value, error)
+
+    def leave(self) -> None:
+        """It is over: its parent forgets it, its children are cancelled."""
         if self.parent is not None:
             if self.parent._children is not None:
                 self.parent._children.pop(self, None)
@@ -148,7 +180,6 @@ class Task(Future):
             for child in self._children:
                 child.cancel()
             self._children = None
-        super().end(value, error)
 
     def waiting_for(self) -> str:
         """What it waits for, in words."""

@@ -65,7 +65,11 @@ class World(Protocol):
 
 
 class Kernel:
-    """Runs tasks. clock: None is a virtual one. seed: of all random streams. trace: where spans go."""
+    """Runs tasks. clock: None is a virtual one. seed: of all random streams. trace: where spans go.
+
+    current: the task that runs, or ran last. lost: on a wall clock, who is told of what failed and nobody
+    waited for, instead of the log and of whoever calls run().
+    """
 
     def __init__(
         self, clock: WallClock | VirtualClock | None = None, *, seed: int = 0, trace: Trace | None = None
@@ -76,7 +80,7 @@ class Kernel:
         self.trace = trace
         self.counters: dict[tuple[object, str], int] = {}
         self.counting: dict[tuple[object, str], list[tuple[int, Task]]] = {}
-        self._ready: deque[Call] = deque()
+        self.ready: deque[Call] = deque()
         self._timers: list[Timer] = []
         self._dropped: set[int] = set()
         self._sequence = 0
@@ -86,6 +90,8 @@ class Kernel:
         self._tasks: dict[Task, None] = {}
         self._failed: dict[Future, None] = {}
         self._stopping = False
+        self.current: Task | None = None
+        self.lost: Callable[[Future], object] | None = None
         self._step = self.step  # bound once, not once per event
 
     # -- what programs call
@@ -93,8 +99,7 @@ class Kernel:
     def rng(self, name: str) -> np.random.Generator:
         """The random stream of this name: its own, the same for the same seed, going on where it was left."""
         if name not in self._rngs:
-            key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-            self._rngs[name] = np.random.Generator(np.random.Philox(key=[self.seed % 2**64, key]))
+            self._rngs[name] = random_stream(self.seed, name)
         return self._rngs[name]
 
     def spawn(
@@ -108,8 +113,13 @@ class Kernel:
         """Start a coroutine on the ready queue. parent: the task it is cancelled with; None for daemons."""
         task = Task(self, coro, name, world, parent)
         self._tasks[task] = None
-        self._ready.append((self._step, (task, None, None)))
+        self.ready.append((self._step, (task, None, None)))
         return task
+
+    def begin(self, task: Task) -> None:
+        """Run a task up to where it waits first, here and now: for who is called by the ready queue."""
+        self._tasks[task] = None
+        self.step(task, None, None)
 
     def future(self, name: str = "") -> Future:
         """A future to be set by hand; name says what it stands for when nothing else can run."""
@@ -134,7 +144,7 @@ class Kernel:
 
     def call_soon(self, fn: Callable[..., Any], *args: Any) -> None:
         """Call fn(*args) after everything that is ready now."""
-        self._ready.append((fn, args))
+        self.ready.append((fn, args))
 
     def sleep(self, seconds: float) -> Sleep:
         return Sleep(seconds)
@@ -204,10 +214,7 @@ class Kernel:
 
     def cancel(self, future: Future) -> None:
         """End a task: CancelledError is raised where it waits, and in its children. No-op if done."""
-        if isinstance(future, Task):
-            future.cancel()
-        elif not future.done:
-            future.fail(CancelledError(future.name))
+        future.cancel()
 
     def offload(
         self,
@@ -274,6 +281,8 @@ class Kernel:
             for pool in self._pools.values():
                 pool.shutdown(wait=False)
             self._pools.clear()
+            if not self._tasks:
+                self._tasks = {}  # an emptied one keeps the room that it once needed
         if main is not None and task.done:
             self._raise_lost(but=task)
             return task.result()
@@ -287,13 +296,13 @@ class Kernel:
         for task in [*self._tasks]:
             task.coro.close()
         self._tasks.clear()
-        self._ready.clear()
+        self.ready.clear()
         self._timers.clear()
 
     # -- the loop
 
     def _run_virtual(self, clock: VirtualClock, main: Future, until_s: float) -> None:
-        ready, timers, inbox, dropped = self._ready, self._timers, self._inbox, self._dropped
+        ready, timers, inbox, dropped = self.ready, self._timers, self._inbox, self._dropped
         next_call = ready.popleft
         while not self._stopping:
             while ready:
@@ -321,7 +330,7 @@ class Kernel:
             clock.time_s = max(clock.time_s, until_s)
 
     def _run_wall(self, main: Future, until_s: float) -> None:
-        ready, timers, inbox = self._ready, self._timers, self._inbox
+        ready, timers, inbox = self.ready, self._timers, self._inbox
         while not (main.done or self._stopping):
             while not inbox.empty():
                 ready.append(inbox.get_nowait())
@@ -368,7 +377,7 @@ class Kernel:
 
     def unobserved(self, future: Future) -> None:
         """Nobody waited when this error came. Called by futures."""
-        if isinstance(future.error, CancelledError) or not isinstance(future, Task):
+        if isinstance(future.error, CancelledError) or not future.computed:
             return
         if len(self._failed) < _MAX_FAILED:
             self._failed[future] = None
@@ -376,7 +385,12 @@ class Kernel:
             self.call_soon(self._log_lost, future)
 
     def _log_lost(self, future: Future) -> None:
-        if future in self._failed and future.name != "main":
+        if future not in self._failed or future.name == "main":
+            return
+        if self.lost is not None:
+            del self._failed[future]
+            self.lost(future)
+        else:
             _log.error("%s failed and nobody waits for it", future.name or "a task", exc_info=future.error)
 
     # -- tasks
@@ -388,6 +402,7 @@ class Kernel:
         """
         if task.done:
             return
+        self.current = task
         try:
             yielded = task.coro.send(value) if error is None else task.coro.throw(error)
             while task.cancelled:
@@ -427,11 +442,11 @@ class Kernel:
 
     def resume(self, task: Task, value: Any = None) -> None:
         """Put a task that waits for an effect back on the ready queue."""
-        self._ready.append((self._step, (task, value, None)))
+        self.ready.append((self._step, (task, value, None)))
 
     def refuse(self, task: Task, error: Exception) -> None:
         """Raise an error in a task that waits for an effect."""
-        self._ready.append((self.step, (task, None, error)))
+        self.ready.append((self.step, (task, None, error)))
 
     def resume_at(self, when_s: float, task: Task, value: Any = None) -> None:
         """Resume a task at a time on this kernel's clock."""
@@ -455,6 +470,12 @@ class _OneThread:
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
+
+
+def random_stream(seed: int, name: str) -> np.random.Generator:
+    """The stream of this seed and name, from its beginning."""
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, key]))
 
 
 _Pool = ThreadPoolExecutor | _OneThread | Crew

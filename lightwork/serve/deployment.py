@@ -20,10 +20,10 @@ from lightwork.errors import SpecError
 from lightwork.models import read_shape, resolve
 from lightwork.models.spec import ModelSpec, read_json
 from lightwork.models.tokenizer import Tokenizer
-from lightwork.parallel.child import Child, start_process
-from lightwork.parallel.line import Link
+from lightwork.runtime.child import Child, start_process
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.line import Link
 from lightwork.runtime.progress import Progress
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.messages import Order, Ready
@@ -141,7 +141,7 @@ def _check(plan: Plan, seats: Sequence[Seat]) -> None:
 def _place(plan: Plan, num_engines: int) -> Place:
     """This machine, divided among processes; or what there is of Ray."""
     if plan.on.startswith("ray:"):
-        from lightwork.parallel.actor import join, start_actor
+        from lightwork.runtime.ray_actor import join, start_actor
 
         num_cores, memory_bytes, leave = join(plan.on.removeprefix("ray:"), num_engines)
         start = partial(start_actor, num_cores)

@@ -20,10 +20,10 @@ from lightwork.decode.constraints import grammars
 from lightwork.decode.sampling import Pick
 from lightwork.errors import LightworkError
 from lightwork.memory.host import runs
-from lightwork.parallel.child import outlive_signals
-from lightwork.parallel.line import Line
+from lightwork.runtime.child import outlive_signals
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.line import Line
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.messages import Figures, Memory, Order, Ready
 from lightwork.serve.opening import import_backend, open_one

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lightwork.parallel.line import Link
 from lightwork.runtime.clock import Moment
+from lightwork.runtime.line import Link
 from lightwork.serve.plan import Plan, Setting
 from lightwork.serve.sequence import Limits
 from lightwork.serve.sequence import Sequence as Seq

@@ -17,13 +17,13 @@ from typing import Any
 
 from lightwork.decode.sampling import Pick
 from lightwork.errors import LightworkError
-from lightwork.parallel.child import Child
-from lightwork.parallel.line import Line, Link
+from lightwork.runtime.child import Child
 from lightwork.runtime.futures import Future
+from lightwork.runtime.heartbeat import Heartbeat
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.line import Line, Link
 from lightwork.runtime.trace import Span
 from lightwork.serve.engine import Gauges
-from lightwork.serve.heartbeat import Heartbeat
 from lightwork.serve.messages import Figures, Ready
 from lightwork.serve.notes import Notes
 from lightwork.serve.sequence import FinishReason, Request, Sink, begin, check_request

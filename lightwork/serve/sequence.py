@@ -36,10 +36,10 @@ class Request:
     max_tokens: output tokens per continuation. stop_ids: tokens that end it (they count, their text is not
     shown).
     prompt_logprobs: report log-probabilities of the prompt's tokens, with this many alternatives; None
-    reports none. tenant: on whose behalf, for schedulers that are fair. model: which of those that the engine
-    serves; "" is the one it was opened with. encoded: the leading tokens of the prompt that an encoder reads,
-    all of them in one step; what follows is the decoder's, a token or more. constraint: what each output has
-    to be; None: anything.
+    reports none. tenant: on whose behalf, for schedulers that are fair. priority: the higher, the sooner, for
+    schedulers that ask. model: which of those that the engine serves; "" is the one it was opened with.
+    encoded: the leading tokens of the prompt that an encoder reads, all of them in one step; what follows is
+    the decoder's, a token or more. constraint: what each output has to be; None: anything.
     """
 
     prompt: tuple[int, ...]
@@ -49,6 +49,7 @@ class Request:
     n: int = 1
     prompt_logprobs: int | None = None
     tenant: str = ""
+    priority: int = 0
     model: str = ""
     encoded: int = 0
     constraint: Constraint | None = None

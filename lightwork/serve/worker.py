@@ -22,9 +22,9 @@ from lightwork.errors import DeadlockError
 from lightwork.memory.streamed_stage import StreamedStage, open_streamed_stage
 from lightwork.models.model import KVPool
 from lightwork.models.stage import Stage, open_stage
-from lightwork.parallel.child import LostError, outlive_signals
 from lightwork.parallel.pipeline import stage
 from lightwork.parallel.processes import GlooWorld
+from lightwork.runtime.child import LostError, outlive_signals
 from lightwork.runtime.drive import drive
 from lightwork.runtime.effects import Collective, Compute, Effect, Recv, Send
 from lightwork.runtime.threads import ThreadWorld

@@ -41,7 +41,7 @@ from lightwork.models.spec import ModelSpec, read_json
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.parallel.all_reduces import AllReduce
 from lightwork.parallel.by_price import LOOPBACK, ByPrice
-from lightwork.parallel.child import Child, listen, start_process
+from lightwork.runtime.child import Child, listen, start_process
 from lightwork.runtime.progress import Progress
 
 if TYPE_CHECKING:

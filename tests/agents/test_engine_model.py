@@ -74,6 +74,17 @@ def test_strict_tools_hold_the_model_to_their_schemas(real: tuple[Kernel, Engine
         ask(kernel, model, asked("?", tools=(strict,), prefix="Hm"))
 
 
+def test_a_policy_that_keeps_to_a_strict_tool_says_what_it_would():
+    pytest.importorskip("llguidance")
+    kernel = Kernel()
+    model = open_model(Plan(max_len=1024), kernel, uses_a_tool)
+    free, held = ask(
+        kernel, model, *(asked("Oslo", tools=({**WEATHER, "strict": strict},)) for strict in (False, True))
+    )
+    assert held.calls == free.calls == (ToolCall("call_1", "weather", {"city": "Oslo"}),)
+    assert held.text == free.text
+
+
 def test_impossible_values_fail_when_the_reply_is_read(real: tuple[Kernel, EngineModel]):
     kernel, model = real
     stream = model.stream(asked("hi", temperature=-1.0))
@@ -96,6 +107,23 @@ def test_a_simulated_model_says_what_its_policy_does_and_takes_its_time():
     assert first_s > 0
     ask(kernel, model, *(asked(f"red {i}") for i in range(8)))
     assert kernel.now() - first_s < 3 * first_s  # together, not one after the other
+
+
+def test_several_simulated_engines_are_one_model():
+    plan = Plan(model="shape:llama-3-8b", on="sim:h100x2", use=["PrefillDecode(prefill=1, decode=1)"])
+    kernel, model = virtual(echo, plan)
+    requests = [asked(f"red {i}") for i in range(6)]
+    assert [reply.text for reply in ask(kernel, model, *requests)] == [answer(r) for r in requests]
+
+
+def test_an_error_of_the_policy_fails_the_reply_and_leaves_nothing_behind():
+    def fails(request: ChatRequest, said: str) -> str:
+        raise ValueError("no idea")
+
+    kernel, model = virtual(fails)
+    with pytest.raises(ValueError, match="no idea"):
+        ask(kernel, model, asked("?"))
+    assert model.engine.num_unfinished == 0
 
 
 def test_simulated_runs_of_one_program_are_equal():

@@ -21,9 +21,12 @@ pytest.importorskip("mcp")
 
 from lightwork.agents.mcp_client import connect_mcp
 
+pytestmark = pytest.mark.multiproc
 ROOT = str(Path(__file__).parents[2])
 OURS = """
 import sys, threading
+from datetime import date
+from typing import Any
 from lightwork.agents.functions import tool
 from lightwork.agents.mcp_server import serve_mcp
 
@@ -37,8 +40,8 @@ def add(a: int, b: int = 1) -> int:
     return a + b
 
 @tool(effect="irreversible")
-def place(name: str) -> dict[str, str]:
-    return {"name": name}
+def place(name: str) -> dict[str, Any]:
+    return {"name": name, "day": date(2026, 1, 2)}
 
 @tool(deadline_s=0.05)
 def hang() -> str:
@@ -117,7 +120,7 @@ def check_ours(tools: list[Tool]) -> None:
         ("hang", {}),
     )
     assert good.text == "5"
-    assert named.value == {"name": "home"}
+    assert named.value == {"name": "home", "day": "2026-01-02"}
     assert "a: Input should be a valid integer" in wrong.error
     assert "there is no argument 'c'" in unknown.error
     assert "did not answer in 0.05 s" in late.error

@@ -25,6 +25,7 @@ from lightwork.kernels.rows import Rows
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 from lightwork.serve.engine import Engine
+from lightwork.serve.fleet import Fleet
 from lightwork.serve.http.main import BackgroundServer, load
 from lightwork.serve.plan import Plan
 
@@ -48,6 +49,8 @@ def opened(policy: Any = echo, **settings: Any) -> tuple[Kernel, EngineModel]:
         {"use": ["HostMemory(gb=0.001)"], "kv_bytes": BLOCKS * 64},
         {"kv_bytes": BLOCKS * 64, "prefix_cache": False},
         {"depth": 2},
+        {"use": ["PrefillDecode(prefill=1, decode=2)"]},
+        {"use": ["Replicas(copies=2)", "Sarathi(chunk=32)"]},
     ],
     ids=str,
 )
@@ -57,12 +60,14 @@ def test_the_greedy_text_is_the_policys_whatever_serves_it(settings: dict[str, A
     replies = ask(kernel, model, *requests)
     assert [reply.text for reply in replies] == [answer(request) for request in requests]
     assert {reply.reason for reply in replies} == {"stop"}
-    assert isinstance(model.engine, Engine)
     kernel.run(model.engine.drained())
-    assert model.engine.kv.free == model.engine.kv.total
-    if "kv_bytes" in settings:
-        assert kernel.trace is not None
-        assert any(span.kind == "preempt" for span in kernel.trace.spans)
+    for engine in model.engine.engines if isinstance(model.engine, Fleet) else [model.engine]:
+        assert engine.steps
+        assert engine.kv.free == engine.kv.total
+    assert kernel.trace is not None
+    happened = {span.kind for span in kernel.trace.spans}
+    assert ("preempt" in happened) == ("kv_bytes" in settings)
+    assert ("pull" in happened) == ("PrefillDecode" in str(settings))
 
 
 def test_drafts_of_a_repeated_text_are_accepted():
@@ -174,6 +179,20 @@ def test_a_conversation_is_read_back_as_it_was_said():
     read, said = read_conversation(model.tokenizer.decode(model.prompt(request)) + "It i")
     assert read == request
     assert said == "It i"
+
+
+@pytest.mark.parametrize(
+    "cut", [["ye"], ["y", "e"], ["yes", " "], ["yes ind", "e"], ["x", "yes"], ["n", "o"]]
+)
+def test_logits_depend_on_nothing_but_the_tokens(cut: list[str]):
+    """Of a reply that others wrote in tokens of their own, token by token and all at once."""
+    warm, cold = TeacherLM(decides), TeacherLM(decides)
+    ids = warm.tokenizer.encode("<|user|>?<|end|><|assistant|>")
+    ids += [token for piece in cut for token in warm.tokenizer.encode(piece)]
+    rows = Rows.of_text(np.array(ids, np.int64), 16)
+    step_by_step = warm.logits(rows, warm.new_kv(4, 16))
+    rows.scored = rows.scored[-1:]
+    np.testing.assert_array_equal(cold.logits(rows, cold.new_kv(4, 16)), step_by_step[-1:])
 
 
 def test_what_is_no_conversation_is_ended():

@@ -14,6 +14,7 @@ from lightwork.agents.chat_model import ToolCall
 from lightwork.agents.shown_values import LONGEST_ANSWER, shown
 from lightwork.agents.tool import Observation, Tool, Toolbox
 from lightwork.runtime.clock import WallClock
+from lightwork.runtime.futures import CancelledError
 from lightwork.runtime.kernel import Kernel
 
 
@@ -55,6 +56,22 @@ def test_what_it_raises_is_told(error: BaseException, why: str, how: dict[str, A
     seen = observe(fn, **how)
     assert why in seen.error
     assert len(seen.text) < 5000
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), CancelledError("own"), GeneratorExit()], ids=repr)
+def test_what_only_python_should_raise_is_told_where_a_thread_raises_it(error: BaseException):
+    def fn() -> None:
+        raise error
+
+    assert type(error).__name__ in observe(fn).error
+
+
+def test_an_interrupt_of_the_program_is_no_answer():
+    def fn() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        observe(fn, inline=True)
 
 
 def test_what_a_coroutine_raises_is_told():
@@ -179,12 +196,14 @@ def test_tools_that_hang_are_given_up_and_starve_nobody():
     release.set()
 
 
+@pytest.mark.multiproc
 def test_a_hanging_tool_does_not_hold_up_the_end_of_the_process(tmp_path: Any):
     program = """
 import threading
 from lightwork.agents.chat_model import ToolCall
 from lightwork.agents.tool import Tool, Toolbox
 from lightwork.runtime.clock import WallClock
+from lightwork.runtime.futures import CancelledError
 from lightwork.runtime.kernel import Kernel
 kernel = Kernel(WallClock())
 tool = Tool(name="it", description="", parameters={}, fn=threading.Event().wait, deadline_s=0.01)
@@ -227,8 +246,8 @@ def test_a_tool_with_limit_one_never_runs_twice_at_once_even_past_its_deadline()
     *late, last = kernel.run(main())
     assert [seen.error for seen in late] == [
         "it did not answer in 0.05 s",
-        "it was not started: the call before it hang",
-        "it was not started: the call before it hang",
+        "it was not started: the call before it hangs",
+        "it was not started: the call before it hangs",
     ]
     assert last.value == "done"
     assert most == 1

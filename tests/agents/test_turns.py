@@ -21,7 +21,7 @@ from lightwork.agents.worlds.turns import (
     Comparisons,
     TurnLessons,
     messages,
-    prompt,
+    serial,
 )
 from lightwork.errors import UsageError
 from lightwork.models import resolve
@@ -63,19 +63,19 @@ def test_questions_have_something_to_do_at_once():
     turns = calls = 0
     for i in range(200):
         one = WORLD.sample(rng, LEVELS[i % 2])
-        found = convert(one.serial)
+        found = convert(serial(one))
         if found is not None:
             assert len(found.turns) in (1, 2, 3)
             turns += len(found.turns) + 1
             calls += len(found.steps) + 1
-        values = [v for step in one.serial.steps for v in step.call.arguments.values() if isinstance(v, int)]
+        values = [v for step in serial(one).steps for v in step.call.arguments.values() if isinstance(v, int)]
         assert all(0 <= value <= 198 for value in values)
     assert turns / calls < 0.7
 
 
 def test_a_chat_that_is_learnt_is_what_the_template_writes(words: Words, tokenizer: Tokenizer):
     lessons = TurnLessons(
-        tokenizer=words, rng=Random(1), world=WORLD, convert=lambda serial: serial, batch_size=1, seq_len=600
+        tokenizer=words, rng=Random(1), world=WORLD, convert=lambda one: one, batch_size=1, seq_len=600
     )
     batch = next(iter(lessons))
     rng = Random(1)
@@ -83,10 +83,8 @@ def test_a_chat_that_is_learnt_is_what_the_template_writes(words: Words, tokeniz
     said: list[Message] = []
     for i in range(3):
         one = WORLD.sample(rng, rng.choice(LEVELS), names)
-        said += [
-            Message("user", prompt(one.question, names if i == 0 else None)),
-            *messages(one.serial, names),
-        ]
+        asked = one.prompt if i == 0 else f"question: {one.question}"
+        said += [Message("user", asked), *messages(serial(one), one.tools)]
     text = tokenizer.chat_text([message_dict(m) for m in said], add_generation_prompt=False)
     tokens = tokenizer.encode(text)
     assert batch.tokens_BT[0, : len(tokens)].tolist() == tokens
@@ -122,7 +120,7 @@ def test_a_chat_in_one_pass_is_learnt_as_its_samples_are(tokenizer: Tokenizer, w
         )
         return float(F.cross_entropy(*predict(weights, spec, batch), reduction="sum").detach())
 
-    found = convert(WORLD.sample(Random(2), 3).serial)
+    found = convert(serial(WORLD.sample(Random(2), 3)))
     assert found is not None
     parts = [example(sample, tokenizer) for sample in samples(found)]
     assert len(parts) == len(found.turns) + 1
@@ -137,7 +135,7 @@ def test_a_chat_in_one_pass_is_learnt_as_its_samples_are(tokenizer: Tokenizer, w
 
 
 def test_of_a_search_only_the_way_to_the_answer_is_kept():
-    one = WORLD.sample(Random(3), 3).serial
+    one = serial(WORLD.sample(Random(3), 3))
     first, second, *_ = one.steps
     end = Node(thought="I know.", answer="42")
     tree = Node(

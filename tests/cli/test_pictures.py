@@ -11,7 +11,7 @@ from lightwork.cli import _pictures, main
 from lightwork.cli._pictures import DRAWN, WITHOUT, Picture, picture
 from lightwork.techniques import find, listing
 
-NONE = {"ByModel", "CoServe", "Forced", "TimeSharing", "Recorded"}
+NONE = {"ByModel", "CoServe", "Forced", "Priority", "Recorded", "TimeSharing"}
 """Of drawn kinds, those that need something of their user's."""
 COMPUTED = {"Cascade", "DraftModel", "EasySpec", "Nat", "PPD", "Pearl"}
 

@@ -15,11 +15,12 @@ import pytest
 
 from lightwork.decode.sampling import Pick
 from lightwork.errors import LightworkError, SpecError
-from lightwork.parallel.line import Link
+from lightwork.runtime import heartbeat
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.line import Link
 from lightwork.runtime.trace import Span, Trace
-from lightwork.serve import heartbeat, remote
+from lightwork.serve import remote
 from lightwork.serve.deployment import open_deployment
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.opening import open_engine

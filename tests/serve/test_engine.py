@@ -18,6 +18,7 @@ from lightwork.memory.layouts.slots import Slots
 from lightwork.serve.engine import Engine
 from lightwork.serve.replay import decisions
 from lightwork.serve.schedulers import Scheduler, Step, View
+from lightwork.serve.schedulers.context_switch import ContextSwitch
 from lightwork.serve.schedulers.fast_switch import FastSwitch
 from lightwork.serve.schedulers.flover import Flover
 from lightwork.serve.schedulers.nano_flow import NanoFlow
@@ -86,14 +87,14 @@ def test_every_scheduler_gives_the_text_of_plain_decoding(
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=repr)
 @pytest.mark.parametrize("proposer", [None, Ngram(k=3)], ids=repr)
 def test_every_scheduler_runs_in_slots(scheduler: Scheduler[Any], proposer: Ngram | None) -> None:
-    """Each has room to its end from the beginning: nobody is preempted but by priority."""
+    """Each has room to its end from the beginning: nobody is preempted but for his turn."""
     requests = [request(range(i, i + 3 * i + 1), max_tokens=1 + 5 * i) for i in range(8)]
     engine = make_engine(scheduler, blocks=47, layout=Slots(max_seqs=3), proposer=proposer)
     seqs = run_load(engine, [0.004 * i for i in range(8)], requests)
     assert outputs(seqs) == [expected(r) for r in requests]
     assert engine.kernel.trace is not None
     assert max(span.args["running"] for span in engine.kernel.trace.spans if span.kind == "step") <= 3
-    assert isinstance(scheduler, FastSwitch) or sum(seq.num_preempted for seq in seqs) == 0
+    assert isinstance(scheduler, FastSwitch | ContextSwitch) or sum(seq.num_preempted for seq in seqs) == 0
     assert_clean(engine)
 
 

@@ -48,6 +48,7 @@ NAMES = ("one", "two")
 FORM = Constraint(kind="regex", text="colours: [a-d]{90}")
 ACTING = {
     "ByModel": "ByModel(max_steps=5)",
+    "ContextSwitch": "ContextSwitch(policy=RoundRobin(quantum=3), places=2)",
     "FastSwitch": "FastSwitch(every=3, stay=0.3)",
     "CoServe": "CoServe(slo_s=0.02)",
     "Flover": "Flover(lane=32)",

@@ -103,7 +103,7 @@ class PlanWorld:
             prompt = f"question: {english(question)}"
             if not episodes:
                 prompt = "\n".join(["tools:", *(f"- {word} {name}" for word, name in names.items()), prompt])
-            episodes.append(_episode(prompt, names, question, Facts(rng.getrandbits(32))))
+            episodes.append(episode(prompt, names, question, Facts(rng.getrandbits(32))))
         return episodes
 
     def catalogue(self, rng: Random) -> dict[str, str]:
@@ -228,7 +228,8 @@ def _operate(word: str, a: int, b: int) -> int:
     return results[word]
 
 
-def _episode(prompt: str, names: Mapping[str, str], question: Call, facts: Facts) -> Episode:
+def episode(prompt: str, names: Mapping[str, str], question: Call, facts: Facts) -> Episode:
+    """names: of tools, by description."""
     gold = plan(question, names)
 
     def check(text: str) -> Verdict:

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from lightwork.errors import (
+    AccessDeniedError,
     BusyError,
     CapacityError,
     InvariantError,
@@ -86,6 +87,8 @@ def _status(error: Exception) -> int:
         return 429
     if isinstance(error, NotReadyError):
         return 503
+    if isinstance(error, AccessDeniedError):
+        return 403
     if isinstance(error, UsageError | CapacityError):
         return 400
     return 500

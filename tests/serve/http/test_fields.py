@@ -135,6 +135,33 @@ def test_parallel_tool_calls_and_reasoning_effort_reach_the_template(
     assert (seen["reasoning_effort"], seen["think"], seen["tools"]) == ("low", 1, tools)
 
 
+def test_a_final_message_is_gone_on_with(http: httpx.Client) -> None:
+    messages = [*CHAT["messages"], {"role": "assistant", "content": "Hm"}]
+    more = {"temperature": 0, "max_tokens": 8, "add_generation_prompt": False, "continue_final_message": True}
+    rest = post(http, {**CHAT, **more, "messages": messages}).json()["choices"][0]["message"]["content"]
+    asked = post(http, {"messages": CHAT["messages"]}, "/tokenize").json()["tokens"]
+    begun = post(http, {"prompt": "Hm", "add_special_tokens": False}, "/tokenize").json()["tokens"]
+    text = {**TEXT, "prompt": [*asked, *begun], "temperature": 0, "max_tokens": 8}
+    assert post(http, text).json()["choices"][0]["text"] == rest
+    for wrong in (
+        {**more, "messages": CHAT["messages"]},
+        {**more, "messages": messages, "add_generation_prompt": True},
+        {"add_generation_prompt": False},
+    ):
+        assert "continue_final_message" in refusal(http, {**CHAT, **wrong})["message"]
+
+
+def test_tokens_are_named_by_their_ids_where_that_is_asked_for(http: httpx.Client) -> None:
+    how = {**CHAT, "logprobs": True, "top_logprobs": 2, "temperature": 0}
+    texts, ids = (
+        post(http, {**how, "return_tokens_as_token_ids": as_ids}).json()["choices"][0]["logprobs"]["content"]
+        for as_ids in (False, True)
+    )
+    assert [entry["bytes"] for entry in ids] == [entry["bytes"] for entry in texts]
+    for entry in ids:
+        assert all(one["token"].startswith("token_id:") for one in (entry, *entry["top_logprobs"]))
+
+
 def test_developers_speak_as_the_system_where_a_template_does_not_know_them(http: httpx.Client) -> None:
     said = [
         post(http, {"messages": [{"role": role, "content": "Be brief"}]}, "/tokenize").json()["tokens"]

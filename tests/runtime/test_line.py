@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lightwork.parallel.line import Line, Link
 from lightwork.runtime.clock import Moment, WallClock
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.line import Line, Link
 
 
 def lines(kernel: Kernel, link: Link) -> tuple[Line, Line, list[Any]]:

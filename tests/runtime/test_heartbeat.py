@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from lightwork.runtime.heartbeat import BEAT_S, SILENT_BEATS, STEP_BEATS, Heartbeat
 from lightwork.runtime.kernel import Kernel
-from lightwork.serve.heartbeat import BEAT_S, SILENT_BEATS, STEP_BEATS, Heartbeat
 
 
 class Watched:

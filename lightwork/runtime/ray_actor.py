@@ -18,8 +18,8 @@ from subprocess import TimeoutExpired
 from typing import Any
 
 from lightwork.errors import LightworkError, MissingExtraError, SpecError
-from lightwork.parallel.child import Child
-from lightwork.parallel.line import hang_up
+from lightwork.runtime.child import Child
+from lightwork.runtime.line import hang_up
 
 START_S = 120.0
 """So long a cluster may take to find room for an actor."""
