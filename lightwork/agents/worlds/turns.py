@@ -25,7 +25,16 @@ from lightwork.agents.tool import Observation
 from lightwork.agents.trajectories import Trajectory, Turn
 from lightwork.agents.world_tools import ARGUMENTS
 from lightwork.agents.worlds import Episode, lessons
-from lightwork.agents.worlds.plan_world import OPERATIONS, Call, Facts, PlanWorld, draw, english, episode
+from lightwork.agents.worlds.plan_world import (
+    OPERATIONS,
+    Call,
+    Facts,
+    PlanWorld,
+    draw,
+    english,
+    episode,
+    prompt,
+)
 from lightwork.train.pretrain import Batch
 
 SMALL = ("sum", "maximum", "minimum", "gap")
@@ -56,8 +65,7 @@ class Comparisons:
         facts = Facts(rng.getrandbits(32))
         root = rng.choice([word for word in names if word in OPERATIONS])
         question = Call(root, (draw(rng, inner, level - 1), draw(rng, inner, level - 1)))
-        listed = "\n".join(["tools:", *(f"- {word} {name}" for word, name in names.items())])
-        return episode(f"{listed}\nquestion: {english(question)}", names, question, facts)
+        return episode(prompt(names.items(), english(question)), names, question, facts)
 
 
 def serial(asked: Episode) -> Trajectory:
@@ -121,8 +129,8 @@ class TurnLessons:
             shown = self.convert(serial(asked))
             if shown is None:
                 continue
-            prompt = asked.prompt if len(tokens) == 1 else f"question: {asked.question}"
-            for text, learnt in _texts([Message("user", prompt), *messages(shown, asked.tools)]):
+            said = asked.prompt if len(tokens) == 1 else prompt((), asked.question)
+            for text, learnt in _texts([Message("user", said), *messages(shown, asked.tools)]):
                 ids = self.tokenizer.encode(text).ids
                 tokens += ids
                 scored += [learnt] * len(ids)
