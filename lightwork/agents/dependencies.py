@@ -1,7 +1,7 @@
 """Which steps of a trajectory need what others found out: by where their arguments come from, or by asking.
 
     needs = await Provenance().needs(trajectory)       # {1: {0}, 2: {0}, 3: {1, 2}, 4: {3}}
-    needs = await Judge(model, kernel).needs(trajectory)    # a model says so, as an edge list
+    needs = await Judge(model).needs(trajectory)       # a model says so, as an edge list
 
 Numbers are those of `trajectories`: 0 is the question, 1 to n are calls, n + 1 is the answer.
 """
@@ -78,7 +78,7 @@ class Provenance:
 
 
 def _settle(needs: dict[int, set[int]], open_: list[tuple[int, list[int]]]) -> None:
-    """Add who is needed where several steps gave a value, so that as many steps as possible are needed at all.
+    """Add who is needed where several gave a value, so that as many steps as possible are needed at all.
 
     A step that nothing needs so far goes first where it has the fewest chances, and takes the one that others
     have least use for. What is left over goes to a step that is needed there anyhow, else to the earliest.

@@ -16,8 +16,9 @@ from lightwork.agents.profile_model import Profile, ProfileModel
 from lightwork.agents.programs.dta import NO_CALL, Dta
 from lightwork.agents.tool import Tool, Toolbox
 from lightwork.agents.trajectories import Trajectory
+from lightwork.agents.world_tools import world_tools
 from lightwork.agents.worlds.plan_world import PlanWorld
-from lightwork.agents.worlds.turns import Comparisons, messages
+from lightwork.agents.worlds.turns import Comparisons, messages, serial
 from lightwork.runtime.effects import Sleep
 from lightwork.runtime.kernel import Kernel
 
@@ -128,15 +129,15 @@ def test_a_layered_trajectory_is_said_again_with_the_same_observations():
     rng, world = Random("again"), Comparisons(world=PlanWorld())
     for i in range(20):
         one = world.sample(rng, 2 + i % 2)
-        found = Kernel().run(layered(one.serial, Provenance()))
+        found = Kernel().run(layered(serial(one), Provenance()))
         if isinstance(found, Trajectory):
             said = [m for m in found.messages() if m.role == "assistant"]
             policy = in_turns(*(m.content + call_text(*m.calls) for m in said))
-            result = run(policy, *one.tools())
-            assert (result.answer, result.turns) == (one.answer, len(found.turns) + 1)
-            assert result.turns <= len(one.serial.turns) + 1
+            result = run(policy, *world_tools(one))
+            assert (result.answer, result.turns) == (serial(one).answer, len(found.turns) + 1)
+            assert result.turns <= len(serial(one).turns) + 1
             assert {(o.call.name, str(o.call.arguments), o.value) for o in result.observations} == {
-                (o.call.name, str(o.call.arguments), o.value) for o in one.serial.steps
+                (o.call.name, str(o.call.arguments), o.value) for o in serial(one).steps
             }
 
 
@@ -147,13 +148,15 @@ def planned(*turns: str, **budget: Any) -> Result:
 def test_lines_of_a_plan_are_calls_of_a_turn():
     rng, world = Random("lines"), Comparisons(world=PlanWorld())
     one = world.sample(rng, 3)
-    found = Kernel().run(layered(one.serial, Provenance()))
+    found = Kernel().run(layered(serial(one), Provenance()))
     assert isinstance(found, Trajectory)
-    said = [*messages(found, one.names)]
+    said = [*messages(found, one.tools)]
     result = run(
-        in_turns(*(m.content for m in said if m.role == "assistant")), *one.tools(), dta=Dta(trained=True)
+        in_turns(*(m.content for m in said if m.role == "assistant")),
+        *world_tools(one),
+        dta=Dta(trained=True),
     )
-    assert result.answer == one.answer
+    assert result.answer == serial(one).answer
     assert [(m.role, m.content) for m in result.messages[1:]] == [(m.role, m.content) for m in said]
     assert result.messages[0].content.startswith("tools:\n- ")
 

@@ -24,6 +24,7 @@ from lightwork.agents.graph import Task, fill
 from lightwork.agents.plan_text import Bad, Join, PlanParser
 from lightwork.agents.tool import Observation
 from lightwork.agents.trajectories import FINISH
+from lightwork.agents.worlds.plan_world import prompt
 from lightwork.errors import CapacityError, LightworkError, UsageError
 
 INSTRUCTIONS = """Answer the question with the tools. In each turn, think first, then make every call that
@@ -83,9 +84,8 @@ class Dta:
 
     def _begin(self, context: Context, question: str) -> list[Message]:
         if self.trained:
-            tools = context.tools.tools.values()
-            listed = [f"- {tool.description} {tool.name}" for tool in tools]
-            return [Message("user", "\n".join(["tools:", *listed, f"question: {question}"]))]
+            tools = [(tool.description, tool.name) for tool in context.tools.tools.values()]
+            return [Message("user", prompt(tools, question))]
         begun = [Message("system", self.instructions)] if self.instructions else []
         return [*begun, Message("user", question)]
 

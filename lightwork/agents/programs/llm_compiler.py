@@ -22,6 +22,7 @@ from lightwork.agents.graph import Task
 from lightwork.agents.plan_run import PlanRun
 from lightwork.agents.plan_text import Bad
 from lightwork.agents.tool import Observation
+from lightwork.agents.worlds.plan_world import prompt
 from lightwork.errors import CapacityError
 
 PLANNER = """Plan calls of the tools below that answer the question, as many at once as possible.
@@ -131,8 +132,8 @@ class _Run:
     def _planner_messages(self) -> tuple[Message, ...]:
         tools = self.context.tools.tools.values()
         if self.program.trained:
-            listed = "\n".join(["tools:", *(f"- {t.description} {t.name}" for t in tools)])
-            return self._ask(Message("user", f"{listed}\nquestion: {self.question}"))
+            asked = prompt([(t.description, t.name) for t in tools], self.question)
+            return self._ask(Message("user", asked))
         listed = "\n".join(f"- {t.name}({', '.join(t.names)}): {t.description}" for t in tools)
         system = PLANNER.format(first=max(self.seen, default=0) + 1, tools=listed)
         asked = f"Question: {self.question}"

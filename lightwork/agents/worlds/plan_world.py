@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from random import Random
@@ -100,10 +100,9 @@ class PlanWorld:
                     f"level {level} is unknown", expected=f"1 to {MAX_LEVEL}", fix="level 1, 2 or 3"
                 )
             question = draw(rng, names, level)
-            prompt = f"question: {english(question)}"
-            if not episodes:
-                prompt = "\n".join(["tools:", *(f"- {word} {name}" for word, name in names.items()), prompt])
-            episodes.append(_episode(prompt, names, question, Facts(rng.getrandbits(32))))
+            listed = [*names.items()] if not episodes else []
+            asked = prompt(listed, english(question))
+            episodes.append(episode(asked, names, question, Facts(rng.getrandbits(32))))
         return episodes
 
     def catalogue(self, rng: Random) -> dict[str, str]:
@@ -167,6 +166,12 @@ def english(call: Call | str) -> str:
     return f"{call.word} of ( {english(call.args[0])} ) and ( {english(call.args[1])} )"
 
 
+def prompt(tools: Iterable[tuple[str, str]], question: str) -> str:
+    """What a user says. tools: (description, name) of each; none where they are known already."""
+    listed = [f"- {word} {name}" for word, name in tools]
+    return "\n".join([*(["tools:", *listed] if listed else []), f"question: {question}"])
+
+
 def plan(call: Call, names: Mapping[str, str]) -> str:
     """The gold plan: shallow calls first, left to right, each distinct call once."""
     ordered = sorted(dict.fromkeys(_post_order(call)), key=lambda c: c.depth)
@@ -228,7 +233,8 @@ def _operate(word: str, a: int, b: int) -> int:
     return results[word]
 
 
-def _episode(prompt: str, names: Mapping[str, str], question: Call, facts: Facts) -> Episode:
+def episode(prompt: str, names: Mapping[str, str], question: Call, facts: Facts) -> Episode:
+    """names: of tools, by description."""
     gold = plan(question, names)
 
     def check(text: str) -> Verdict:

@@ -10,9 +10,10 @@ as a plan is, but with the values that were seen in place of `$id`, and each res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -20,10 +21,20 @@ from tokenizers import Tokenizer
 from lightwork.agents.chat_model import Message, ToolCall
 from lightwork.agents.graph import Task, fill
 from lightwork.agents.plan_text import PlanParser
-from lightwork.agents.tool import Observation, Tool
+from lightwork.agents.tool import Observation
 from lightwork.agents.trajectories import Trajectory, Turn
-from lightwork.agents.worlds import lessons
-from lightwork.agents.worlds.plan_world import OPERATIONS, Call, Facts, PlanWorld, draw, english, plan
+from lightwork.agents.world_tools import ARGUMENTS
+from lightwork.agents.worlds import Episode, lessons
+from lightwork.agents.worlds.plan_world import (
+    OPERATIONS,
+    Call,
+    Facts,
+    PlanWorld,
+    draw,
+    english,
+    episode,
+    prompt,
+)
 from lightwork.train.pretrain import Batch
 
 SMALL = ("sum", "maximum", "minimum", "gap")
@@ -32,24 +43,6 @@ VALUES = tuple(str(i) for i in range(199))
 LEVELS = (2, 3)
 WORDS = [*lessons.WORDS, *(f" {value}" for value in VALUES)]
 """The tokens of PlanWorld, and one for each value that a later call may take."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A question, and what answers it. names: of tools, by description. Serial: a call in each turn."""
-
-    question: str
-    names: dict[str, str]
-    facts: Facts
-    serial: Trajectory
-
-    @property
-    def answer(self) -> str:
-        return self.serial.answer
-
-    def tools(self, cost_s: float = 0.0) -> list[Tool]:
-        """What can be called, as the question's trajectory did. cost_s: of a call, on a virtual clock."""
-        return [_tool(word, name, self.facts, cost_s) for word, name in self.names.items()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,57 +58,31 @@ class Comparisons:
             if any(word in SMALL for word in names):
                 return names
 
-    def sample(self, rng: Random, level: int, names: dict[str, str] | None = None) -> Asked:
+    def sample(self, rng: Random, level: int, names: dict[str, str] | None = None) -> Episode:
         """One question; names: of the catalogue that it is about, a new one if not given."""
         names = names or self.catalogue(rng)
         inner = {word: name for word, name in names.items() if word in SMALL or word not in OPERATIONS}
         facts = Facts(rng.getrandbits(32))
         root = rng.choice([word for word in names if word in OPERATIONS])
         question = Call(root, (draw(rng, inner, level - 1), draw(rng, inner, level - 1)))
-        return Asked(english(question), names, facts, serial(question, names, facts))
+        return episode(prompt(names.items(), english(question)), names, question, facts)
 
 
-def serial(question: Call, names: dict[str, str], facts: Facts) -> Trajectory:
+def serial(asked: Episode) -> Trajectory:
     """The gold plan's calls, carried out one after another."""
-    words = {name: word for word, name in names.items()}
     seen: list[Observation] = []
-    results: dict[int, int | str] = {}
-    for task in PlanParser().push(plan(question, names) + "\n"):
+    results: dict[int, Any] = {}
+    for task in PlanParser().push(asked.gold + "\n"):
         if isinstance(task, Task):
             args = fill(task.args, results)
-            results[task.id] = facts.call(words[task.tool], args)
-            call = ToolCall(f"call_{task.id}", task.tool, dict(zip(PARAMETERS, args, strict=False)))
+            results[task.id] = asked.call(task.tool, args)
+            call = ToolCall(f"call_{task.id}", task.tool, dict(zip(ARGUMENTS, args, strict=False)))
             seen.append(Observation(call, results[task.id]))
-    return Trajectory(english(question), tuple(Turn("", (one,)) for one in seen), seen[-1].text)
+    return Trajectory(asked.question, tuple(Turn("", (one,)) for one in seen), seen[-1].text)
 
 
-PARAMETERS = ("a", "b")
-
-
-def _tool(word: str, name: str, facts: Facts, cost_s: float) -> Tool:
-    def one(a: int | str) -> int | str:
-        return facts.call(word, [a])
-
-    def two(a: int | str, b: int | str) -> int | str:
-        return facts.call(word, [a, b])
-
-    used = PARAMETERS[: 2 if word in OPERATIONS else 1]
-    fn: Callable[..., int | str] = two if len(used) == 2 else one
-    schema = {"type": "object", "properties": {key: {} for key in used}, "required": [*used]}
-    return Tool(
-        name=name, description=word, parameters=schema, fn=fn, effect="pure", cost_s=cost_s, inline=not cost_s
-    )
-
-
-def prompt(question: str, names: dict[str, str] | None) -> str:
-    """What the user says: the catalogue, where it is not known yet, and the question."""
-    listed = [] if names is None else ["tools:", *(f"- {word} {name}" for word, name in names.items())]
-    return "\n".join([*listed, f"question: {question}"])
-
-
-def messages(trajectory: Trajectory, names: dict[str, str]) -> Iterator[Message]:
-    """Of its turns, as the planner writes and reads them."""
-    words = {name: word for word, name in names.items()}
+def messages(trajectory: Trajectory, words: Mapping[str, str]) -> Iterator[Message]:
+    """Of its turns, as the planner writes and reads them. words: descriptions of tools, by name."""
     number = 0
     for turn in trajectory.turns:
         first = number + 1
@@ -157,18 +124,16 @@ class TurnLessons:
     def _row(self) -> tuple[list[int], list[bool]]:
         names = self.world.catalogue(self.rng)
         tokens, scored = self.tokenizer.encode("<|bos|>").ids, [False]
-        listed: dict[str, str] | None = names
         while len(tokens) < self.seq_len:
             asked = self.world.sample(self.rng, self.rng.choice(self.levels), names)
-            shown = self.convert(asked.serial)
+            shown = self.convert(serial(asked))
             if shown is None:
                 continue
-            said = [Message("user", prompt(asked.question, listed)), *messages(shown, names)]
-            for text, learnt in _texts(said):
+            said = asked.prompt if len(tokens) == 1 else prompt((), asked.question)
+            for text, learnt in _texts([Message("user", said), *messages(shown, asked.tools)]):
                 ids = self.tokenizer.encode(text).ids
                 tokens += ids
                 scored += [learnt] * len(ids)
-            listed = None
         return tokens[: self.seq_len], scored[: self.seq_len]
 
 

@@ -1,5 +1,5 @@
-"""Two planners that act in turns: both begin with the built-in planner's weights and learn the same questions,
-one from serial trajectories, the other from the layered ones made of them."""
+"""Two planners that act in turns: both begin as the built-in planner and learn the same questions, one from
+serial trajectories, the other from the layered ones made of them. Ten CPU-minutes together, once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from lightwork.agents.layering import Rejected, layered
 from lightwork.agents.programs.dta import Dta
 from lightwork.agents.tool import Toolbox
 from lightwork.agents.trajectories import Trajectory
+from lightwork.agents.world_tools import world_tools
+from lightwork.agents.worlds import Episode
 from lightwork.agents.worlds.plan_world import SYLLABLES, PlanWorld
-from lightwork.agents.worlds.turns import LEVELS, WORDS, Asked, Comparisons, TurnLessons
+from lightwork.agents.worlds.turns import LEVELS, WORDS, Comparisons, TurnLessons, serial
 from lightwork.claims._chats import one_thread
 from lightwork.claims._random_llama import written_once
 from lightwork.models import resolve
@@ -112,12 +114,12 @@ def asked(form: Form, seed: int, questions: int = QUESTIONS) -> Asking:
         model.close()
     return Asking(
         questions,
-        sum(result.answer == one.answer for result, one in zip(results, some, strict=True)),
+        sum(result.answer == serial(one).answer for result, one in zip(results, some, strict=True)),
         sum(result.turns for result in results),
         sum(result.usage.prompt + result.usage.completion for result in results),
     )
 
 
-async def answer(kernel: Kernel, model: ChatModel, one: Asked) -> Result:
-    context = Context(kernel, {"": model}, Toolbox.of(kernel, one.tools()), Budget(turns=TURNS))
+async def answer(kernel: Kernel, model: ChatModel, one: Episode) -> Result:
+    context = Context(kernel, {"": model}, Toolbox.of(kernel, world_tools(one)), Budget(turns=TURNS))
     return await Dta(trained=True).run(context, one.question)
