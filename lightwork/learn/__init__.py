@@ -1,0 +1,8 @@
+"""Learning without deep nets: estimators as scikit-learn has them, computed over shards of the data.
+
+shards.py  a map over shards whose results are added up: here, in processes, or simulated
+sparse/    probabilistic sparse coding by truncated expectation maximisation
+
+An estimator's numeric work is a `Shard`'s: methods that return `Sums`. Its own part sees the sums only, so it
+does not know how many shards there are, or where. To add an estimator: a Shard, and a class with `fit`.
+"""
