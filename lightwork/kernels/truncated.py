@@ -48,7 +48,9 @@ class States(NamedTuple):
 def states(candidates: int, gamma: int, num_values: int) -> States:
     """All of them. Raises RangeError for gamma > candidates."""
     if not 1 <= gamma <= candidates:
-        raise RangeError(f"{gamma} active units of {candidates} candidates", expected="1 <= gamma <= candidates")
+        raise RangeError(
+            f"{gamma} active units of {candidates} candidates", expected="1 <= gamma <= candidates"
+        )
     index: dict[tuple[tuple[int, int], ...], int] = {}
     for unit in range(candidates):
         for value in range(num_values):

@@ -18,7 +18,9 @@ def at(schedule: Schedule, iteration: int, iterations: int) -> float:
     points = [(float(where), float(value)) for where, value in schedule]
     wheres = [where for where, _ in points]
     if not points or wheres[0] < 0 or wheres[-1] > 1 or any(a >= b for a, b in pairwise(wheres)):
-        raise RangeError(f"a schedule with points at {wheres}", expected="rising from 0 to 1", fix="[(0, 5), (0.8, 1)]")
+        raise RangeError(
+            f"a schedule with points at {wheres}", expected="rising from 0 to 1", fix="[(0, 5), (0.8, 1)]"
+        )
     now = iteration / max(1, iterations - 1)
     if now <= wheres[0]:
         return points[0][1]

@@ -210,7 +210,9 @@ def _serve(pipe: Connection, pickled: bytes) -> None:
         try:
             answer = (None, getattr(shard, method)(*args))
         except Exception as error:
-            known = error if isinstance(error, LightworkError) else LightworkError(f"a shard failed: {error!r}")
+            known = (
+                error if isinstance(error, LightworkError) else LightworkError(f"a shard failed: {error!r}")
+            )
             answer = (known, None)
         pipe.send(answer)
 

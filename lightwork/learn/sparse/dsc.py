@@ -38,7 +38,9 @@ class DSC(Linear):
         values = [float(value) for value in self.values]
         others = tuple(value for value in values if value != 0.0)
         if len(others) == len(values) or not others or len(set(values)) < len(values):
-            raise RangeError(f"values {values}", expected="different numbers, 0 among them, and one more at least")
+            raise RangeError(
+                f"values {values}", expected="different numbers, 0 among them, and one more at least"
+            )
         return others
 
     def _update_prior(self, params: Params, total: Sums, knobs: Knobs) -> Floats:

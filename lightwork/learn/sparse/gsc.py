@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 
 from lightwork.kernels.truncated import best, slabs, states
 from lightwork.learn.shards import Sums
-from lightwork.learn.sparse.truncated_em import LEAST, Floats, Knobs, Local, Params, SparseCoder, start_components
+from lightwork.learn.sparse.truncated_em import (
+    LEAST,
+    Floats,
+    Knobs,
+    Local,
+    Params,
+    SparseCoder,
+    start_components,
+)
 
 
 class GSC(SparseCoder):
@@ -46,14 +54,18 @@ class GSC(SparseCoder):
         ratio_H = knobs.beta_prior * (np.log(prior) - np.log1p(-prior))
         size = 1.0 + root**2 * np.diag(gram)
         off = inner - np.diag(gram) * mean
-        single = ratio_H - 0.5 * (np.log(size) + mean * (mean * np.diag(gram) - 2 * inner) - (root * off) ** 2 / size)
+        single = ratio_H - 0.5 * (
+            np.log(size) + mean * (mean * np.diag(gram) - 2 * inner) - (root * off) ** 2 / size
+        )
         chosen = best(single, knobs.candidates)
         means, evidence = np.zeros_like(inner), np.empty(len(Y))
         names, shapes = ("active", "squares", "cross", "pairs"), ((units,), *[(units, units)] * 3)
         sums: dict[str, Any] = {name: np.zeros(shape) for name, shape in zip(names, shapes, strict=True)}
         table = states(knobs.candidates, knobs.gamma, 1)
         slabs(inner, gram, mean, root, ratio_H, 1.0, chosen, table, keep, (means, *sums.values()), evidence)
-        constant = -0.5 * Y.shape[1] * log(2 * pi * sigma**2) + knobs.beta_prior * float(np.log1p(-prior).sum())
+        constant = -0.5 * Y.shape[1] * log(2 * pi * sigma**2) + knobs.beta_prior * float(
+            np.log1p(-prior).sum()
+        )
         evidence += constant - 0.5 * np.einsum("nd,nd->n", scaled, scaled)
         return Local({"outer": means.T @ Y, "means": means.sum(0), **sums}, evidence, means)
 

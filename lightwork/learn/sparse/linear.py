@@ -44,7 +44,11 @@ class Linear(SparseCoder):
     def _start(self, X: Floats, rng: np.random.RandomState) -> Params:
         W, sigma = start_components(X, self.n_components, rng)
         values = self._values()
-        return {"W": W, "sigma": sigma, "prior": np.full(len(values), 1.0 / (self.n_components * len(values) + 1))}
+        return {
+            "W": W,
+            "sigma": sigma,
+            "prior": np.full(len(values), 1.0 / (self.n_components * len(values) + 1)),
+        }
 
     def _select(self, inner_NH: Floats, params: Params, gains_HV: Floats, knobs: Knobs) -> Floats:
         """Score of each unit alone, by its best value [N, H]."""
@@ -74,7 +78,9 @@ class Linear(SparseCoder):
         dead = np.diag(pairs) < DEAD * kept
         W[dead] = params["W"][dead]
         left = float(total["square"]) - 2 * np.sum(W * outer) + np.sum((W @ W.T) * pairs)
-        sigma = np.sqrt(max(left / (outer.shape[1] * kept), LEAST**2 * float(total["square"]) / kept, LEAST**2))
+        sigma = np.sqrt(
+            max(left / (outer.shape[1] * kept), LEAST**2 * float(total["square"]) / kept, LEAST**2)
+        )
         return {"W": W, "sigma": np.float64(sigma), "prior": self._update_prior(params, total, knobs)}
 
     def _update_prior(self, params: Params, total: Sums, knobs: Knobs) -> Floats:

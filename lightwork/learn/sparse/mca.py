@@ -72,7 +72,12 @@ class MCA(SparseCoder):
             unit_Y, power, unit_W, rho, prior, precision, chosen, table, keep, weight, outer, means, evidence
         )
         evidence += log_empty(Y, params, knobs, self.n_components * log(1 - rate))
-        sums = {"weight": weight, "outer": outer * scale, "left": np.float64(left * scale**2), "active": means.sum()}
+        sums = {
+            "weight": weight,
+            "outer": outer * scale,
+            "left": np.float64(left * scale**2),
+            "active": means.sum(),
+        }
         return Local(sums, evidence, means)
 
     def _rho(self, knobs: Knobs) -> float:

@@ -128,6 +128,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         params = self._start(X, check_random_state(self.random_state))
         shards = [Shard(self, X[rows]) for rows in parts(self.n_jobs, len(X))]
         self.free_energy_: list[float] = []
+        self._seen: Sums | None = None
         if self.n_jobs == 1:
             params = self._iterate(Here(shards), params)
         else:
@@ -145,13 +146,17 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         knobs = self._knobs(1.0)
         if first:
             self.free_energy_ = []
-            self._seen: Sums | None = None
+            self._seen = None
             self._learned(self._start(X, check_random_state(self.random_state)))
         total = Here([Shard(self, X)]).run("statistics", self._params, knobs, None)
         share = (len(self.free_energy_) + 1) ** -0.6
         rows = len(X)
         new = {name: share * array / rows for name, array in total.arrays.items()}
-        old = self._seen.arrays if self._seen is not None else {name: a / rows for name, a in total.arrays.items()}
+        old = (
+            self._seen.arrays
+            if self._seen is not None
+            else {name: a / rows for name, a in total.arrays.items()}
+        )
         self._seen = Sums({name: (1 - share) * old[name] + new[name] for name in new})
         self.free_energy_.append(self._free_energy(self._params, total, rows))
         self._learned(self._update(self._params, self._seen, knobs))
