@@ -10,9 +10,9 @@ on the shards alone.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -21,8 +21,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.errors import LightworkError
-from lightwork.runtime.effects import Recv, Send
+from lightwork.errors import InvariantError, LightworkError
+from lightwork.runtime.drive import drive
+from lightwork.runtime.effects import Effect, Work
 
 T = TypeVar("T")
 FAN_OUT = 2
@@ -51,33 +52,59 @@ class Sums:
 
 
 class Map(Protocol):
-    """Shards, wherever they are. num_rows: of all."""
+    """Shards, wherever they are, as strategies see them. num_rows: of all."""
 
-    num_rows: int
+    @property
+    def num_rows(self) -> int: ...
 
-    def run(self, method: str, *args: Any) -> Sums:
+    async def run(self, method: str, *args: Any) -> Sums:
         """What `getattr(shard, method)(*args)` gives, of all shards together."""
         ...
 
+    async def alike(self, work: Sequence[Work], fn: Callable[..., T], state: T, *args: Any) -> T:
+        """fn(state, *args), which everybody who has the sums computes alike; work: what it takes."""
+        ...
+
+
+class Blocking(Protocol):
+    """Shards whose sums a caller waits for."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def run(self, method: str, *args: Any) -> Sums: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A map of shards that block: its strategies ask for no effect, and `alone` runs them."""
+
+    shards: Blocking
+
+    @property
+    def num_rows(self) -> int:
+        return self.shards.num_rows
+
+    async def run(self, method: str, *args: Any) -> Sums:
+        return self.shards.run(method, *args)
+
+    async def alike(self, work: Sequence[Work], fn: Callable[..., T], state: T, *args: Any) -> T:
+        return fn(state, *args)
+
+
+def alone(strategy: Coroutine[Any, Any, T]) -> T:
+    """Run a strategy over a `Called` map to its end."""
+
+    def perform(effect: Effect) -> None:
+        raise InvariantError(f"{effect!r} of a strategy that runs alone", expected="no effects")
+
+    return drive(strategy, perform)
+
 
 def children(rank: int, size: int, fan_out: int = FAN_OUT) -> range:
-    """Who sends their sums to this rank."""
+    """Whose sums are added to this rank's."""
     first = rank * fan_out + 1
     return range(min(first, size), min(first + fan_out, size))
-
-
-async def tree_sum(rank: int, size: int, mine: Sums, fan_out: int = FAN_OUT) -> Sums:
-    """The sum over all ranks, on every rank: up a tree and down again. A strategy of effects."""
-    below = children(rank, size, fan_out)
-    for child in below:
-        mine = mine.merge(await Recv(child, like=mine))
-    if rank:
-        parent = (rank - 1) // fan_out
-        await Send(parent, mine)
-        mine = await Recv(parent, like=mine)
-    for child in below:
-        await Send(child, mine)
-    return mine
 
 
 def reduced(parts: Sequence[Sums], fan_out: int = FAN_OUT) -> Sums:
@@ -117,7 +144,7 @@ class Processes:
         self.num_rows = sum(len(shard) for shard in shards)
         self._fresh = frozenset(fresh)
         self._since: list[tuple[str, tuple[Any, ...]]] = []
-        self._children = [_Child(pickle.dumps(shard)) for shard in shards]
+        self._children = [_Child(shard) for shard in shards]
 
     def run(self, method: str, *args: Any) -> Sums:
         if method in self._fresh:
@@ -164,7 +191,7 @@ class Processes:
 class _Child:
     """The process of one shard."""
 
-    def __init__(self, shard: bytes) -> None:
+    def __init__(self, shard: Any) -> None:
         self._shard = shard
         self.start()
 
@@ -200,15 +227,14 @@ class _Child:
             self._process.kill()
 
 
-def _serve(pipe: Connection, pickled: bytes) -> None:
-    shard = pickle.loads(pickled)
+def _serve(pipe: Connection, shard: Any) -> None:
     while True:
         try:
             method, args = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
         try:
-            answer = (None, getattr(shard, method)(*args))
+            answer: tuple[LightworkError | None, Sums | None] = (None, getattr(shard, method)(*args))
         except Exception as error:
             known = (
                 error if isinstance(error, LightworkError) else LightworkError(f"a shard failed: {error!r}")
@@ -221,7 +247,7 @@ def parts(num: int, of: int) -> Iterator[slice]:
     """Rows cut into `num` parts whose sizes differ by at most one; fewer if there are fewer rows."""
     num = max(1, min(num, of))
     ends = [of * i // num for i in range(num + 1)]
-    for begin, end in zip(ends, ends[1:], strict=False):
+    for begin, end in pairwise(ends):
         yield slice(begin, end)
 
 
@@ -232,16 +258,16 @@ def order_bits(values: NDArray[np.float64]) -> NDArray[np.uint64]:
     return np.where(sign == 1, ~bits, bits | np.uint64(1 << 63))
 
 
-def kth_largest(map: Map, k: int) -> np.uint64:
+async def kth_largest(map: Map, k: int) -> np.uint64:
     """The order bits of the k-th largest of what shards hold; they answer `histogram(prefix, shift)`.
 
     Eight rounds of 256 counts find it exactly, whatever the number of rows: 2 KB a round, and no values.
     """
     prefix, left = 0, k
     for shift in range(56, -8, -8):
-        counts = map.run("histogram", prefix, shift)["counts"]
+        counts = (await map.run("histogram", prefix, shift))["counts"]
         above = np.cumsum(counts[::-1])
-        at = int(np.searchsorted(above, left))
+        at = min(int(np.searchsorted(above, left)), 255)
         left -= int(above[at - 1]) if at else 0
         prefix = prefix << 8 | (255 - at)
     return np.uint64(prefix)

@@ -195,7 +195,7 @@ def test_samples_have_the_models_form(model: type[SparseCoder]) -> None:
 
 
 def test_a_part_at_a_time_comes_near_the_whole() -> None:
-    X, W = bars(BSC, 1200, 2)
+    X, _ = bars(BSC, 1200, 2)
     coder = BSC(10, max_iter=20, random_state=0).fit(X[:300])
     before = coder.score(X)
     for begin in range(0, 1200, 300):

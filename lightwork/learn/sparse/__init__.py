@@ -1,4 +1,4 @@
-"""Probabilistic sparse coding: few hidden causes behind each observation, with a prior, a noise and a posterior.
+"""Probabilistic sparse coding: few hidden causes behind each observation, a prior, a noise and a posterior.
 
     from lightwork.learn.sparse import BSC
     coder = BSC(n_components=10, random_state=0).fit(X)        # X [N, D]
@@ -13,11 +13,11 @@ MCA    0, 1          the largest of the active units' components, which are posi
 MMCA   0, 1          that of largest magnitude
 GSC    0, 1 times a normal number   sum
 
-All are fitted by truncated expectation maximisation (truncated_em.py); a model is one file beside it: the score
-of a state, what is summed over states, and what is learnt from the sums.
+All are fitted by truncated expectation maximisation (truncated_em.py); a model is one file beside it: the
+score of a state, what is summed over states, and what is learnt from the sums.
 
-Source: Exarchakis et al., "ProSper -- A Python Library for Probabilistic Sparse Coding with Non-Standard Priors
-and Superpositions" (2019), https://arxiv.org/abs/1908.06843
+Source: Exarchakis et al., "ProSper -- A Python Library for Probabilistic Sparse Coding with Non-Standard
+Priors and Superpositions" (2019), https://arxiv.org/abs/1908.06843
 """
 
 from lightwork.learn.sparse.bsc import BSC

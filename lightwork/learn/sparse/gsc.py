@@ -1,4 +1,4 @@
-"""Gaussian sparse coding: a unit is off, or on with a strength drawn from a normal distribution (spike and slab).
+"""Gaussian sparse coding: a unit is off, or on with a normally distributed strength (spike and slab).
 
     p(s_h = 1) = pi_h      z_h ~ N(mu_h, psi_h)      p(y | s, z) = N(y; sum_h s_h z_h W_h, diag(sigma²))
 

@@ -2,7 +2,7 @@
 
     p(s_h = 1) = pi      p(y | s) = N(y; max_h s_h W_h, sigma² I)
 
-While learning the maximum is smooth: m_d = (sum_h s_h W_hd^rho)^(1/rho), rho = 1 / (1 - 1 / T), T at least 1.05.
+The maximum is smooth: m_d = (sum_h s_h W_hd^rho)^(1/rho), rho = 1 / (1 - 1 / T), T at least 1.05.
 With A_hd = s_h (W_hd / m_d)^(rho - 1), a unit's share of what is seen:
 
     W = sum <A> y / sum <A>, element by element        sigma² = sum <|y - m|²> / (D N_use)        pi as in BSC
@@ -10,12 +10,14 @@ With A_hd = s_h (W_hd / m_d)^(rho - 1), a unit's share of what is seen:
 Candidates are the units that a row has room for: smallest sum_d max(W_hd - y_d, 0). Temperature acts on the
 prior, too.
 
-Source: Lücke and Sahani, "Maximal Causes for Non-linear Component Extraction" (JMLR 9, 2008), equations 15, 28.
+Source: Lücke and Sahani, "Maximal Causes for Non-linear Component Extraction" (JMLR 9, 2008), equations 15
+and 28.
 """
 
 from __future__ import annotations
 
 from math import log
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +74,7 @@ class MCA(SparseCoder):
             unit_Y, power, unit_W, rho, prior, precision, chosen, table, keep, weight, outer, means, evidence
         )
         evidence += log_empty(Y, params, knobs, self.n_components * log(1 - rate))
-        sums = {
+        sums: dict[str, Any] = {
             "weight": weight,
             "outer": outer * scale,
             "left": np.float64(left * scale**2),

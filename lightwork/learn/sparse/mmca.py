@@ -1,14 +1,14 @@
-"""Maximum magnitude causes analysis: what is seen is the active unit's entry of largest magnitude, of any sign.
+"""Maximum magnitude causes analysis: what is seen is the active unit's entry of largest magnitude.
 
-As MCA with m_d = sign(t_d) |t_d|^(1/rho), t_d = sum_h s_h sign(W_hd) |W_hd|^rho, rho of at most 35 and T of at
-least 1.2. Components move by how much there is to learn from: with q = sum <A>,
+As MCA, of any sign, with m_d = sign(t_d) |t_d|^(1/rho), t_d = sum_h s_h sign(W_hd) |W_hd|^rho, rho of at most
+35 and T of at least 1.2. Components move by how much there is to learn from: with q = sum <A>,
 
     W <- w sum <A> y / q + (1 - w) W,     w = max(1 - exp(-q / 2.5), 0.2)
 
 Candidates are the units whose components are nearest to the row.
 
-Source: Bornschein, Henniges and Lücke, "Are V1 Simple Cells Optimized for Visual Occlusions?" (PLoS Computational
-Biology 9, 2013).
+Source: Bornschein, Henniges and Lücke, "Are V1 Simple Cells Optimized for Visual Occlusions?" (PLoS
+Computational Biology 9, 2013).
 """
 
 from __future__ import annotations

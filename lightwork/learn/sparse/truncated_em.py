@@ -29,7 +29,19 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lightwork.errors import RangeError
 from lightwork.learn.schedules import Schedule, at
-from lightwork.learn.shards import Here, Map, Processes, Sums, histogram, kth_largest, order_bits, parts
+from lightwork.learn.shards import (
+    Called,
+    Here,
+    Map,
+    Processes,
+    Sums,
+    alone,
+    histogram,
+    kth_largest,
+    order_bits,
+    parts,
+)
+from lightwork.runtime.effects import Work
 from lightwork.runtime.progress import Progress
 
 Floats = NDArray[Any]
@@ -125,17 +137,24 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         """
         X = validate_data(self, X, dtype=[np.float64, np.float32])
         self._knobs(1.0)
-        params = self._start(X, check_random_state(self.random_state))
-        shards = [Shard(self, X[rows]) for rows in parts(self.n_jobs, len(X))]
-        self.free_energy_: list[float] = []
-        self._seen: Sums | None = None
+        shards = [self.shard(X[rows]) for rows in parts(self.n_jobs, len(X))]
         if self.n_jobs == 1:
-            params = self._iterate(Here(shards), params)
+            alone(self.fit_over(Called(Here(shards)), X))
         else:
             with Processes(shards, fresh=("statistics", "evidence")) as processes:
-                params = self._iterate(processes, params)
-        self._learned(params)
+                alone(self.fit_over(Called(processes), X))
         return self
+
+    async def fit_over(self, map: Map, X: Floats) -> None:
+        """Learn from shards, wherever they are: a strategy of effects. X: what to start from."""
+        params = self._start(X, check_random_state(self.random_state))
+        self.free_energy_: list[float] = []
+        self._seen: Sums | None = None
+        self._learned(await self._iterate(map, params))
+
+    def shard(self, X: Floats) -> Shard:
+        """Rows [N, D] as a map has them."""
+        return Shard(self, X)
 
     def partial_fit(self, X: Any, y: Any = None) -> SparseCoder:
         """One iteration over some rows, at temperature 1 and without a cut. Sums of earlier rows fade as
@@ -184,21 +203,27 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
 
     # -- the rest
 
-    def _iterate(self, map: Map, params: Params) -> Params:
+    async def _iterate(self, map: Map, params: Params) -> Params:
         for i in range(self.max_iter):
             knobs = self._knobs(at(self.temperature, i, self.max_iter))
             cut, threshold = at(self.cut, i, self.max_iter), None
             share = 1.0 - (1.0 - within(self.n_components, knobs.gamma, self._active_rate(params))) * cut
             num = max(1, round(map.num_rows * share))
             if num < map.num_rows:
-                map.run("evidence", params, knobs)
-                threshold = kth_largest(map, num)
-            total = map.run("statistics", params, knobs, threshold)
+                await map.run("evidence", params, knobs)
+                threshold = await kth_largest(map, num)
+            total = await map.run("statistics", params, knobs, threshold)
             self.free_energy_.append(self._free_energy(params, total, map.num_rows))
-            params = self._update(params, total, knobs)
+            params = await map.alike(self._update_work(params), self._update, params, total, knobs)
             if self.progress is not None:
                 self.progress("iterations", i + 1, self.max_iter)
         return params
+
+    def _update_work(self, params: Params) -> tuple[Work, ...]:
+        """Of an M-step: a system of H equations for D dimensions."""
+        units, dimensions = params["W"].shape
+        ops = units**2 * (2 * units / 3 + 4 * dimensions)
+        return (Work(dtype="float64", ops=ops, bytes=8 * units * (units + 3 * dimensions), rows=units),)
 
     def _learned(self, params: Params) -> None:
         self._params = params
@@ -263,13 +288,25 @@ class Shard:
             keep = np.ones(len(Y), bool) if threshold is None else self._bits[rows] >= threshold
             local = self._model._local(params, Y, knobs, keep)
             kept = Y[keep].astype(np.float64, copy=False)
-            shared = {
+            shared: dict[str, Any] = {
                 "evidence": np.float64(local.evidence.sum()),
                 "kept": np.float64(len(kept)),
                 "square": np.float64(np.einsum("nd,nd->", kept, kept)),
             }
             total = total.merge(Sums({**shared, **local.sums}))
         return total
+
+    def work(self, method: str, rows: int) -> tuple[Work, ...]:
+        """What a method takes over so many rows: scores of all units, states, and for statistics the sums."""
+        if method == "histogram":
+            return (Work(kind="vector", dtype="float64", ops=3 * rows, bytes=8 * rows),)
+        knobs, (units, dimensions) = self._model._knobs(1.0), (self._model.n_components, self._rows.shape[1])
+        num = sum(comb(knobs.candidates, j) for j in range(2, knobs.gamma + 1))
+        products = 2 * rows * units * dimensions * (1 + (method == "statistics"))
+        return (
+            Work(dtype="float64", ops=products, bytes=rows * self._rows.itemsize * dimensions, rows=rows),
+            Work(kind="vector", dtype="float64", ops=rows * (units + 2 * num * knobs.gamma), launches=0),
+        )
 
     def _blocks(self) -> Iterator[tuple[slice, Floats]]:
         for begin in range(0, len(self._rows), BLOCK):
@@ -293,7 +330,8 @@ def start_components(X: Floats, units: int, rng: np.random.RandomState) -> tuple
     """W [H, D] about the mean row, and sigma: the mean deviation of a dimension."""
     spread = float(X.std(axis=0, dtype=np.float64).mean()) or 1.0
     W = X.mean(axis=0, dtype=np.float64) + spread / 4 * rng.standard_normal((units, X.shape[1]))
-    return W, np.float64(spread)
+    sigma: Any = np.float64(spread)
+    return W, sigma
 
 
 def log_empty(Y: Floats, params: Params, knobs: Knobs, log_absent: float) -> Floats:
