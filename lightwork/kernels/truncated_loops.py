@@ -6,6 +6,7 @@ say. A state whose weight is below NEVER of the largest adds nothing.
 
 from __future__ import annotations
 
+from math import factorial
 from typing import Any
 
 import numba
@@ -13,7 +14,16 @@ import numpy as np
 
 NEVER = 1e-16
 _LOWEST = float(np.log(NEVER))
+_LOG2 = float(np.log(2.0))
+_PER_LOG2 = 1.0 / _LOG2
+_ODD = tuple(1.0 / (2 * k + 1) for k in range(11))
+_FACTORIAL = tuple(1.0 / factorial(k) for k in range(14))
+_LOG2_HIGH = 6.93147180369123816490e-01  # its upper 32 bits
+_LOG2_LOW = 1.90821492927058770002e-10
+_HALF_ROOT = 0x0010000000000000 - (0x3FF6A09E667F3BCD - 0x3FF0000000000000)
+"""What takes a mantissa above sqrt(2) into the next power of two."""
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+_sums = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 _inline = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
 
 
@@ -141,6 +151,7 @@ def maxima(
     single, single_error = np.empty(len(W_HD)), np.empty(len(W_HD))
     score, error = np.empty(num_states), np.empty(num_states)
     sums, shown = np.empty((num_states, num_dims)), np.empty((num_states, num_dims))
+    powers = np.empty(num_states * num_dims)
     scaled_HD = np.sign(W_HD) * np.abs(W_HD) ** (rho - 1.0)
     left = 0.0
     for n in range(len(Y_ND)):
@@ -153,8 +164,9 @@ def maxima(
             top = max(top, single[h])
         for s in range(num_states):
             p = parent[s]
-            before = sums[p] if p >= 0 else power_HD[chosen[-1 - p]]
-            _extend(before, power_HD[chosen[unit[s]]], rho, sums[s], shown[s])
+            _add(sums[p] if p >= 0 else power_HD[chosen[-1 - p]], power_HD[chosen[unit[s]]], sums[s])
+        _roots(sums.reshape(-1), 1.0 / rho, powers, shown.reshape(-1))
+        for s in range(num_states):
             error[s] = _distance(y, shown[s])
             score[s] = depth[s] * prior + 0.5 * precision * (empty - error[s])
             top = max(top, score[s])
@@ -178,7 +190,7 @@ def maxima(
     return left
 
 
-@_jit
+@_sums
 def _distance(a: Any, b: Any) -> Any:
     squares = 0.0
     for d in range(len(a)):
@@ -187,11 +199,41 @@ def _distance(a: Any, b: Any) -> Any:
 
 
 @_jit
-def _extend(before: Any, added: Any, rho: Any, sums: Any, shown: Any) -> None:
-    """The sums of a child, and what it shows: sign(t) |t|^(1 / rho)."""
+def _add(before: Any, added: Any, sums: Any) -> None:
     for d in range(len(sums)):
         sums[d] = before[d] + added[d]
-        shown[d] = np.copysign(np.exp(np.log(abs(sums[d])) / rho), sums[d])
+
+
+@_jit
+def _roots(t: Any, power: Any, powers: Any, out: Any) -> None:
+    """out = sign(t) |t|^power, 0 < power <= 1, to 13 digits.
+
+    Logarithm and exponential without branches or calls, so that the loops become vector code: with t = m 2^e
+    and s = (m - 1) / (m + 1), log m = 2 s (1 + s² / 3 + s⁴ / 5 ...); exp by its series about a power of two.
+    powers: as long as t, for the latter.
+    """
+    bits, exponents = t.view(np.int64), powers.view(np.int64)
+    for i in range(len(t)):
+        whole = bits[i] & 0x7FFFFFFFFFFFFFFF
+        above = (whole + _HALF_ROOT) >> 52  # so that m is between sqrt(1/2) and sqrt(2)
+        exponents[i] = whole - ((above - 1023) << 52)
+        out[i] = above - 1023
+    for i in range(len(t)):
+        s = (powers[i] - 1.0) / (powers[i] + 1.0)
+        square = s * s
+        log = _ODD[10]
+        for k in range(9, -1, -1):
+            log = log * square + _ODD[k]
+        x = power * (out[i] * _LOG2 + 2.0 * s * log)
+        whole_x = max(np.floor(x * _PER_LOG2 + 0.5), -1022.0)
+        rest = x - whole_x * _LOG2_HIGH - whole_x * _LOG2_LOW
+        exp = _FACTORIAL[13]
+        for k in range(12, -1, -1):
+            exp = exp * rest + _FACTORIAL[k]
+        exponents[i] = (np.int64(whole_x) + 1023) << 52
+        out[i] = exp
+    for i in range(len(t)):
+        out[i] = np.copysign(out[i] * powers[i], t[i]) if t[i] != 0.0 else 0.0
 
 
 @_jit
@@ -199,12 +241,13 @@ def _share(
     q: Any, y: Any, chosen: Any, units: Any, scaled_HD: Any, shown: Any, sums: Any, means: Any,
     weight_HD: Any, outer_HD: Any,
 ) -> None:  # fmt: skip
-    """A state's units share what is seen: A_hd = |W_hd|^(rho-1) |m_d| / |t_d|."""
+    """Its units share what is seen: A_hd = min(|W_hd|^(rho-1) |m_d| / |t_d|, 1), and 1 where they cancel."""
     for i in units:
         h = chosen[i]
         means[h] += q
         for d in range(len(y)):
-            share = q * abs(scaled_HD[h, d] * shown[d] / sums[d])
+            t = abs(sums[d])
+            share = q * (min(abs(scaled_HD[h, d] * shown[d]) / t, 1.0) if t > 0.0 else 1.0)
             weight_HD[h, d] += share
             outer_HD[h, d] += share * y[d]
 

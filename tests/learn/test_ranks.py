@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bars import bars
 
 from lightwork.cluster import CostModel, parse_place
+from lightwork.learn.data import bars
 from lightwork.learn.ranks import Ranks, fit
 from lightwork.learn.shards import parts
 from lightwork.learn.sparse import BSC, GSC, MCA

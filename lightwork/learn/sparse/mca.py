@@ -87,10 +87,10 @@ class MCA(SparseCoder):
 
     def _update(self, params: Params, total: Sums, knobs: Knobs) -> Params:
         kept, W = float(total["kept"]), self._update_components(params["W"], total)
-        sigma = np.sqrt(max(float(total["left"]) / (W.shape[1] * kept), LEAST**2))
+        sigma: Any = np.sqrt(max(float(total["left"]) / (W.shape[1] * kept), LEAST**2))
         rate = float(params["prior"][0])
         rate = corrected_rate(self.n_components, knobs.gamma, rate, float(total["active"]) / kept)
-        return {"W": W, "sigma": np.float64(sigma), "prior": np.array([rate])}
+        return {"W": W, "sigma": sigma, "prior": np.array([rate])}
 
     def _update_components(self, W: Floats, total: Sums) -> Floats:
         seen = total["weight"] > LEAST * LEAST

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator, Mapping
+from copy import copy
 from math import comb, log, pi
 from typing import Any, NamedTuple
 
@@ -137,24 +138,28 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         """
         X = validate_data(self, X, dtype=[np.float64, np.float32])
         self._knobs(1.0)
-        shards = [self.shard(X[rows]) for rows in parts(self.n_jobs, len(X))]
-        if self.n_jobs == 1:
-            alone(self.fit_over(Called(Here(shards)), X))
-        else:
-            with Processes(shards, fresh=("statistics", "evidence")) as processes:
-                alone(self.fit_over(Called(processes), X))
-        return self
+        return self._over_jobs(X, None)
 
-    async def fit_over(self, map: Map, X: Floats) -> None:
-        """Learn from shards, wherever they are: a strategy of effects. X: what to start from."""
-        params = self._start(X, check_random_state(self.random_state))
-        self.free_energy_: list[float] = []
+    def resume(self, X: Any) -> SparseCoder:
+        """Go on with a fit that was interrupted, over the same rows; ends as it would have ended."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return self._over_jobs(X, self._params)
+
+    async def fit_over(self, map: Map, X: Floats, params: Params | None = None) -> None:
+        """Learn from shards, wherever they are: a strategy of effects. X: what to start from, unless from
+        params."""
         self._seen: Sums | None = None
+        if params is None:
+            params = self._start(X, check_random_state(self.random_state))
+            self.free_energy_: list[float] = []
         self._learned(await self._iterate(map, params))
 
     def shard(self, X: Floats) -> Shard:
         """Rows [N, D] as a map has them."""
-        return Shard(self, X)
+        model = copy(self)
+        model.progress = None  # it is told here, and need not fit through a pipe
+        return Shard(model, X)
 
     def partial_fit(self, X: Any, y: Any = None) -> SparseCoder:
         """One iteration over some rows, at temperature 1 and without a cut. Sums of earlier rows fade as
@@ -203,8 +208,17 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
 
     # -- the rest
 
+    def _over_jobs(self, X: Floats, params: Params | None) -> SparseCoder:
+        shards = [self.shard(X[rows]) for rows in parts(self.n_jobs, len(X))]
+        if self.n_jobs == 1:
+            alone(self.fit_over(Called(Here(shards)), X, params))
+        else:
+            with Processes(shards, fresh=("statistics", "evidence")) as processes:
+                alone(self.fit_over(Called(processes), X, params))
+        return self
+
     async def _iterate(self, map: Map, params: Params) -> Params:
-        for i in range(self.max_iter):
+        for i in range(len(self.free_energy_), self.max_iter):
             knobs = self._knobs(at(self.temperature, i, self.max_iter))
             cut, threshold = at(self.cut, i, self.max_iter), None
             share = 1.0 - (1.0 - within(self.n_components, knobs.gamma, self._active_rate(params))) * cut
@@ -215,6 +229,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
             total = await map.run("statistics", params, knobs, threshold)
             self.free_energy_.append(self._free_energy(params, total, map.num_rows))
             params = await map.alike(self._update_work(params), self._update, params, total, knobs)
+            self._learned(params)
             if self.progress is not None:
                 self.progress("iterations", i + 1, self.max_iter)
         return params
