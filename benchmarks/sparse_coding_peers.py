@@ -1,9 +1,9 @@
-"""Is an iteration what the original library's is, and how much sooner? And dictionary learning beside it?
+"""Is an iteration of sparse coding what the original library's is, and how much sooner?
 
-    python benchmarks/sparse_coding_peers.py --peers FOLDER [--json FILE]
+    python benchmarks/sparse_coding_peers.py --python FOLDER/prosper/bin/python --source CHECKOUT
 
-FOLDER holds `prosper`, as benchmarks/peers/install.py makes it. Same rows, same parameters, float64, CPU
-seconds of one thread, both sides in turns, each at its best of a few. TSC of ProSper cannot be constructed.
+FOLDER is what benchmarks/peers/install.py made, CHECKOUT that of github.com/ml-uol/prosper. Same rows, same
+parameters, float64, CPU seconds of one thread, both sides in turns, each at its best of a few. TSC of ProSper cannot be constructed.
 """
 
 from __future__ import annotations
@@ -97,15 +97,14 @@ def ours(coder: Any, params: dict[str, Any], rows: Any) -> tuple[float, Any, dic
     return seconds, coder._local(params, rows, knobs, np.ones(len(rows), bool)).evidence, dict(new)
 
 
-def compare(name: str, label: str, peers: Path) -> dict[str, Any]:
+def compare(name: str, label: str, python: Path, source: Path) -> dict[str, Any]:
     size = SIZES[label]
     coder, (params, rows) = coder_of(name, size), problem(name, size)
     ours(coder, params, rows)  # compiles
     mine, theirs, new, evidence = [], [], {}, np.zeros(0)
     with tempfile.TemporaryDirectory() as folder:
         job(name, size, params, rows, Path(folder) / "job.npz")
-        python = peers / "prosper" / "venv" / "bin" / "python"
-        command = [python, WORKER, peers / "prosper" / "src", f"{folder}/job.npz", f"{folder}/out.npz"]
+        command = [python, WORKER, source, f"{folder}/job.npz", f"{folder}/out.npz"]
         for _ in range(TIMES):
             subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
             for _ in range(TIMES):
@@ -139,7 +138,8 @@ def _largest(difference: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--peers", type=Path, required=True)
+    parser.add_argument("--python", type=Path, required=True, help="of the original's environment")
+    parser.add_argument("--source", type=Path, required=True, help="of the original")
     parser.add_argument("--models", nargs="*", default=[*MODELS])
     parser.add_argument("--sizes", nargs="*", default=[*SIZES])
     parser.add_argument("--json", type=Path, help="write lines of JSON here")
@@ -147,7 +147,7 @@ def main() -> None:
     found = []
     for name in options.models:
         for label in options.sizes:
-            row = compare(name, label, options.peers)
+            row = compare(name, label, options.python, options.source)
             found.append(row)
             apart = "not compared" if row["evidence"] is None else f"{row['evidence']:.1e}"
             print(

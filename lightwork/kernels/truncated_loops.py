@@ -14,6 +14,7 @@ import numpy as np
 
 NEVER = 1e-16
 _LOWEST = float(np.log(NEVER))
+_HUGE = 1e300
 _LOG2 = float(np.log(2.0))
 _PER_LOG2 = 1.0 / _LOG2
 _ODD = tuple(1.0 / (2 * k + 1) for k in range(11))
@@ -242,12 +243,13 @@ def _share(
     weight_HD: Any, outer_HD: Any,
 ) -> None:  # fmt: skip
     """Its units share what is seen: A_hd = min(|W_hd|^(rho-1) |m_d| / |t_d|, 1), and 1 where they cancel."""
+    for d in range(len(y)):  # its sums are no longer needed
+        sums[d] = abs(shown[d] / sums[d]) if sums[d] != 0.0 else _HUGE
     for i in units:
         h = chosen[i]
         means[h] += q
         for d in range(len(y)):
-            t = abs(sums[d])
-            share = q * (min(abs(scaled_HD[h, d] * shown[d]) / t, 1.0) if t > 0.0 else 1.0)
+            share = q * min(abs(scaled_HD[h, d]) * sums[d], 1.0)
             weight_HD[h, d] += share
             outer_HD[h, d] += share * y[d]
 

@@ -27,7 +27,7 @@ def save(file: Path, coder: SparseCoder) -> None:
         "settings": json.dumps(settings, default=list),
         "free_energy": json.dumps(coder.free_energy_),
     }
-    params = {name: np.ascontiguousarray(value) for name, value in coder._params.items()}
+    params = {name: np.array(value, order="C") for name, value in coder._params.items()}
     home.save(file, lambda part: save_file(params, part, metadata=told))
 
 
