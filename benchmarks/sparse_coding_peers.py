@@ -3,7 +3,8 @@
     python benchmarks/sparse_coding_peers.py --python FOLDER/prosper/bin/python --source CHECKOUT
 
 FOLDER is what benchmarks/peers/install.py made, CHECKOUT that of github.com/ml-uol/prosper. Same rows, same
-parameters, float64, CPU seconds of one thread, both sides in turns, each at its best of a few. TSC of ProSper cannot be constructed.
+parameters, float64, CPU seconds of one thread, both sides in turns, each at its best of a few. The
+original's TSC cannot be constructed.
 """
 
 from __future__ import annotations

@@ -15,12 +15,14 @@ SMALL = ["--components", "10", "--iterations", "3"]
 
 def test_what_is_learnt_is_kept_and_drawn(tmp_path: Path, capsys: Any) -> None:
     file = str(tmp_path / "bars.safetensors")
-    main(["learn", "fit", "bars", *SMALL, "--save", file, "--json"])
+    assert main(["learn", "fit", "bars", *SMALL, "--save", file, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["model"], len(told["components"]), len(told["components"][0])) == ("BSC", 10, 25)
-    main(["learn", "fit", "bars", *SMALL, "--save", file, "--json"])  # it has ended: nothing is left to do
+    assert (
+        main(["learn", "fit", "bars", *SMALL, "--save", file, "--json"]) == 0
+    )  # it has ended: nothing is left to do
     assert json.loads(capsys.readouterr().out) == told
-    main(["learn", "plot", file])
+    assert main(["learn", "plot", file]) == 0
     drawn = capsys.readouterr().out
     assert "█" in drawn
     assert "BSC: noise" in drawn
@@ -29,12 +31,11 @@ def test_what_is_learnt_is_kept_and_drawn(tmp_path: Path, capsys: Any) -> None:
 def test_rows_of_a_file(tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("\n".join("1,2,3" if i % 2 else "0,0,1" for i in range(20)), encoding="utf-8")
-    main(["learn", "fit", str(file), "--model", "GSC", "--components", "2", "--iterations", "2"])
+    assert main(["learn", "fit", str(file), "--model", "GSC", "--components", "2", "--iterations", "2"]) == 0
     assert "GSC: noise" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["fit", "nowhere.csv"], ["plot", "nowhere.safetensors"]])
 def test_a_source_that_is_none_is_refused(arguments: list[str], capsys: Any) -> None:
-    with pytest.raises(SystemExit):
-        main(["learn", *arguments])
+    assert main(["learn", *arguments]) in (1, 2)
     assert "nowhere" in capsys.readouterr().err
