@@ -63,6 +63,10 @@ RECIPES = {
     ),
     # Its last version with actors on servers; it needs tqdm and does not say so.
     "agentscope": Recipe(packages=("agentscope[distribute]==0.1.6", "tqdm")),
+    # what ProSper of 2019 imports; it is read from a checkout
+    "prosper": Recipe(
+        packages=("numpy==1.23.5", "scipy==1.11.4", "tables==3.8.0", "mpi4py==4.1.2", "mpich==5.0.2", "six"),
+    ),
     "ct2": Recipe(first=("torch==2.13.0",), packages=("ctranslate2==4.8.5", "transformers==5.24.0")),
 }
 

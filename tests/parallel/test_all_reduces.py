@@ -15,9 +15,10 @@ from lightwork.parallel.all_reduces import AllReduce, quickest
 from lightwork.parallel.all_reduces.direct import Direct
 from lightwork.parallel.all_reduces.ring import Ring
 from lightwork.parallel.all_reduces.star import Star
+from lightwork.parallel.all_reduces.tree import Tree
 from lightwork.runtime import Kernel, Meta, SimWorld, Trace
 
-WAYS: tuple[AllReduce, ...] = (Ring(), Star(), Direct())
+WAYS: tuple[AllReduce, ...] = (Ring(), Star(), Direct(), Tree())
 SLOW = Link(name="wifi", a="device", b="device", bytes_per_s=300e6 / 8, latency_s=5e-3)
 
 

@@ -1,0 +1,391 @@
+"""The compiled loops of truncated.py, whose functions say what they are given and write.
+
+Of each point: scores of all states down their tree, their weights by softmax, and sums of what the weights
+say. A state whose weight is below NEVER of the largest adds nothing.
+"""
+
+from __future__ import annotations
+
+from math import factorial
+from typing import Any
+
+import numba
+import numpy as np
+
+NEVER = 1e-16
+_LOWEST = float(np.log(NEVER))
+_HUGE = 1e300
+_LOG2 = float(np.log(2.0))
+_PER_LOG2 = 1.0 / _LOG2
+_ODD = tuple(1.0 / (2 * k + 1) for k in range(11))
+_FACTORIAL = tuple(1.0 / factorial(k) for k in range(14))
+_LOG2_HIGH = 6.93147180369123816490e-01  # its upper 32 bits
+_LOG2_LOW = 1.90821492927058770002e-10
+_HALF_ROOT = 0x0010000000000000 - (0x3FF6A09E667F3BCD - 0x3FF0000000000000)
+"""What takes a mantissa above sqrt(2) into the next power of two."""
+_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+_sums = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+_inline = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+
+
+@_inline
+def _weigh(single: Any, score: Any, top: Any) -> Any:
+    """Scores become weights, relative to the largest; returns the weights' sum, the empty state's with it."""
+    total = np.exp(-top)
+    flat = single.reshape(-1)
+    for part in (flat, score):
+        for i in range(len(part)):
+            below = part[i] - top
+            part[i] = np.exp(below) if below > _LOWEST else 0.0
+            total += part[i]
+    return total
+
+
+# -- units that add up
+
+
+@_jit
+def linear(
+    inner_NH: Any, gram_HH: Any, prior_V: Any, values_V: Any, precision: Any, chosen_NP: Any, parent: Any,
+    unit: Any, value: Any, depth: Any, path: Any, path_value: Any, keep_N: Any, means_NH: Any, pairs_HH: Any,
+    counts_V: Any, evidence_N: Any,
+) -> None:  # fmt: skip
+    num_units, num_values = len(gram_HH), len(values_V)
+    single = np.empty((num_units, num_values))
+    score = np.empty(len(parent))
+    num = chosen_NP.shape[1]
+    inside, joint = np.empty((num, num)), np.empty((num, num))
+    for n in range(len(inner_NH)):
+        chosen = chosen_NP[n]
+        top = _linear_singles(inner_NH[n], gram_HH, prior_V, values_V, precision, single)
+        for i in range(len(chosen)):
+            for j in range(len(chosen)):
+                inside[i, j] = precision * gram_HH[chosen[i], chosen[j]]
+        tree = (parent, unit, value, depth, path, path_value)
+        top = _linear_scores(single, inside, values_V, chosen, *tree, score, top)
+        total = _weigh(single, score, top)
+        evidence_N[n] = top + np.log(total)
+        if keep_N[n]:
+            _count_singles(single, total, values_V, means_NH[n], pairs_HH, counts_V)
+            joint[:] = 0.0
+            _count_states(
+                score, total, values_V, chosen, depth, path, path_value, means_NH[n], joint, counts_V
+            )
+            for i in range(len(chosen)):
+                for j in range(i):
+                    pairs_HH[chosen[i], chosen[j]] += joint[i, j]
+                    pairs_HH[chosen[j], chosen[i]] += joint[i, j]
+                pairs_HH[chosen[i], chosen[i]] += joint[i, i]
+
+
+@_jit
+def _linear_singles(inner: Any, gram: Any, prior_V: Any, values_V: Any, precision: Any, single: Any) -> Any:
+    """Scores of states of one unit; returns the largest, or the empty state's, 0."""
+    top = 0.0
+    for h in range(len(single)):
+        for k in range(len(values_V)):
+            v = values_V[k]
+            single[h, k] = prior_V[k] + precision * v * (inner[h] - 0.5 * v * gram[h, h])
+            top = max(top, single[h, k])
+    return top
+
+
+@_jit
+def _linear_scores(
+    single: Any, inside: Any, values_V: Any, chosen: Any, parent: Any, unit: Any, value: Any, depth: Any,
+    path: Any, path_value: Any, score: Any, top: Any,
+) -> Any:  # fmt: skip
+    """score(child) = score(parent) + single(unit) - precision v_h sum over parents of v_j G_jh."""
+    num_values = len(values_V)
+    for s in range(len(score)):
+        u, k, p = unit[s], value[s], parent[s]
+        shared = 0.0
+        for j in range(depth[s] - 1):
+            shared += values_V[path_value[s, j]] * inside[path[s, j], u]
+        before = score[p] if p >= 0 else single[chosen[(-1 - p) // num_values], (-1 - p) % num_values]
+        score[s] = before + single[chosen[u], k] - values_V[k] * shared
+        top = max(top, score[s])
+    return top
+
+
+@_jit
+def _count_singles(single: Any, total: Any, values_V: Any, means: Any, pairs_HH: Any, counts_V: Any) -> None:
+    for h in range(len(single)):
+        mean = square = 0.0
+        for k in range(len(values_V)):
+            q = single[h, k] / total
+            mean += q * values_V[k]
+            square += q * values_V[k] * values_V[k]
+            counts_V[k] += q
+        means[h] = mean
+        pairs_HH[h, h] += square
+
+
+@_jit
+def _count_states(
+    score: Any, total: Any, values_V: Any, chosen: Any, depth: Any, path: Any, path_value: Any, means: Any,
+    joint: Any, counts_V: Any,
+) -> None:  # fmt: skip
+    for s in range(len(score)):
+        if score[s] == 0.0:
+            continue
+        q = score[s] / total
+        for i in range(depth[s]):
+            a = path[s, i]
+            v = q * values_V[path_value[s, i]]
+            counts_V[path_value[s, i]] += q
+            means[chosen[a]] += v
+            for j in range(i + 1):
+                joint[a, path[s, j]] += v * values_V[path_value[s, j]]
+
+
+# -- units that compete
+
+
+@_jit
+def maxima(
+    Y_ND: Any, power_HD: Any, W_HD: Any, rho: Any, prior: Any, precision: Any, chosen_NP: Any, parent: Any,
+    unit: Any, depth: Any, path: Any, keep_N: Any, weight_HD: Any, outer_HD: Any, means_NH: Any,
+    evidence_N: Any,
+) -> Any:  # fmt: skip
+    num_states, num_dims = len(parent), Y_ND.shape[1]
+    single, single_error = np.empty(len(W_HD)), np.empty(len(W_HD))
+    score, error = np.empty(num_states), np.empty(num_states)
+    sums, shown = np.empty((num_states, num_dims)), np.empty((num_states, num_dims))
+    powers = np.empty(num_states * num_dims)
+    scaled_HD = np.sign(W_HD) * np.abs(W_HD) ** (rho - 1.0)
+    left = 0.0
+    for n in range(len(Y_ND)):
+        y, chosen, means = Y_ND[n], chosen_NP[n], means_NH[n]
+        empty = np.dot(y, y)
+        top = 0.0
+        for h in range(len(W_HD)):
+            single_error[h] = _distance(y, W_HD[h])
+            single[h] = prior + 0.5 * precision * (empty - single_error[h])
+            top = max(top, single[h])
+        for s in range(num_states):
+            p = parent[s]
+            _add(sums[p] if p >= 0 else power_HD[chosen[-1 - p]], power_HD[chosen[unit[s]]], sums[s])
+        _roots(sums.reshape(-1), 1.0 / rho, powers, shown.reshape(-1))
+        for s in range(num_states):
+            error[s] = _distance(y, shown[s])
+            score[s] = depth[s] * prior + 0.5 * precision * (empty - error[s])
+            top = max(top, score[s])
+        total = _weigh(single, score, top)
+        evidence_N[n] = top + np.log(total)
+        if not keep_N[n]:
+            continue
+        left += np.exp(-top) / total * empty
+        for h in range(len(W_HD)):
+            q = means[h] = single[h] / total
+            if q > 0.0:
+                left += q * single_error[h]
+                weight_HD[h] += q
+                outer_HD[h] += q * y
+        for s in range(num_states):
+            q = score[s] / total
+            if q > 0.0:
+                left += q * error[s]
+                units = path[s, : depth[s]]
+                _share(q, y, chosen, units, scaled_HD, shown[s], sums[s], means, weight_HD, outer_HD)
+    return left
+
+
+@_sums
+def _distance(a: Any, b: Any) -> Any:
+    squares = 0.0
+    for d in range(len(a)):
+        squares += (a[d] - b[d]) ** 2
+    return squares
+
+
+@_jit
+def _add(before: Any, added: Any, sums: Any) -> None:
+    for d in range(len(sums)):
+        sums[d] = before[d] + added[d]
+
+
+@_jit
+def _roots(t: Any, power: Any, powers: Any, out: Any) -> None:
+    """out = sign(t) |t|^power, 0 < power <= 1, to 13 digits.
+
+    Logarithm and exponential without branches or calls, so that the loops become vector code: with t = m 2^e
+    and s = (m - 1) / (m + 1), log m = 2 s (1 + s² / 3 + s⁴ / 5 ...); exp by its series about a power of two.
+    powers: as long as t, for the latter.
+    """
+    bits, exponents = t.view(np.int64), powers.view(np.int64)
+    for i in range(len(t)):
+        whole = bits[i] & 0x7FFFFFFFFFFFFFFF
+        above = (whole + _HALF_ROOT) >> 52  # so that m is between sqrt(1/2) and sqrt(2)
+        exponents[i] = whole - ((above - 1023) << 52)
+        out[i] = above - 1023
+    for i in range(len(t)):
+        s = (powers[i] - 1.0) / (powers[i] + 1.0)
+        square = s * s
+        log = _ODD[10]
+        for k in range(9, -1, -1):
+            log = log * square + _ODD[k]
+        x = power * (out[i] * _LOG2 + 2.0 * s * log)
+        whole_x = max(np.floor(x * _PER_LOG2 + 0.5), -1022.0)
+        rest = x - whole_x * _LOG2_HIGH - whole_x * _LOG2_LOW
+        exp = _FACTORIAL[13]
+        for k in range(12, -1, -1):
+            exp = exp * rest + _FACTORIAL[k]
+        exponents[i] = (np.int64(whole_x) + 1023) << 52
+        out[i] = exp
+    for i in range(len(t)):
+        out[i] = np.copysign(out[i] * powers[i], t[i]) if t[i] != 0.0 else 0.0
+
+
+@_jit
+def _share(
+    q: Any, y: Any, chosen: Any, units: Any, scaled_HD: Any, shown: Any, sums: Any, means: Any,
+    weight_HD: Any, outer_HD: Any,
+) -> None:  # fmt: skip
+    """Its units share what is seen: A_hd = min(|W_hd|^(rho-1) |m_d| / |t_d|, 1), and 1 where they cancel."""
+    for d in range(len(y)):  # its sums are no longer needed
+        sums[d] = abs(shown[d] / sums[d]) if sums[d] != 0.0 else _HUGE
+    for i in units:
+        h = chosen[i]
+        means[h] += q
+        for d in range(len(y)):
+            share = q * min(abs(scaled_HD[h, d]) * sums[d], 1.0)
+            weight_HD[h, d] += share
+            outer_HD[h, d] += share * y[d]
+
+
+# -- units with a normal strength
+
+
+@_jit
+def slabs(
+    inner_NH: Any, gram_HH: Any, mean_H: Any, root_H: Any, prior_H: Any, beta: Any, chosen_NP: Any,
+    parent: Any, unit: Any, depth: Any, path: Any, keep_N: Any, means_NH: Any, active_H: Any,
+    square_HH: Any, cross_HH: Any, pairs_HH: Any, evidence_N: Any,
+) -> None:  # fmt: skip
+    num_states, gamma = path.shape
+    single, score = np.empty(len(gram_HH)), np.empty(num_states)
+    factor, half = np.empty((num_states, gamma, gamma)), np.empty((num_states, gamma))
+    one, kappa = np.empty((gamma, gamma)), np.empty(gamma)
+    scaled_HH = root_H.reshape(-1, 1) * gram_HH * root_H
+    for n in range(len(inner_NH)):
+        chosen = chosen_NP[n]
+        top = _slab_singles(inner_NH[n], gram_HH, mean_H, root_H, prior_H, beta, single)
+        for s in range(num_states):
+            size, p = depth[s], parent[s]
+            units = chosen[path[s, :size]]
+            L, before = factor[s], factor[p]
+            if p < 0:
+                before = L
+                L[0, 0] = np.sqrt(1.0 + scaled_HH[units[0], units[0]])
+            _grow(before, L, scaled_HH, units)
+            score[s] = _slab_score(inner_NH[n], gram_HH, mean_H, root_H, prior_H, beta, units, L, half[s])
+            top = max(top, score[s])
+        total = _weigh(single, score, top)
+        evidence_N[n] = top + np.log(total)
+        if not keep_N[n]:
+            continue
+        stats = (root_H, means_NH[n], active_H, square_HH, cross_HH, pairs_HH)
+        for h in range(len(single)):
+            if single[h] > 0.0:
+                L = np.array([[np.sqrt(1.0 + scaled_HH[h, h])]])
+                v = np.array([root_H[h] * (inner_NH[n, h] - gram_HH[h, h] * mean_H[h]) / L[0, 0]])
+                units = np.array([h], dtype=chosen.dtype)
+                _strengths(units, L, v, mean_H, root_H, one, kappa)
+                _count_slabs(single[h] / total, units, one, kappa, *stats)
+        for s in range(num_states):
+            if score[s] > 0.0:
+                units = chosen[path[s, : depth[s]]]
+                _strengths(units, factor[s], half[s], mean_H, root_H, one, kappa)
+                _count_slabs(score[s] / total, units, one, kappa, *stats)
+
+
+@_jit
+def _slab_singles(
+    b: Any, gram_HH: Any, mean_H: Any, root_H: Any, prior_H: Any, beta: Any, single: Any
+) -> Any:
+    top = 0.0
+    for h in range(len(single)):
+        m = 1.0 + root_H[h] ** 2 * gram_HH[h, h]
+        v = root_H[h] * (b[h] - gram_HH[h, h] * mean_H[h])
+        moved = mean_H[h] * (mean_H[h] * gram_HH[h, h] - 2.0 * b[h])
+        single[h] = prior_H[h] - 0.5 * beta * (np.log(m) + moved - v * v / m)
+        top = max(top, single[h])
+    return top
+
+
+@_jit
+def _grow(before: Any, L: Any, scaled_HH: Any, units: Any) -> None:
+    """The Cholesky factor of a child: its parent's, and a row."""
+    last = len(units) - 1
+    for i in range(last):
+        for j in range(i + 1):
+            L[i, j] = before[i, j]
+    rest = 1.0 + scaled_HH[units[last], units[last]]
+    for i in range(last):
+        value = scaled_HH[units[i], units[last]]
+        for j in range(i):
+            value -= L[i, j] * L[last, j]
+        L[last, i] = value / L[i, i]
+        rest -= L[last, i] ** 2
+    L[last, last] = np.sqrt(rest)
+
+
+@_jit
+def _slab_score(
+    b: Any, gram_HH: Any, mean_H: Any, root_H: Any, prior_H: Any, beta: Any, units: Any, L: Any, half: Any
+) -> Any:
+    """Relative to the empty state; half becomes L^-1 v."""
+    quadratic = moved = log_prior = 0.0
+    determinant = 1.0
+    for i in range(len(units)):
+        h = units[i]
+        shared = 0.0
+        for g in units:
+            shared += gram_HH[h, g] * mean_H[g]
+        half[i] = root_H[h] * (b[h] - shared)
+        moved += mean_H[h] * (shared - 2.0 * b[h])
+        log_prior += prior_H[h]
+        for j in range(i):
+            half[i] -= L[i, j] * half[j]
+        half[i] /= L[i, i]
+        quadratic += half[i] ** 2
+        determinant *= L[i, i]
+    return log_prior - 0.5 * beta * (2.0 * np.log(determinant) + moved - quadratic)
+
+
+@_jit
+def _strengths(units: Any, L: Any, half: Any, mean_H: Any, root_H: Any, one: Any, kappa: Any) -> None:
+    """one = L^-1, and kappa: the strengths' means, mean + root L^-T half."""
+    size = len(units)
+    for k in range(size):
+        for i in range(k, size):
+            value = 1.0 if i == k else 0.0
+            for j in range(k, i):
+                value -= L[i, j] * one[j, k]
+            one[i, k] = value / L[i, i]
+    for i in range(size):
+        value = 0.0
+        for k in range(i, size):
+            value += one[k, i] * half[k]
+        kappa[i] = mean_H[units[i]] + root_H[units[i]] * value
+
+
+@_jit
+def _count_slabs(
+    q: Any, units: Any, one: Any, kappa: Any, root_H: Any, means: Any, active_H: Any, square_HH: Any,
+    cross_HH: Any, pairs_HH: Any,
+) -> None:  # fmt: skip
+    size = len(units)
+    for i in range(size):
+        h = units[i]
+        means[h] += q * kappa[i]
+        active_H[h] += q
+        for j in range(size):
+            g = units[j]
+            inverse = 0.0
+            for k in range(max(i, j), size):
+                inverse += one[k, i] * one[k, j]
+            square_HH[h, g] += q * (kappa[i] * kappa[j] + root_H[h] * root_H[g] * inverse)
+            cross_HH[h, g] += q * kappa[i]
+            pairs_HH[h, g] += q
