@@ -31,7 +31,7 @@ from lightwork.runtime.garbage import rarely
 from lightwork.runtime.places.process import Process
 from lightwork.runtime.places.ray import Ray
 
-ACTORS, CALLS, BATCH = 1000, 100_000, 10_000
+ACTORS, CALLS, BATCH = 1000, 100_000, 1000
 MEMORY = 100_000
 
 
@@ -72,13 +72,23 @@ class Inbox:
 
 
 def compare(options: argparse.Namespace) -> None:
-    _pairs("actor_call", "asyncio", options.pairs, _local, _asyncio)
+    """All of it with Python's collector looking for garbage rarely, the peers' calls, too."""
+    with rarely():
+        _pairs("actor_call", "asyncio", options.pairs, _local, _asyncio)
     _memory()
-    with _processes([Process(), Process()]) as ours, _ray_actors() as theirs:
+    with rarely(), _processes([Process(), Process()]) as ours, _ray_actors() as theirs:
         _pairs("actor_call_elsewhere", "ray", options.pairs, ours, theirs, batch=BATCH)
-    with _ray_places() as ours, _ray_actors() as theirs:
+    with rarely(), _processes([Process(), Process()]) as ours:
+        _pairs(
+            "actor_call_elsewhere",
+            "agentscope",
+            min(3, options.pairs),
+            ours,
+            _agentscope(options),
+            batch=BATCH,
+        )
+    with rarely(), _ray_places() as ours, _ray_actors() as theirs:
         _pairs("actor_call_behind_ray", "ray", options.pairs, ours, theirs, batch=BATCH)
-    _agentscope(options)
     command = [sys.executable, "-c", f"from peers.light_actors import million; million({options.agents})"]
     subprocess.run(command, check=True, cwd=Path(__file__).parent.parent, env={**os.environ})
 
@@ -236,12 +246,11 @@ def _has_ray() -> bool:
     return True
 
 
-def _agentscope(options: argparse.Namespace) -> None:
-    """Its servers, by its own Python; ours beside it."""
+def _agentscope(options: argparse.Namespace) -> Callable[[], float] | None:
+    """Its servers, by its own Python; None if that is not there."""
     python = options.peers and options.peers / "agentscope" / "bin" / "python"
     if not python or not python.is_file():
-        report("actor_call_elsewhere", peer="agentscope", absent=True)
-        return
+        return None
     script = Path(__file__).with_name("run_agentscope.py")
 
     def theirs() -> float:
@@ -249,8 +258,7 @@ def _agentscope(options: argparse.Namespace) -> None:
         row = next(line for line in told.splitlines() if line.startswith("{"))  # beside its log
         return float(json.loads(row)["us_per_call"])
 
-    with _processes([Process(), Process()]) as ours:
-        _pairs("actor_call_elsewhere", "agentscope", min(3, options.pairs), ours, theirs, batch=BATCH)
+    return theirs
 
 
 def million(n: int) -> None:

@@ -20,7 +20,7 @@ Run = Callable[[], object]
 
 
 def size(shape: str) -> tuple[str, int]:
-    """"fanout 100" or "chain 20"."""
+    """ "fanout 100" or "chain 20"."""
     kind, _, num = shape.partition(" ")
     return kind, int(num)
 
@@ -76,7 +76,9 @@ def openai_agents_run() -> Run:
 
     class Fake(Model):
         async def get_response(self, *rest: Any, **named: Any) -> Any:
-            seen = [i for i in named["input"] if isinstance(i, dict) and i.get("type") == "function_call_output"]
+            seen = [
+                i for i in named["input"] if isinstance(i, dict) and i.get("type") == "function_call_output"
+            ]
             if seen:
                 assert len(seen) == CALLS
                 text = ResponseOutputText(text=ANSWER, type="output_text", annotations=[])

@@ -10,6 +10,7 @@ tool.py        `Tool`, `Toolbox`: the one place where calls are checked, limited
 functions.py   tools from Python functions, by their signatures.py; mcp_client.py: from MCP servers;
                mcp_server.py: ours for MCP clients
 context.py     what a program works with, and its budget
+aios/          the system between agents and all that they share: calls queued, checked and recorded
 population.py  who there is: a configuration, exact counts, attributes; personas.py makes somebody of them
 society.py     where agents live: environments, events, `Group`
 number_game.py a game for a million: its players, their models, and simulate.py, which plays it anywhere

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from lightwork.errors import UsageError
@@ -21,6 +22,7 @@ from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 
 SHOWN = 80
+PLAIN = frozenset((str, int, float, bool, NoneType))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Task:
     ) -> None:
         self.id, self.tool, self.args, self.thought = id, tool, tuple(args), thought
         self.named: Mapping[str, Any] = named or {}
-        self.deps: tuple[int, ...] = tuple(dict.fromkeys(_slots(self.args)))
+        self.deps: tuple[int, ...] = _needs(self.args)
         if self.named:
             self.deps = tuple(dict.fromkeys((*self.deps, *_slots([*self.named.values()]))))
 
@@ -162,10 +164,10 @@ class Graph:
         try:
             args, named = task.args, task.named
             if task.deps:
-                known = {id: self.results[id] for id in task.deps}
+                known = self.results
                 if self._read is not None:
-                    known = {id: self._read(result) for id, result in known.items()}
-                args = fill(args, known)
+                    known = {id: self._read(known[id]) for id in task.deps}
+                args = tuple([_filled(arg, known) for arg in args])
                 named = fill(named, known) if named else named
             result = self._start(task, args, named)
         except Exception as error:
@@ -264,6 +266,26 @@ def fill(value: Any, results: Mapping[int, Any]) -> Any:
     if isinstance(value, dict):
         return {key: fill(part, results) for key, part in value.items()}
     return value
+
+
+def _needs(args: tuple[Any, ...]) -> tuple[int, ...]:
+    """The tasks whose results are in there, each once. Plain values, which most are, are not looked into."""
+    found: list[int] = []
+    for arg in args:
+        kind = type(arg)
+        if kind is Slot:
+            found.append(arg.id)
+        elif kind not in PLAIN:
+            found += _slots(arg)
+    return tuple(dict.fromkeys(found)) if len(found) > 1 else tuple(found)
+
+
+def _filled(arg: Any, results: Mapping[int, Any]) -> Any:
+    """`fill`, without looking into what is plain."""
+    kind = type(arg)
+    if kind is Slot and not arg.path:
+        return results[arg.id]
+    return arg if kind in PLAIN else fill(arg, results)
 
 
 def _slots(value: Any) -> Iterator[int]:

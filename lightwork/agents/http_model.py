@@ -231,7 +231,13 @@ class _Refused:
 
 
 def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
-    """A request as OpenAI's API takes it, to be streamed."""
+    """A request as OpenAI's API takes it, to be streamed. Raises UsageError for what that cannot say."""
+    if request.priority:
+        raise UsageError(
+            f"the request's priority is {request.priority}, and a server is told of none",
+            expected="priority 0",
+            fix="open_model, whose engine has priorities",
+        )
     messages = [_said(message_dict(message)) for message in request.messages]
     body: dict[str, Any] = {
         "model": model,
@@ -242,6 +248,8 @@ def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if request.tenant:
+        body["user"] = request.tenant
     if request.stop:
         body["stop"] = [*request.stop]
     if request.tools:

@@ -182,7 +182,8 @@ class Block:
         game, seed = self.game, here.kernel.seed
         rules = game.rules.replace("{ratio}", str(game.ratio))
         self.open = [make(here.kernel) for make in game.models]
-        shared = [Asking(model, seed, rules, game.personas == "model") for model in self.open]
+        kernel, invent = here.kernel, game.personas == "model"
+        shared = [Asking(kernel, model, seed, rules, invent) for model in self.open]
         create, on = here.actors.create, here.actors.places[here.ref.place]
         return [
             create(

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from lightwork.agents.chat_model import ChatModel, ChatRequest, Message
 from lightwork.agents.personas import expand, template
 from lightwork.errors import SpecError
-from lightwork.runtime.effects import Acquire, Release, Sleep
+from lightwork.runtime.effects import Acquire, Sleep
+from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.resources import Store
 
 UNIT = 1_000_000
@@ -116,6 +117,7 @@ class Asking:
     that are under way; engines and servers turn away what is too much for their queue.
     """
 
+    kernel: Kernel
     model: ChatModel
     seed: int
     rules: str
@@ -158,7 +160,7 @@ class ModelPlayer:
             try:
                 return (await expand(self.asking.model, self.attributes, seed=seed)).text
             finally:
-                await Release(self.asking.slots, 1)
+                self.asking.slots.release(self.asking.kernel, 1)
         return template(self.attributes).text
 
     async def _ask(self, text: str, max_tokens: int, seed: int) -> str:
@@ -168,7 +170,7 @@ class ModelPlayer:
         try:
             return (await self.asking.model.stream(request).reply()).text
         finally:
-            await Release(self.asking.slots, 1)
+            self.asking.slots.release(self.asking.kernel, 1)
 
 
 def only_number(text: str) -> int | None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lightwork.agents.chat_model import ChatModel, ChatRequest, Message
 from lightwork.agents.population import Population
 from lightwork.errors import LightworkError
-from lightwork.runtime.effects import Acquire, Release
+from lightwork.runtime.effects import Acquire
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.resources import Store
 
@@ -70,7 +70,7 @@ async def expand_all(
         try:
             return await expand(model, population.attributes(agent), seed=kernel.seed + agent)
         finally:
-            await Release(slots, 1)
+            slots.release(kernel, 1)
 
     asked = [kernel.spawn(one(i), name=f"persona {i}") for i in range(len(population))]
     personas: list[Persona] = await kernel.gather(*asked)

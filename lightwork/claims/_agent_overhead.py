@@ -11,6 +11,7 @@ from lightwork.agents.graph import Graph, Slot, Task
 from lightwork.agents.programs.parallel_calls import ParallelCalls
 from lightwork.agents.tool import Tool, Toolbox
 from lightwork.runtime.clock import WallClock, cpu_s
+from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 
 CALLS = 4
@@ -19,16 +20,24 @@ REPEATS = 7
 
 
 def graph_run(kind: str, num: int) -> Callable[[], int]:
-    """Builds a graph of so many tasks and carries it out; every task adds one. kind: "fanout", or "chain"."""
-    kernel, chain = Kernel(), kind == "chain"
+    """Builds a graph of so many tasks and carries it out; every task adds one. kind: "fanout", "chain", or
+    "waiting": a chain whose first result comes when all tasks are there."""
+    kernel, chain, waiting = Kernel(), kind != "fanout", kind == "waiting"
+    held: list[Future] = []
 
-    def start(task: Task, args: tuple[int, ...], named: Mapping[str, Any]) -> int:
+    def start(task: Task, args: tuple[int, ...], named: Mapping[str, Any]) -> Any:
+        if waiting and task.id == 1:
+            held.append(kernel.future("the first result"))
+            return held[-1]
         return args[0] + 1
 
     def run() -> int:
         graph = Graph(kernel, start)
         for id in range(1, num + 1):
             graph.add(Task(id, "node", (Slot(id - 1),) if chain and id > 1 else (0,)))
+        if waiting:
+            held.pop().set(1)
+            kernel.run()
         results = graph.seal().result()
         return int(results[num] if chain else sum(results.values()))
 

@@ -16,6 +16,7 @@ from lightwork.agents.profile_model import Profile, ProfileModel
 from lightwork.agents.programs import Program
 from lightwork.agents.tool import Tool, Toolbox
 from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.trace import Trace
 
 THOUGHT = "I look up {} next."
 ENTITY = "The Long Title of Film {}"
@@ -73,15 +74,19 @@ class Spent:
     turns: int
 
 
-def run(program: Program, errand: Errand, profile: Profile, tool_s: float) -> Spent:
-    """One run in virtual time. tool_s: what a call takes."""
-    kernel = Kernel()
+def run(
+    program: Program, errand: Errand, profile: Profile, tool_s: float, trace: Trace | None = None
+) -> Spent:
+    """One run in virtual time. tool_s: what a call takes. trace: gets its turns and calls."""
+    kernel = Kernel(trace=trace)
     policies: Mapping[str, Policy] = {"": errand.call, "planner": errand.plan, "joiner": errand.join}
     models = {role: ProfileModel(kernel, profile, said) for role, said in policies.items()}
     toolbox = Toolbox.of(
         kernel,
         [
-            _tool("search", "Looks it up in an encyclopedia.", lambda query: query.ljust(PARAGRAPH, "."), tool_s),
+            _tool(
+                "search", "Looks it up in an encyclopedia.", lambda query: query.ljust(PARAGRAPH, "."), tool_s
+            ),
             _tool("calculate", "Calculates.", lambda what, context: ENTITY.format(1), tool_s),
         ],
     )

@@ -195,9 +195,7 @@ def _short(text: str) -> str:
 
 
 @contextmanager
-def _opened(
-    kernel: Kernel, model: str, on: str | None, techniques: tuple[str, ...]
-) -> Iterator[ChatModel]:
+def _opened(kernel: Kernel, model: str, on: str | None, techniques: tuple[str, ...]) -> Iterator[ChatModel]:
     """The model, which ends with the block."""
     if model.startswith(REMOTE):
         from lightwork.agents.http_model import HttpModel

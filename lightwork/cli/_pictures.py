@@ -27,7 +27,6 @@ WITHOUT = {
     "compression": "it changes numbers; its claim tells what they cost",
     "hop": "it needs blocks of several models; lightwork claims blockllm simulates it",
     "layout": "it changes which blocks lie side by side; its claim counts the copies",
-    "program": "it needs a model that answers; lightwork agent draws its calls",
     "precision": "it changes numbers; serve prints what they cost in perplexity",
     "predictor": "it needs routes of a trained mixture; its claim counts what it foresees",
     "skip": "it changes which experts compute; its claim counts them",
@@ -376,10 +375,33 @@ def _by_popularity() -> list[str]:
     return ["abcdefgh"[i] for i in drawn]
 
 
+# -- programs of agents
+
+
+def _program(name: str) -> Picture:
+    runs = {f"{use}()": _answered(use) for use in (name, "React" if name != "React" else "ParallelCalls")}
+    title = "4 searches of 0.8 s, then a calculation; a model of 50 tokens/s, simulated"
+    return Picture(title, _beside(runs))
+
+
+def _answered(use: str) -> list[Span]:
+    """The turns of the model, and each call in a lane of its own."""
+    from lightwork.agents.profile_model import Profile
+    from lightwork.claims._errand_programs import Errand, run
+    from lightwork.runtime.trace import Trace
+
+    trace = Trace("simulated")
+    run(parse(use), Errand(4, calculates=True), Profile(ttft_s=0.5, tokens_per_s=50), 0.8, trace)
+    turns = [span._replace(rank="model") for span in trace.spans if span.kind == "turn"]
+    calls = sorted((span for span in trace.spans if span.kind == "tool"), key=lambda span: span.start_s)
+    return [*turns, *(call._replace(rank=f"{i}", kind=call.name) for i, call in enumerate(calls, 1))]
+
+
 DRAWN: dict[str, Callable[[str], Picture | str]] = {
     "all_reduce": _all_reduce,
     "length": _length,
     "load": _load,
+    "program": _program,
     "proposer": _proposer,
     "queue_policy": _queue_policy,
     "residency": _residency,

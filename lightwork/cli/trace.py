@@ -33,7 +33,7 @@ MAX_FILE_BYTES = 1 << 30
 @click.option("--page", is_flag=True, help="Serve it as a page for a browser, until Ctrl-C.")
 @_options.as_json
 def command(file: Path, most: int, width: int | None, page: bool, as_json: bool) -> None:
-    from lightwork.serve.run_folder import TRACE, read_traces
+    from lightwork.serve.run_folder import read_traces
 
     if file.stat().st_size > MAX_FILE_BYTES:
         raise SpecError(f"{file.name} has {file.stat().st_size} bytes", expected=f"at most {MAX_FILE_BYTES}")
@@ -41,7 +41,7 @@ def command(file: Path, most: int, width: int | None, page: bool, as_json: bool)
         raise UsageError("--page prints nothing for machines", expected="--page or --json")
     runs = read_traces(file)
     if page:
-        _page(file / TRACE if file.is_dir() else file)
+        _page(file)
         return
     if as_json:
         show_json([{"label": t.label, "lanes": [_summary(lane) for lane in lanes(t.spans)]} for t in runs])

@@ -32,6 +32,7 @@ convert.py      matrices of checkpoints as the numbers or codes of a format
 gptq.py         GPTQ and AWQ matrices of such folders
 codes.py        `Codes`: the one form that quantised matrices are handed on in
 arena.py        memory for keys and values, a process's own or shared
+pooling.py      one vector of a text from its tokens' hidden states
 work.py         counted work of a forward, for the cost model
 prompt_tokens.py  embeddings that are no tokens' and ask for the next but one, on disk
 tokenizer.py    text to tokens and back, chat templates, streaming

@@ -241,22 +241,26 @@ class CompiledModel:
         """
         with self._one_at_a_time:
             logits = self._buffers.logits(len(rows.scored))
-            _, self.shared_keys = self._run(rows, kv, plan or self._one_by_one, logits)
+            self.shared_keys = self._run(rows, kv, plan or self._one_by_one, logits)
             return logits
 
-    def last_state(self, rows: Rows, kv: CompiledKV) -> NDArray[np.float32]:
-        """The hidden state of the last row, which is scored, behind the last norm, [d]. From any thread: it
-        waits for a step that runs, and leaves that one's logits alone."""
-        logits = np.empty((len(rows.scored), self.spec.vocab_size), np.float32)
+    def states(self, rows: Rows, kv: CompiledKV) -> NDArray[np.float32]:
+        """The hidden states of the scored rows behind the last norm, [N, d]; no logits are computed. From any
+        thread: it waits for a step that runs."""
+        made, done = np.empty((len(rows.scored), self.spec.hidden_size), np.float32), 0
         with self._one_at_a_time:
-            part, _ = self._run(rows, kv, self._one_by_one, logits)
-            state = self._state.arrays["mixed"][len(part.scored) - 1, : self.spec.hidden_size]
-            return np.array(state, np.float32)
+            self._use(kv)
+            self._arrange(self._one_by_one, rows)
+            for part in rows.parts(ROWS_AT_ONCE):
+                self._fill(part, kv, None)
+                self._pass()
+                num = len(part.scored)
+                made[done : done + num] = self._state.arrays["mixed"][:num, : self.spec.hidden_size]
+                done += num
+        return made
 
-    def _run(
-        self, rows: Rows, kv: CompiledKV, plan: LayerPlan, logits: NDArray[np.float32]
-    ) -> tuple[Rows, list[int]]:
-        """Compute rows, part by part; returns the last part, and of each sequence the keys that it shared."""
+    def _run(self, rows: Rows, kv: CompiledKV, plan: LayerPlan, logits: NDArray[np.float32]) -> list[int]:
+        """Compute rows, part by part; returns of each sequence the keys that it shared."""
         self._use(kv)
         self._arrange(plan, rows)
         parts = [*rows.parts(ROWS_AT_ONCE)]
@@ -269,7 +273,7 @@ class CompiledModel:
             self._pass()
             done += len(part.scored)
             np.maximum(shared_S, self._buffers.shared_keys(part), out=shared_S)
-        return part, shared_S.tolist()
+        return shared_S.tolist()
 
     def _pass(self) -> None:
         """Compute the rows that the record is filled with."""
@@ -332,7 +336,7 @@ class CompiledModel:
         entries.attend_alone(0, self._state.address)
         return lambda: entries.attend_alone(0, self._state.address)
 
-    def _fill(self, rows: Rows, kv: CompiledKV, logits: NDArray[np.float32]) -> None:
+    def _fill(self, rows: Rows, kv: CompiledKV, logits: NDArray[np.float32] | None) -> None:
         self._buffers.fill(rows, logits)
         self._adapted.fill(rows)
         if not entries.all_there(self._state.address):

@@ -172,9 +172,11 @@ class Model:
         return self.score(rows, hidden_Rd[torch.from_numpy(rows.scored).to(self.device)])
 
     @torch.inference_mode()
-    def last_state(self, rows: Rows, kv: KVPool) -> NDArray[np.float32]:
-        """The hidden state of the last row behind the last norm, float32 [d]. From any thread."""
-        return np.asarray(self._layer_by_layer(rows, kv)[-1].float().cpu().numpy())
+    def states(self, rows: Rows, kv: KVPool) -> NDArray[np.float32]:
+        """The hidden states of the scored rows behind the last norm, float32 [N, d]. From any thread."""
+        hidden_Rd = self._layer_by_layer(rows, kv)
+        states_Nd = hidden_Rd[torch.from_numpy(rows.scored).to(self.device)]
+        return np.asarray(states_Nd.float().cpu().numpy())
 
     def _layer_by_layer(self, rows: Rows, kv: KVPool, plan: LayerPlan | None = None) -> Tensor:
         tokens_R = torch.from_numpy(rows.tokens).to(self.device)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import pi
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from lightwork.errors import CheckpointError
 from lightwork.models.gptq import Packing
 from lightwork.runtime.effects import DTYPE_BYTES
+
+T = TypeVar("T")
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -302,15 +304,27 @@ def read_json(folder: Path, name: str, *, optional: bool = False) -> dict[str, A
         raise CheckpointError(
             f"{folder} has no {name}", expected="a Hugging Face model folder", fix="check the path"
         )
+    return _parsed(path, dict, "a JSON object")
+
+
+def read_objects(folder: Path, name: str) -> list[dict[str, Any]]:
+    """A JSON list of objects, of the folder. Raises CheckpointError."""
+    value = _parsed(folder / name, list, "a JSON list of objects")
+    if not all(isinstance(each, dict) for each in value):
+        raise CheckpointError(f"{folder / name} holds more than objects", expected="a JSON list of objects")
+    return value
+
+
+def _parsed(path: Path, kind: type[T], expected: str) -> T:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is not JSON: {error}", expected="a JSON object", fix="copy it again"
+            f"{path} is not JSON: {error}", expected=expected, fix="copy it again"
         ) from error
-    if not isinstance(value, dict):
+    if not isinstance(value, kind):
         raise CheckpointError(
-            f"{path} holds a {type(value).__name__}", expected="a JSON object", fix="copy it again"
+            f"{path} holds a {type(value).__name__}", expected=expected, fix="copy it again"
         )
     return value
 

@@ -58,8 +58,9 @@ class Buffers:
             self._logits = zeros((max(scored, 2 * len(self._logits)), self._spec.vocab_size))
         return self._logits[:scored]
 
-    def fill(self, rows: Rows, logits: NDArray[np.float32]) -> None:
-        """Copy a step's rows to where the threads read them. logits: where they will write."""
+    def fill(self, rows: Rows, logits: NDArray[np.float32] | None) -> None:
+        """Copy a step's rows to where the threads read them. logits: where they will write; None, and they
+        compute none."""
         num_rows, scored, seqs = len(rows.tokens), len(rows.scored), len(rows.known)
         need = (num_rows, scored, seqs, rows.tables.shape[1], self.threads, self.together)
         if any(n > h for n, h in zip(need, self._sizes, strict=True)):
@@ -76,9 +77,10 @@ class Buffers:
         arrays["tables"][:seqs, : rows.tables.shape[1]] = rows.tables
         arrays["tables"][:seqs, rows.tables.shape[1] :] = -1
         arrays["scored_rows"][:scored] = rows.scored
-        self._state.set(logits=logits)
+        if logits is not None:
+            self._state.set(logits=logits)
         np.multiply(range(self._sizes[5] + 1), num_rows, out=arrays["row_starts"])
-        self._every_scored[1] = scored
+        self._every_scored[1] = scored if logits is not None else 0
         record = self._state.record
         record["rows"], record["scored"] = num_rows, scored
 

@@ -3,7 +3,7 @@
 effects.py    what a strategy asks for, with its counted `Work`
 kernel.py     `Kernel`: steps coroutines on a wall clock or a virtual one; its parts: futures.py, local.py
 clock.py      the only place that reads a clock
-resources.py  who can do work: `Fifo`, `Fair`, `Store`
+resources.py  who can do work: `Fifo`, `Fair`, `Store`; queue.py: places given in turns, by queue_policies/
 trace.py      `Span`, `Trace`, `Observer`; perfetto.py writes and reads Chrome traces
 simulated.py  `SimWorld`: ranks whose effects take as long as a price says
 record.py     an effect graph known beforehand, in arrays; replay.py times it again, compiled

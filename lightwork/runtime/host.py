@@ -23,6 +23,7 @@ from typing import Any
 from lightwork.runtime.actors import Actors
 from lightwork.runtime.child import outlive_signals
 from lightwork.runtime.clock import Moment, WallClock
+from lightwork.runtime.garbage import rarely
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.line import Line, Link
 from lightwork.runtime.mesh import Mesh
@@ -74,7 +75,8 @@ class Host:
 
     def serve(self) -> None:
         """Until the pipe ends."""
-        self._kernel.run()
+        with rarely():
+            self._kernel.run()
 
     def _connect(self, peer: Peer, address: Any) -> Line:
         pipe = Client(address, authkey=self._order.key)

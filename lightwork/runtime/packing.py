@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lightwork.runtime.mesh import Mesh
 
 _READER: ContextVar[Mesh] = ContextVar("reader")
-Lent = list[tuple[Future, int]]
 
 
 class _Packer(ForkingPickler):

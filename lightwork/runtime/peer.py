@@ -75,7 +75,7 @@ class Peer:
         """Nobody hears what is still to be said; returns the futures of what was asked."""
         asked = [answer for what, items in self.outbox if what == ASK for answer in items]
         self.line = self._open = None
-        self.outbox, self._what = [], -1
+        self.outbox, self._items, self._what = [], [], -1
         return asked
 
     def say(self, what: int, item: Any) -> None:
@@ -131,7 +131,7 @@ class Peer:
                 self.line = self._open()
             except OSError:
                 return  # who made the places will say that it is lost
-        groups, self.outbox, self._what = self.outbox, [], -1
+        groups, self.outbox, self._items, self._what = self.outbox, [], [], -1
         batch = [(what, self._requests(items) if what == ASK else items) for what, items in groups]
         self.messages += sum(len(items) for what, items in batch if what in (ASK, TELL))
         try:

@@ -56,9 +56,6 @@ class Ref:
     def __reduce__(self) -> Any:
         raise SpecError(f"{self!r} is pickled", expected="a Ref as part of a message or a saved state")
 
-    def as_plain(self) -> tuple[Any, ...]:
-        return ("$ref", self.place, self.id, self.cls)
-
 
 @cache
 def ref_to(cls: type) -> type[Ref]:
@@ -105,8 +102,9 @@ class Here:
                 _advance(self._rng, self._drawn)
         return self._rng
 
-    def as_plain(self) -> tuple[Any, ...]:
-        return ("$here", self.key, self._drawn if self._rng is None else _position(self._rng))
+    def drawn(self) -> Any:
+        """How far its stream has been drawn from, in plain values."""
+        return self._drawn if self._rng is None else _position(self._rng)
 
 
 def _position(rng: np.random.Generator) -> list[Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lightwork.errors import SpecError
 from lightwork.runtime.calls import Call
 from lightwork.runtime.mailbox import ABSENT, BITS, MAX_PLACES, Mailbox
+from lightwork.runtime.refs import Here, Ref
 
 if TYPE_CHECKING:
     from lightwork.runtime.table import Table
@@ -112,10 +113,10 @@ def _plain(value: Any, where: str) -> Any:
         if all(type(key) is str and not key.startswith("$") for key in value):
             return {key: _plain(part, f"{where}.{key}") for key, part in value.items()}
         return {"$dict": [[_plain(k, where), _plain(v, f"{where}[{k!r}]")] for k, v in value.items()]}
-    written = getattr(kind, "as_plain", None)
-    if written is not None:
-        what, *parts = written(value)
-        return {what: [_name(part) if isinstance(part, type) else part for part in parts]}
+    if isinstance(value, Ref):
+        return {"$ref": [value.place, value.id, _name(value.cls)]}
+    if isinstance(value, Here):
+        return {"$here": [value.key, value.drawn()]}
     raise SpecError(
         f"{where} is a {kind.__name__}",
         expected="None, numbers, strings, lists, tuples, dicts, Refs, Here",

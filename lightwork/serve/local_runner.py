@@ -37,9 +37,9 @@ times as long as a piece."""
 
 @runtime_checkable
 class _States(Protocol):
-    """A model that can show the last row's hidden state, [d]."""
+    """A model that can show the hidden states of the scored rows, [N, d]."""
 
-    def last_state(self, rows: Rows, kv: Any) -> NDArray[np.float32]: ...
+    def states(self, rows: Rows, kv: Any) -> NDArray[np.float32]: ...
 
 
 class Forward(Protocol):
@@ -105,21 +105,19 @@ class LocalRunner:
         start = self.kernel.attempt if expected_s < BRIEF_S else self.kernel.offload
         return start(self._forward, step, rows, first)
 
-    def embed(self, tokens: Sequence[int], model: str) -> NDArray[np.float32] | None:
-        """The hidden state of the last of these tokens, [d]; None where a model has no such thing.
+    def states(self, tokens: Sequence[int], model: str, *, every: bool) -> NDArray[np.float32] | None:
+        """The hidden states of these tokens, or of the last one, [N, d]; None where a model has none.
 
         model: as `Request.model`. From any thread, beside the steps, with keys and values of its own.
         """
         if not isinstance(self.model, _States) or getattr(self.model, "chains", None) is not None:
             return None
         size, last = self.kv.block_size, len(tokens) - 1
-        rows = replace(
-            Rows.of_text(np.array(tokens, np.int64), size),
-            scored=np.array([last]),
-            models=(model,) if model else (),
-        )
+        rows = replace(Rows.of_text(np.array(tokens, np.int64), size), models=(model,) if model else ())
+        if not every:
+            rows = replace(rows, scored=np.array([last]))
         states: _States = self.model
-        return states.last_state(rows, self.model.new_kv(last // size + 1, size))
+        return states.states(rows, self.model.new_kv(last // size + 1, size))
 
     def pull(
         self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int

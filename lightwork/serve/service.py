@@ -253,20 +253,21 @@ class Service:
         self.kernel.post(lambda: loop.call_soon_threadsafe(_resolve, answer, read(self.engine)))
         return await answer
 
-    def embed(self, tokens: Sequence[int], model: str) -> NDArray[np.float32]:
-        """The hidden state of the last of these tokens, [d]; takes as long as a step. From any thread.
+    def states(self, tokens: Sequence[int], model: str, *, every: bool) -> NDArray[np.float32]:
+        """The hidden states of these tokens, or of the last one, [N, d]; takes as long as a step. From any
+        thread.
 
         model: as `Request.model`. Raises UsageError where the model is not in this process, or has none.
         """
         runner = self.engine.runner if isinstance(self.engine, Engine) else None
-        state = runner.embed(tokens, model) if isinstance(runner, LocalRunner) else None
-        if state is None:
+        states = runner.states(tokens, model, every=every) if isinstance(runner, LocalRunner) else None
+        if states is None:
             raise UsageError(
                 "this server's plan gives no hidden states",
                 expected="a decoder that this process computes by itself, on a CPU",
                 fix="serve the model for embeddings apart: lightwork serve MODEL --on cpu",
             )
-        return state
+        return states
 
     async def drain(self) -> None:
         """Take no new requests and end training; return when the accepted requests have finished and what was

@@ -22,6 +22,7 @@ from lightwork.runtime.trace import Span
 from lightwork.serve.http import errors
 from lightwork.serve.http.guard import Guard
 from lightwork.serve.http.main import Loaded, listen
+from lightwork.serve.run_folder import EVENTS
 from lightwork.web.feed import Feed
 
 FOLDER = Path(__file__).parent
@@ -55,15 +56,17 @@ def add_page(loaded: Loaded) -> None:
     _install(loaded.app, [("GET", "/ui/source", source), ("GET", "/ui/feed", spans)])
 
 
-def saved_app(file: Path) -> FastAPI:
-    """The page over a saved trace."""
+def saved_app(run: Path) -> FastAPI:
+    """The page over a saved trace, or over a run folder."""
+    file = run / EVENTS if run.is_dir() else run
     app = FastAPI(title="lightwork", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
 
     async def source() -> dict[str, Any]:
-        return {"live": False, "name": file.name}
+        return {"live": False, "name": run.resolve().name, "file": file.name}
 
     async def saved() -> Response:
-        return FileResponse(file, media_type="application/json", headers={"cache-control": "no-store"})
+        kind = "application/json" if file.suffix == ".json" else "application/jsonl"
+        return FileResponse(file, media_type=kind, headers={"cache-control": "no-store"})
 
     _install(app, [("GET", "/ui/source", source), ("GET", "/ui/file", saved)])
     errors.install(app)
@@ -73,12 +76,12 @@ def saved_app(file: Path) -> FastAPI:
     return app
 
 
-def show(file: Path) -> None:
-    """Serve the page over a saved trace on this machine, until Ctrl-C."""
+def show(run: Path) -> None:
+    """Serve the page over a saved trace or a run folder on this machine, until Ctrl-C."""
     listener = listen("127.0.0.1", 0)
     listener.listen()  # who reads the address may use it
     print(f"http://127.0.0.1:{listener.getsockname()[1]}/ui   Ctrl-C ends it", file=sys.stderr, flush=True)
-    config = uvicorn.Config(saved_app(file), log_level="warning", access_log=False, lifespan="off")
+    config = uvicorn.Config(saved_app(run), log_level="warning", access_log=False, lifespan="off")
     try:
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])

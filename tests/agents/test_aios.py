@@ -151,6 +151,21 @@ def test_who_hangs_up_frees_the_place() -> None:
     assert system.calls[0].error == "cancelled"
 
 
+def test_what_a_program_still_asks_when_it_ends_is_given_up() -> None:
+    kernel = Kernel()
+    system = AIOS(kernel, {"": typist(kernel)}, places={"": 1})
+
+    class AskAndLeave:
+        async def run(self, context: Context, question: str) -> Result:
+            context.stream(ChatRequest((Message("user", "90"),)))
+            await context.kernel.sleep(2.5)
+            return Result("gone")
+
+    run_all(system, (AskAndLeave(), "", Agent("ann")), (Ask(), "4", Agent("bob")))
+    assert kernel.now() == 6.5
+    assert [call.error for call in system.calls] == ["cancelled", ""]
+
+
 def test_a_model_that_fails_fails_who_asked_and_the_next_is_served() -> None:
     kernel = Kernel()
     system = AIOS(kernel, {"": typist(kernel)}, places={"": 1})

@@ -13,11 +13,11 @@ from lightwork.agents.aios.access import Access
 from lightwork.agents.aios.memory import Memory
 from lightwork.agents.aios.storage import Storage
 from lightwork.agents.aios.system import AIOS, Agent
-from lightwork.agents.chat_model import ToolCall
+from lightwork.agents.chat_model import ChatRequest, Message, ToolCall
 from lightwork.agents.context import Context, Result
 from lightwork.agents.profile_model import Profile, ProfileModel
 from lightwork.agents.tool import Tool, Toolbox
-from lightwork.errors import AccessDeniedError, LightworkError
+from lightwork.errors import AccessDeniedError, LightworkError, UsageError
 from lightwork.runtime.kernel import Kernel
 
 ANN, BOB, EVE = Agent("ann"), Agent("bob"), Agent("eve")
@@ -178,6 +178,19 @@ def test_public_names_lead_to_nothing_real(tmp_path: Path) -> None:
     assert not [one for one in found if id(one) in functions]
 
 
+class Sly(str):
+    """Equals whatever it is compared with."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    def __hash__(self) -> int:
+        return hash("eve")
+
+
 async def evil(context: Context) -> list[Any]:
     """Everything that a program could think of."""
     tools = context.tools.tools
@@ -191,6 +204,8 @@ async def evil(context: Context) -> list[Any]:
 
     await attempt(lambda: tools["shut_down"].fn(text="directly"))
     await attempt(lambda: tools["read_file"].fn(name="plan", owner="ann"))
+    await attempt(lambda: tools["read_file"].fn(name="plan", owner=Sly("ann")))
+    await attempt(lambda: tools["read_file"].fn(name="plan", owner=["ann"]))
     await attempt(lambda: tools["read_file"].fn(name="../ann/plan"))
     await attempt(lambda: tools["read_file"].fn(name="plan", owner="../files/ann"))
     await attempt(lambda: tools["send"].fn(text="directly", confirmed=True))
@@ -219,7 +234,7 @@ def test_a_malicious_program_gets_nothing_and_everything_is_logged(tmp_path: Pat
         ("eve", "send for good"),
     ]
     errors = [call for call in system.calls if call.agent == "eve" and call.error]
-    assert len(errors) == 6
+    assert len(errors) == 8
 
 
 def test_a_program_that_has_ended_asks_for_nothing_any_more(tmp_path: Path) -> None:
@@ -233,6 +248,8 @@ def test_a_program_that_has_ended_asks_for_nothing_any_more(tmp_path: Path) -> N
     async def main() -> str:
         await system.run(Does(keep), "", EVE)
         late = await kept[0].tools.call(ToolCall("", "look", {"text": "afterwards"}))
+        with pytest.raises(UsageError, match="process 1 has ended"):
+            await kept[0].ask(ChatRequest((Message("user", "hello"),)))
         return str(late.error)
 
     assert "process 1 has ended" in system.kernel.run(main())

@@ -297,6 +297,8 @@ def test_what_cannot_be_sent_fails_its_reply():
     with connected("http://127.0.0.1:9/v1") as (kernel, model):
         with pytest.raises(RemoteError, match="surrogates"):
             ask(kernel, model, asked("\ud800"))
+        with pytest.raises(UsageError, match="priority"):
+            ask(kernel, model, asked("?", priority=1))
         call = ToolCall("1", "weather", {"city": {1, 2}})
         with pytest.raises(TypeError, match="JSON"):
             ask(kernel, model, ChatRequest((Message("assistant", "", (call,)),)))
@@ -304,7 +306,7 @@ def test_what_cannot_be_sent_fails_its_reply():
 
 def test_what_is_sent_is_what_was_asked():
     with server(events(EVENT, LAST)) as (url, bodies), connected(url) as (kernel, model):
-        ask(kernel, model, replace(REQUESTS[6], stop=("x",), prefix="It", logprobs=0, max_tokens=9))
+        ask(kernel, model, replace(REQUESTS[6], stop=("x",), prefix="It", tenant="somebody", max_tokens=9))
     [body] = bodies
     assert body["messages"] == [
         {"role": "user", "content": "Oslo"},
@@ -324,5 +326,6 @@ def test_what_is_sent_is_what_was_asked():
     ]
     assert body["tools"] == [{"type": "function", "function": WEATHER}]
     assert (body["stop"], body["max_tokens"], body["stream"]) == (["x"], 9, True)
+    assert body["user"] == "somebody"
     assert body["continue_final_message"]
     assert not body["add_generation_prompt"]

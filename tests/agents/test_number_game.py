@@ -199,7 +199,7 @@ FIRST = Said(1, Fraction(2, 3), None)
 def ask(*texts: str, said: Said = FIRST) -> tuple[int | None, Scripted]:
     kernel = Kernel()
     model = Scripted(kernel, *texts)
-    player = ModelPlayer(Asking(model, 0, "Guess.\n"), 7, {"level": 2})
+    player = ModelPlayer(Asking(kernel, model, 0, "Guess.\n"), 7, {"level": 2})
     return kernel.run(player.answer(said)), model
 
 
@@ -229,7 +229,7 @@ def test_a_model_may_invent_who_it_is_once():
     kernel = Kernel()
     ann = "name: Ann\ngender: female\nage: 34\npersonality: calm"
     model = Scripted(kernel, f"<persona>{ann}</persona>", "12", "13")
-    player = ModelPlayer(Asking(model, 0, "", invent=True), 7, {"level": 2})
+    player = ModelPlayer(Asking(kernel, model, 0, "", invent=True), 7, {"level": 2})
     assert kernel.run(player.answer(FIRST)) == 12 * UNIT
     assert kernel.run(player.answer(FIRST)) == 13 * UNIT
     assert [request.messages[0].content for request in model.asked[1:]] == [ann, ann]

@@ -92,6 +92,11 @@ class Courier:
     async def weigh(self, payload: Future) -> int:
         return len(await payload)
 
+    def kept(self) -> int:
+        """Futures that its process keeps for others, or others for it."""
+        mesh = self.here.actors.mesh
+        return len(mesh._owned) + len(mesh._held) + len(mesh.awaited) + len(mesh._keys)
+
     def sent_bytes(self) -> int:
         return sum(count.bytes for count in self.here.actors.counts())
 

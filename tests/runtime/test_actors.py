@@ -78,6 +78,23 @@ def test_ten_thousand_waiting_messages_are_no_recursion() -> None:
     assert numbers == [*range(1, 10_001)]
 
 
+def test_a_message_may_come_before_its_actor() -> None:
+    """Who was given a Ref may be quicker than who creates."""
+    kernel = Kernel()
+    actors = Actors(kernel)
+    early = actors.ref(0, 5 << 8, Log)
+
+    async def main() -> list[int]:
+        notes = [early.note(i) for i in range(3)]
+        await kernel.sleep(1.0)
+        assert not any(note.done for note in notes)
+        actors.desks[0].put(5 << 8, (Log, 0))
+        return await kernel.gather(*notes)
+
+    assert kernel.run(main()) == [1, 2, 3]
+    assert actors.counts()[0].idle == 1
+
+
 def test_who_waits_for_ever_is_named() -> None:
     kernel = Kernel()
     ref = Actors(kernel).create(Stuck)

@@ -241,6 +241,39 @@ def test_a_payload_goes_from_its_maker_to_its_last_reader_only(world: World) -> 
         assert num_bytes < moved < num_bytes + 10_000
 
 
+@laws
+@given(script=st.lists(st.tuples(st.integers(1, 2), st.integers(1, 2), st.booleans()), max_size=8))
+def test_no_result_is_kept_when_nobody_holds_it(world: World, script: list[tuple[int, int, bool]]) -> None:
+    """Payloads are made and passed on; some that pass one on are not waited for, and some are cancelled."""
+    places = world.actors.places
+    if not isinstance(places[-1], Process | Ray):
+        pytest.skip("nothing is kept for others there")
+    couriers = [world.actors.create(Courier, on=place) for place in places]
+
+    async def main() -> list[int]:
+        kept = []
+        for maker, passer, wait in script:
+            passed = couriers[passer].pass_on(couriers[maker].make(10), couriers[1:])
+            if wait:
+                kept.append(passed)
+            else:
+                world.kernel.cancel(couriers[maker].make(20))
+        for passed in kept:
+            weight = await passed
+            while not isinstance(weight, int):
+                weight = await weight
+        del passed, kept
+        for _ in range(100):
+            left = await world.kernel.gather(*(courier.kept() for courier in couriers[1:]))
+            if max(left) == 0:
+                break
+            await world.kernel.sleep(0.01)
+        return left
+
+    if script:
+        assert world.run(main()) == [0, 0]
+
+
 def _through_here(world: World) -> int:
     """Bytes that this process has sent and received."""
     return sum(desk.bytes + getattr(desk, "heard_bytes", 0) for desk in world.actors.desks)

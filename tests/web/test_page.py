@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from lightwork.cli import main
+from lightwork.parallel.all_reduces.ring import ring_all_reduce
 from lightwork.plan.why import explain
+from lightwork.runtime import Effect, Fifo, Kernel, Meta, Price, Send, SimWorld
 from lightwork.runtime.perfetto import read_chrome_trace, write_chrome_trace
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.http.main import Loaded
@@ -18,6 +22,7 @@ from lightwork.serve.lengths.lognormal import Lognormal
 from lightwork.serve.loads.poisson import Poisson
 from lightwork.serve.metrics import summarise
 from lightwork.serve.plan import Plan
+from lightwork.serve.run_folder import EVENTS, read_run
 from lightwork.serve.simulate import simulate
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -208,7 +213,7 @@ def test_dark_and_light_follow_the_system_and_a_key(page: Page, url: str):
     assert page.evaluate(back) == dark
 
 
-def choose(page: Page, button: str, file: Path) -> None:
+def choose(page: Page, button: str, file: Path | list[Path]) -> None:
     with page.expect_file_chooser() as chooser:
         page.click(button)
     chooser.value.set_files(file)
@@ -293,13 +298,164 @@ def test_a_file_can_be_dropped_and_a_wrong_one_is_refused(page: Page, url: str, 
     assert page.evaluate("shown.runs.length") == 2, "what was shown stays"
 
 
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder, and beside it one of a run that was killed while it wrote."""
+    folder = tmp_path_factory.mktemp("runs")
+    whole, killed = folder / "whole", folder / "killed"
+    assert main(["sim", "shape:llama-3-8b", "--on", "sim:a100", "--trace", str(whole)]) == 0
+    killed.mkdir()
+    lines = (whole / EVENTS).read_text(encoding="utf-8").splitlines(keepends=True)
+    (killed / EVENTS).write_text("".join(lines[:400]) + lines[400][:20], encoding="utf-8")
+    return folder
+
+
+def shown_figures(page: Page) -> dict[str, Any]:
+    return page.evaluate(
+        """(([run]) => ({ label: run.label, spans: run.spans.length, requests: run.requests.size,
+          steps: run.numSteps, tokens: run.tokens, block: run.blockSize }))(shown.runs)"""
+    )
+
+
+def figures_of(trace: Trace) -> dict[str, Any]:
+    steps = [span for span in trace.spans if span.kind == "step"]
+    chunks = [chunk for span in steps for chunk in (span.args or {})["chunks"]]
+    return {
+        "label": trace.label,
+        "spans": len(trace.spans),
+        "requests": len({span.name for span in trace.spans if span.kind == "arrive"}),
+        "steps": len(steps),
+        "tokens": sum(chunk[4] for chunk in chunks),
+        "block": trace.about["block_size"],
+    }
+
+
+@pytest.mark.parametrize("name", ["whole", "killed"])
+def test_a_run_folder_opens(page: Page, url: str, recorded: Path, name: str):
+    """Whatever it holds beside, and though its last line is half written."""
+    page.goto(f"{url}/ui")
+    page.wait_for_function("shown.runs.length === 1")
+    choose(page, "#open-folder", recorded / name)
+    page.wait_for_function("shown.live === null && shown.runs.length === 1")
+    assert shown_figures(page) == figures_of(read_run(recorded / name).trace)
+    page.click("#requests tbody button >> nth=0")
+    page.wait_for_selector("#why-body table[data-sum]")
+
+
+def test_files_of_a_run_folder_open_and_other_folders_do_not(page: Page, url: str, recorded: Path):
+    page.goto(f"{url}/ui")
+    page.wait_for_function("shown.runs.length === 1")
+    choose(page, "#open", [*(recorded / "whole").iterdir()])
+    page.wait_for_function("shown.live === null && shown.runs.length === 1")
+    assert shown_figures(page)["spans"] == len(read_run(recorded / "whole").trace.spans)
+    choose(page, "#open-folder", recorded)
+    page.wait_for_selector("#notice:has-text('2 runs are in it')")
+    choose(page, "#open-folder", AXE.parent)
+    page.wait_for_selector("#notice:has-text('events.jsonl or trace.json is not in it')")
+
+
+def test_a_folder_can_be_dropped(page: Page, url: str, recorded: Path):
+    page.goto(f"{url}/ui")
+    page.wait_for_function("shown.runs.length === 1")
+    devtools = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(recorded / "whole")], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 300, "data": data})
+    page.wait_for_function("shown.live === null && shown.runs.length === 1")
+    assert shown_figures(page) == figures_of(read_run(recorded / "whole").trace)
+
+
+# -- messages
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ring all-reduce of four simulated ranks."""
+    trace = Trace("simulated: a ring")
+    resources = {f"out:{r}": Fifo(f"out:{r}") for r in range(4)}
+    world = SimWorld(Kernel(trace=trace), _link, resources)
+    for r in range(4):
+        world.launch(r, ring_all_reduce(r, 4, [Meta((1000,), "float32")] * 4))
+    world.run()
+    file = tmp_path_factory.mktemp("rings") / "ring.json"
+    write_chrome_trace(file, [trace])
+    return file
+
+
+def _link(effect: Effect, rank: int) -> Price:
+    if isinstance(effect, Send):
+        return Price((((f"out:{rank}",), effect.x.nbytes / 25e9),), 3e-6)
+    return Price()
+
+
+def test_messages_are_the_arrows_of_the_file(page: Page, url: str, ring: Path):
+    page.goto(f"{url}/ui")
+    choose(page, "#open", ring)
+    page.wait_for_function("shown.live === null && shown.runs.length === 1")
+    events = json.loads(ring.read_text(encoding="utf-8"))["traceEvents"]
+    rank_of = {e["tid"]: e["args"]["rank"] for e in events if e["ph"] == "M" and e["name"] == "thread_name"}
+    begins = {e["id"]: (rank_of[e["tid"]], e["ts"]) for e in events if e["ph"] == "s"}
+    ends = {e["id"]: (rank_of[e["tid"]], e["ts"]) for e in events if e["ph"] == "f"}
+    arrows = sorted((*begins[i], *ends[i]) for i in begins)
+    assert len(arrows) == 2 * 3 * 4
+    found = page.evaluate(
+        """shown.runs[0].messages.pairs.map(
+          ({ send, recv }) => [send.rank, send.start_s * 1e6, recv.rank, recv.end_s * 1e6])"""
+    )
+    for ours, theirs in zip(sorted(map(tuple, found)), arrows, strict=True):
+        assert (ours[0], ours[2]) == (theirs[0], theirs[2])
+        assert (ours[1], ours[3]) == pytest.approx((theirs[1], theirs[3]), abs=2e-3)
+    strokes = page.evaluate(
+        """() => { let n = 0;
+          const canvas = CanvasRenderingContext2D.prototype, curve = canvas.bezierCurveTo;
+          canvas.bezierCurveTo = function (...at) { n += 1; curve.apply(this, at); };
+          showWhole(); drawLanes(); canvas.bezierCurveTo = curve; return n; }"""
+    )
+    assert strokes == len(arrows)
+
+
+def test_a_key_leads_from_a_send_to_its_receive_and_back(page: Page, url: str, ring: Path):
+    page.goto(f"{url}/ui")
+    choose(page, "#open", ring)
+    page.wait_for_function("shown.live === null && shown.runs.length === 1")
+    page.evaluate(
+        """() => { const { send } = shown.runs[0].messages.pairs[5];
+          showSpan(shown.runs[0], send, send.row); }"""
+    )
+    send, peer = page.evaluate("[shown.selected.span.rank, shown.selected.span.peer]")
+    page.keyboard.press("m")
+    assert page.evaluate("[shown.selected.span.kind, shown.selected.span.rank]") == ["recv", peer]
+    assert "under way" in page.inner_text("#why-body")
+    page.click(f"#why-body button:has-text('send of {send}')")
+    assert page.evaluate("shown.selected.span === shown.runs[0].messages.pairs[5].send")
+
+
+def test_what_a_live_run_forgets_of_messages_misleads_no_arrow(page: Page, url: str):
+    page.goto(f"{url}/ui")
+    told = page.evaluate(
+        """() => { const run = new Run("x");
+          const add = (kind, rank, peer, start_s, end_s) => run.add(
+              { kind, rank, peer, start_s, end_s, name: kind, bytes: 1, args: { i: start_s } });
+          for (let i = 0; i < 6; i++) {
+              add("send", "0", "1", i, i + 0.2); add("recv", "1", "0", i, i + 2.5);
+          }
+          run.add({ kind: "recv", rank: "1", peer: "0", start_s: 9, end_s: 9.5, name: "early", args: {} });
+          run.add({ kind: "send", rank: "0", peer: "1", start_s: 8.9, end_s: 9.6, name: "late", args: {} });
+          const kept = run.latest(9);
+          return { all: run.messages.pairs.length, kept: kept.messages.pairs.map(
+              ({ send, recv }) => [send.start_s, recv.start_s]),
+            alone: kept.spans.filter((span) => span.message === null).length }; }"""
+    )
+    assert told == {"all": 7, "kept": [[3, 3], [4, 4], [5, 5], [8.9, 9]], "alone": 1}
+
+
 def test_fifty_thousand_spans(page: Page, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     trace = Trace("simulated: eight ranks")
     kinds = ("compute", "compute", "send", "compute", "recv")
     for i in range(MANY):
         rank, at = i % 8, i // 8
         kind = kinds[at % 5]
-        peer = str((rank + 1) % 8) if kind in ("send", "recv") else ""
+        peer = str((rank + {"send": 1, "recv": -1}.get(kind, 0)) % 8) if kind in ("send", "recv") else ""
         start_s = at * 1e-4 + rank * 1e-5
         trace.add(Span(str(rank), kind, f"{kind} {at}", start_s, start_s + 7e-5, 4096 if peer else 0, peer))
     write_chrome_trace(tmp_path / "many.json", [trace])
@@ -323,6 +479,7 @@ def test_fifty_thousand_spans(page: Page, url: str, tmp_path: Path, capsys: pyte
     )
     assert drawn <= 1.5 * 1280 * 16, "spans narrower than a pixel are drawn together"
     assert drawn > 1000
+    assert page.evaluate("shown.runs[0].messages.pairs.length") == MANY // 5, "each send has its receive"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from lightwork.claims.systems import SYSTEMS
 from lightwork.cli import main
@@ -20,7 +21,7 @@ from lightwork.plan.why import explain
 from lightwork.runtime.perfetto import write_chrome_trace
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.http.main import Loaded
-from lightwork.web.routes import FOLDER
+from lightwork.web.routes import FOLDER, saved_app
 
 STEP = {"rank": "engine", "kind": "step", "name": "step 1", "start_s": 1.0, "end_s": 2.0}
 
@@ -140,12 +141,24 @@ def test_a_saved_trace_has_a_page_until_ctrl_c(tmp_path: Path):
     file = saved(tmp_path)
     with started("trace", str(file), "--page") as (process, url):
         assert "<title>lightwork</title>" in httpx.get(f"{url}/ui").text
-        assert httpx.get(f"{url}/ui/source").json() == {"live": False, "name": "out.json"}
+        told = {"live": False, "name": "out.json", "file": "out.json"}
+        assert httpx.get(f"{url}/ui/source").json() == told
         assert httpx.get(f"{url}/ui/file").content == file.read_bytes()
         assert httpx.get(f"{url}/ui/feed").status_code == 404
         assert httpx.get(f"{url}/ui/file", headers={"host": "elsewhere.example"}).status_code == 400
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+
+
+def test_a_run_folder_has_a_page(tmp_path: Path):
+    """By its events, which a run that was killed has too."""
+    folder = tmp_path / "recorded"
+    assert main(["sim", "shape:llama-3-8b", "--on", "sim:a100", "--trace", str(folder)]) == 0
+    (folder / "trace.json").unlink()
+    with TestClient(saved_app(folder), base_url="http://localhost") as page:
+        told = {"live": False, "name": "recorded", "file": "events.jsonl"}
+        assert page.get("/ui/source").json() == told
+        assert page.get("/ui/file").content == (folder / "events.jsonl").read_bytes()
 
 
 @pytest.mark.multiproc

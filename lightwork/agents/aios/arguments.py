@@ -49,6 +49,9 @@ def _misfit(schema: Mapping[str, Any], value: Any) -> str:
 
 
 def _is(value: Any, name: str) -> bool:
+    """Strings and integers are just that: a subclass may say that it equals whatever it is compared with."""
     if isinstance(value, bool):  # which Python counts among the integers
         return name == "boolean"
+    if name in ("string", "integer"):
+        return type(value) is TYPES[name]
     return name in TYPES and isinstance(value, TYPES[name])

@@ -33,8 +33,8 @@ class EngineLog:
                 self._step(span)
         elif span.kind == "arrive" and self._asking is not None:
             self._calls[span.rank, span.name] = self._asking
-        elif span.kind == "finish":  # it was in the step that ends next, or in none
-            self._ended.append((span.rank, span.name))
+        elif span.kind == "finish" and (span.rank, span.name) in self._calls:
+            self._ended.append((span.rank, span.name))  # it was in the step that ends next, or in none
 
     def _step(self, span: Span) -> None:
         before = self._latest.get(span.rank, set())

@@ -54,12 +54,14 @@ class Agent:
 
 @dataclass(slots=True, eq=False)
 class _Process:
-    """tools: the real ones, memory and storage bound to the agent. kinds: of those that are services."""
+    """tools: the real ones, memory and storage bound to the agent. kinds: of those that are services. task:
+    of its program; calls of models end with it."""
 
     pid: int
     agent: Agent
     tools: Toolbox
     kinds: Mapping[str, Kind]
+    task: Task | None = None
 
 
 class AIOS:
@@ -108,7 +110,10 @@ class AIOS:
 
     def run(self, program: Program, question: str, agent: Agent, budget: Budget | None = None) -> Task:
         """Start a program as a process, which ends with it; the future's value is its Result."""
-        return self.kernel.spawn(self._run(program, question, agent, budget), name=f"{agent.name}'s program")
+        process = self._process(agent)
+        running = self._run(process, program, question, budget)
+        process.task = self.kernel.spawn(running, name=f"{agent.name}'s program")
+        return process.task
 
     async def call(self, pid: int, call: ToolCall) -> Observation:
         """A tool, memory or storage syscall.
@@ -131,8 +136,8 @@ class AIOS:
             observation: Observation = await process.tools.call(call)
             response, error = observation, observation.error
             return observation
-        except LightworkError as refused:
-            error = str(refused)
+        except Exception as failed:
+            error = str(failed)
             raise
         finally:
             for queue, turn in reversed(turns):
@@ -141,18 +146,22 @@ class AIOS:
 
     def stream(self, pid: int, role: str, request: ChatRequest) -> ChatStream:
         """An LLM syscall."""
-        process, model = self._running(pid), self._models[role]
-        syscall = self._begin(process, "llm", model.name)
-        stream, agent = ChatStream(self.kernel), process.agent
+        stream, model = ChatStream(self.kernel), self._models[role]
+        try:
+            process = self._running(pid)
+        except UsageError as error:
+            stream.fail(error)
+            return stream
+        agent, syscall = process.agent, self._begin(process, "llm", model.name)
         request = replace(request, tenant=agent.name, priority=agent.priority)
         speaking = self._speak(process, syscall, role, request, stream)
-        stream.stop = self.kernel.spawn(speaking, name=f"{agent.name} asks {model.name}").cancel
+        name = f"{agent.name} asks {model.name}"
+        stream.stop = self.kernel.spawn(speaking, name=name, parent=process.task).cancel
         return stream
 
     # -- carrying out
 
-    async def _run(self, program: Program, question: str, agent: Agent, budget: Budget | None) -> Result:
-        process = self._process(agent)
+    async def _run(self, process: _Process, program: Program, question: str, budget: Budget | None) -> Result:
         try:
             return await program.run(self._context(process, budget), question)
         finally:
@@ -169,10 +178,10 @@ class AIOS:
         if tool is None:
             raise UsageError(f"there is no tool {call.name!r}", expected=", ".join(process.tools.tools))
         self.access.check_call(agent, call.name, now_s)
-        if call.name in process.kinds and "owner" in call.arguments:
-            self.access.check_read(agent, call.arguments["owner"], call.name, now_s)
         if wrong := misfit(tool.parameters, call.arguments):
             raise UsageError(f"{call.name} cannot be called: {wrong}", expected="arguments of its schema")
+        if call.name in process.kinds and "owner" in call.arguments:
+            self.access.check_read(agent, call.arguments["owner"], call.name, now_s)
         if tool.effect == "irreversible":
             answer = self._confirm(agent, call) if self._confirm is not None else False
             if (await answer if inspect.isawaitable(answer) else answer) is not True:

@@ -5,7 +5,7 @@ Idea:    one turn plans n calls that name each other's results; each begins when
          needs is there; one turn joins, and may ask for another plan.
 Shapes:  a plan of n calls in L layers takes 2 turns and the longest chain of calls, not n + 1 turns.
 Cost:    a plan line for each call, about 20 tokens; the joiner reads every observation once.
-Claims:  lightwork claims llm_compiler
+Claims:  llmcompiler
 Differs: what breaks the plan's rules is told to the joiner instead of raised. Calls begin at their own
          newline, not at the next line's, and nothing polls. Results go to later calls as values.
 

@@ -4,7 +4,7 @@ Paper:   the tool calls of chat APIs (since 2023); the baseline of LLMCompiler (
 Idea:    a turn ends with calls; all of them run at once; their answers are the next turn's input.
 Shapes:  calls that need each other's results take a turn each layer: L layers, L + 1 turns.
 Cost:    every turn reads the conversation again, which the prefix cache keeps.
-Claims:  lightwork claims llm_compiler
+Claims:  llmcompiler
 Differs: a wrong call or a failing tool is an observation; a budget that is spent ends the run with a reason.
 """
 

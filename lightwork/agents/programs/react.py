@@ -5,7 +5,7 @@ Paper:   ReAct: Synergizing Reasoning and Acting in Language Models (Yao et al.,
 Idea:    the model reads each observation before it decides on the next call.
 Shapes:  n calls take n + 1 turns, one after another.
 Cost:    every turn reads the conversation again; nothing runs beside anything else.
-Claims:  lightwork claims llm_compiler
+Claims:  llmcompiler
 Differs: calls are the chat API's, not lines of text.
 """
 

@@ -44,9 +44,12 @@ class Desk(Protocol):
 
 
 class Place(Protocol):
-    """Where actors live. name: for people."""
+    """Where actors live."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """For people."""
+        ...
 
     def start(self, actors: Actors, number: int) -> Desk:
         """Called once, by the Actors it is given to."""

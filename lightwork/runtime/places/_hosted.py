@@ -88,7 +88,7 @@ class Hosted:
                 child.kill()
                 return
             self._kernel.post(self._ready, child, child.wait())
-        except LightworkError as error:
+        except (LightworkError, OSError) as error:
             self._kernel.post(self._lost, order.life, str(error))
 
     def _ready(self, child: Child, address: Any) -> None:

@@ -1,7 +1,8 @@
-"""/v1/embeddings of a causal model: the hidden state of the last token behind the last norm, of unit length.
+"""/v1/embeddings of a causal model: hidden states behind the last norm, pooled as its checkpoint says, of
+unit length.
 
-So does vLLM with models that were not trained for anything else. They are computed beside the scheduler, one
-at a time, and a step waits as long as one takes.
+Without a word of it, it is the last token's state: so does vLLM with models that were not trained for
+anything else. They are computed beside the scheduler, one at a time, and a step waits as long as one takes.
 """
 
 from __future__ import annotations
@@ -61,13 +62,14 @@ class Embeddings:
         self._waiting += len(texts)
         loop, model = asyncio.get_running_loop(), self.served.variants.get(name, "")
         try:
-            states = [
-                await loop.run_in_executor(self._thread, self.handling.service.embed, text, model)
-                for text in texts
-            ]
+            return [await loop.run_in_executor(self._thread, self._vector, text, model) for text in texts]
         finally:
             self._waiting -= len(texts)
-        return [_unit(state) for state in states]
+
+    def _vector(self, text: Sequence[int], model: str) -> NDArray[np.float32]:
+        pooling = self.served.pooling
+        states_Nd = self.handling.service.states(text, model, every=pooling.reads_all)
+        return _unit(pooling.vector(states_Nd))
 
 
 def _texts(body: EmbeddingBody, served: Served) -> list[list[int]]:

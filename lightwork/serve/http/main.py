@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from lightwork.errors import SpecError, UsageError
+from lightwork.models.pooling import read_pooling
 from lightwork.runtime.clock import WallClock, unix_s
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import write_chrome_trace
@@ -94,7 +95,11 @@ def load(
     read_s = clock.now() - imported_s
     model.warm_up()
     warm_s = clock.now() - imported_s - read_s
-    served = _served(plan, engine, model, name or plan.model)
+    try:
+        served = _served(plan, engine, model, name or plan.model)
+    except BaseException:
+        model.close()
+        raise
     takers: list[Taker] = [Recorder(record, engine, trace)] if record is not None else []
     if (spans := telemetry(kernel, served.name)) is not None:
         takers.append(spans)
@@ -116,12 +121,12 @@ def load(
 
 
 def _served(plan: Plan, engine: Engine | Fleet, model: AnyModel, name: str) -> Served:
-    """What requests are translated for. Raises SpecError for a name that a variant has."""
+    """What requests are translated for. Raises SpecError for a name that a variant has, CheckpointError for a
+    pooling that is not done."""
     chosen = plan.techniques()
     composition: Composition | None = chosen.get("composition")
     tuning = chosen.get("tuning")
     if name in model.variants or (tuning is not None and name == tuning.name):
-        model.close()
         raise SpecError(
             f"the model and one of its variants are both called {name!r}",
             expected="names of their own",
@@ -136,6 +141,7 @@ def _served(plan: Plan, engine: Engine | Fleet, model: AnyModel, name: str) -> S
         defaults=model.generation,
         variants=model.variants,
         route=composition.router() if composition is not None else to_itself,
+        pooling=read_pooling(plan.model),
     )
 
 

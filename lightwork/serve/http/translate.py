@@ -13,6 +13,7 @@ from typing import Any
 from lightwork.decode.constraints import Constraint
 from lightwork.decode.sampling import Sampling, usual
 from lightwork.errors import RangeError
+from lightwork.models.pooling import Pooling
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.serve.http.constraints import constraint_of
 from lightwork.serve.http.conversation import chat_ids, encode
@@ -41,7 +42,8 @@ class Served:
     """What requests are translated against.
 
     defaults: the model's generation_config.json. variants: other names it can be asked for under, as of now,
-    and what `Request.model` is then. route: what it is for a prompt that is sent to `name`.
+    and what `Request.model` is then. route: what it is for a prompt that is sent to `name`. pooling: of
+    embeddings.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Served:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     variants: Mapping[str, str] = field(default_factory=dict)
     route: Callable[[Sequence[int]], str] = to_itself
+    pooling: Pooling = field(default_factory=Pooling)
 
     @property
     def names(self) -> list[str]:

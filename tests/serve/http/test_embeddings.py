@@ -1,15 +1,20 @@
-"""/v1/embeddings: the last token's hidden state as transformers computes it, in both forms."""
+"""/v1/embeddings: hidden states as transformers computes them, pooled as the checkpoint says."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
 
+from lightwork.errors import CheckpointError
+from lightwork.models.pooling import FIELDS, MODES, Pooling, read_pooling
 from lightwork.serve.http.main import BackgroundServer, load
 from lightwork.serve.plan import Plan
 
@@ -83,3 +88,79 @@ def test_torch_and_the_compiled_step_embed_alike(
     with BackgroundServer(loaded) as url:
         plain = httpx.post(f"{url}/v1/embeddings", json=body, timeout=60).json()["data"][0]["embedding"]
     assert plain == pytest.approx(compiled, abs=2e-4)
+
+
+# -- pooling
+
+
+def pooled(checkpoint: Path, folder: Path, told: dict[str, Any], *kinds: str) -> Path:
+    """The checkpoint in sentence-transformers' layout."""
+    shutil.copytree(checkpoint, folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(told))
+    if kinds:
+        modules = [
+            {"idx": i, "name": str(i), "path": f"{i}_{kind}", "type": f"sentence_transformers.models.{kind}"}
+            for i, kind in enumerate(kinds)
+        ]
+        (folder / "modules.json").write_text(json.dumps(modules))
+    return folder
+
+
+MEAN = {name: name == FIELDS["mean"] for name in FIELDS.values()} | {"include_prompt": True}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_checkpoint_that_says_mean_gets_the_mean_of_its_states(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    """Of every token, also where the compiled step computes them in several parts."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    if not compiled:
+        monkeypatch.setattr("lightwork.serve.opening.compiles", lambda place: False)
+    folder = pooled(checkpoint("llama"), tmp_path / "mean", MEAN, "Transformer", "Pooling", "Normalize")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    texts = [[*range(60, 90)], [7], [i % 200 for i in range(250)]]
+    loaded = load(Plan(model=str(folder), max_len=256), name=NAME)
+    with BackgroundServer(loaded) as url:
+        body = {"model": NAME, "input": texts}
+        made = httpx.post(f"{url}/v1/embeddings", json=body, timeout=60).json()["data"]
+    for text, ours in zip(texts, made, strict=True):
+        with torch.no_grad():
+            state = model(torch.tensor([text]), output_hidden_states=True).hidden_states[-1][0].mean(0)
+        assert ours["embedding"] == pytest.approx((state / state.norm()).tolist(), abs=2e-4)
+
+
+def test_each_mode_is_what_its_name_says() -> None:
+    states = np.array([[1.0, -2.0], [3.0, 4.0], [5.0, 1.0]], np.float32)
+    made = {name: Pooling(modes=(name,)).vector(states).tolist() for name in MODES}
+    assert made["cls"] == [1.0, -2.0]
+    assert made["max"] == [5.0, 4.0]
+    assert made["mean"] == [3.0, 1.0]
+    assert made["mean_sqrt_len_tokens"] == pytest.approx([9 / 3**0.5, 3 / 3**0.5])
+    assert made["weightedmean"] == pytest.approx([22 / 6, 9 / 6])
+    assert made["lasttoken"] == [5.0, 1.0]
+    assert Pooling(modes=("cls", "mean")).vector(states).tolist() == [1.0, -2.0, 3.0, 1.0]
+
+
+def test_a_checkpoint_says_how_it_pools(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    plain = checkpoint("llama")
+    assert read_pooling(str(plain)) == Pooling()
+    older = {FIELDS["cls"]: True, FIELDS["mean"]: True, "word_embedding_dimension": 64}
+    assert read_pooling(str(pooled(plain, tmp_path / "two", older))) == Pooling(modes=("cls", "mean"))
+    newer = pooled(plain, tmp_path / "newer", {"pooling_mode": "lasttoken"})
+    assert read_pooling(str(newer)) == Pooling()
+    for name, told, kinds, word in (
+        ("none", {FIELDS["mean"]: False}, (), "of nothing"),
+        ("other", {"pooling_mode": "attention"}, (), "attention"),
+        ("new", {"pooling_mode_attention": True}, (), "attention"),
+        ("dense", MEAN, ("Transformer", "Pooling", "Dense"), "Dense"),
+    ):
+        with pytest.raises(CheckpointError, match=word):
+            read_pooling(str(pooled(plain, tmp_path / name, told, *kinds)))
+
+
+def test_a_request_cannot_choose_the_pooling(http: httpx.Client) -> None:
+    reply = http.post("/v1/embeddings", json={"model": NAME, "input": "x", "pooling": "mean"})
+    assert reply.headers["x-lightwork-ignored"] == "pooling"
