@@ -14,7 +14,9 @@ from lightwork.agents.context import Context
 from lightwork.agents.policies import Policy, call_text
 from lightwork.agents.profile_model import Profile, ProfileModel
 from lightwork.agents.programs import Program
+from lightwork.agents.programs.react import React
 from lightwork.agents.tool import Tool, Toolbox
+from lightwork.agents.trajectories import FINISH
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
 
@@ -49,10 +51,10 @@ class Errand:
         return f"Thought: {ANSWER}\nAction: Finish({ENTITY.format(1)})"
 
     def call(self, request: ChatRequest, said: str) -> str:
-        """What a model writes that calls tools turn by turn; how many at once is for the program to say: the
-        instructions of one that takes one call at a time begin with a thought."""
+        """What a model writes that calls tools turn by turn: one at once if it is instructed as by React, and
+        `Finish` in the end where that is a tool."""
         seen = sum(message.role == "tool" for message in request.messages)
-        alone = request.messages[0].role == "system"
+        alone = request.messages[0].content == React().instructions
         if seen < self.searches:
             wanted = range(seen, seen + 1 if alone else self.searches)
             thought = THOUGHT.format(ENTITY.format(seen)) if alone else ""
@@ -61,6 +63,8 @@ class Errand:
         if self.calculates and seen == self.searches:
             given = ToolCall("", "calculate", {"what": "the greatest of them", "context": []})
             return (THOUGHT.format("the greatest of them") if alone else "") + call_text(given)
+        if any(tool["name"] == FINISH for tool in request.tools):
+            return call_text(ToolCall("", FINISH, {"answer": ANSWER}))
         return ANSWER
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -12,6 +15,7 @@ from lightwork.serve.http.main import BackgroundServer, Loaded, load
 from lightwork.serve.plan import Plan
 from lightwork.web.routes import add_page
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 Ask = Callable[[int], None]
 MODEL = "tiny:llama"
 
@@ -42,3 +46,38 @@ def ask(url: str) -> Ask:
             list(pool.map(send, range(n)))
 
     return ask_all
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Of one module only: while playwright is open, no other event loop runs on this thread."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on the PATH: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        made = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def page(browser: Any, url: str) -> Iterator[Any]:
+    """A page that has said nothing in its console and has asked nobody else, when the test ends."""
+    said: list[str] = []
+    asked: list[str] = []
+    # Playwright waits by eval, which the page's policy forbids; one test below goes without.
+    context = browser.new_context(
+        color_scheme="light", viewport={"width": 1280, "height": 900}, bypass_csp=True
+    )
+    context.set_default_timeout(60_000)
+    made = context.new_page()
+    made.on(
+        "console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None
+    )
+    made.on("pageerror", lambda error: said.append(str(error)))
+    made.on("request", lambda request: asked.append(request.url))
+    yield made
+    context.close()
+    assert said == []
+    others = [each for each in asked if urlsplit(each).netloc not in ("", urlsplit(url).netloc)]
+    assert others == []

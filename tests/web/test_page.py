@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
+from browsing import Page, choose
 
 from lightwork.cli import main
-from lightwork.parallel.all_reduces.ring import ring_all_reduce
 from lightwork.plan.why import explain
-from lightwork.runtime import Effect, Fifo, Kernel, Meta, Price, Send, SimWorld
 from lightwork.runtime.perfetto import read_chrome_trace, write_chrome_trace
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.http.main import Loaded
@@ -25,49 +21,10 @@ from lightwork.serve.plan import Plan
 from lightwork.serve.run_folder import EVENTS, read_run
 from lightwork.serve.simulate import simulate
 
-playwright = pytest.importorskip("playwright.sync_api")
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.multiproc,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: apt-get install chromium"),
-]
+pytestmark = pytest.mark.multiproc
 AXE = Path(__file__).with_name("axe.js")
 Ask = Callable[[int], None]
-Page = Any
 MANY = 50_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Of this module only: while playwright is open, no other event loop runs on this thread."""
-    with playwright.sync_playwright() as started:
-        made = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def page(browser: Any, url: str) -> Iterator[Page]:
-    """A page that has said nothing in its console and has asked nobody else, when the test ends."""
-    said: list[str] = []
-    asked: list[str] = []
-    # Playwright waits by eval, which the page's policy forbids; one test below goes without.
-    context = browser.new_context(
-        color_scheme="light", viewport={"width": 1280, "height": 900}, bypass_csp=True
-    )
-    context.set_default_timeout(60_000)
-    made = context.new_page()
-    made.on(
-        "console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None
-    )
-    made.on("pageerror", lambda error: said.append(str(error)))
-    made.on("request", lambda request: asked.append(request.url))
-    yield made
-    context.close()
-    assert said == []
-    others = [each for each in asked if urlsplit(each).netloc not in ("", urlsplit(url).netloc)]
-    assert others == []
 
 
 def opened(page: Page, url: str, requests: int) -> None:
@@ -211,12 +168,6 @@ def test_dark_and_light_follow_the_system_and_a_key(page: Page, url: str):
     assert page.evaluate(back) == light, "and it is remembered"
     page.click("#theme")
     assert page.evaluate(back) == dark
-
-
-def choose(page: Page, button: str, file: Path | list[Path]) -> None:
-    with page.expect_file_chooser() as chooser:
-        page.click(button)
-    chooser.value.set_files(file)
 
 
 def test_a_simulated_run_stands_beside_the_live_one(page: Page, url: str, ask: Ask, simulated: Path):
@@ -366,87 +317,6 @@ def test_a_folder_can_be_dropped(page: Page, url: str, recorded: Path):
 
 
 # -- messages
-
-
-@pytest.fixture(scope="module")
-def ring(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ring all-reduce of four simulated ranks."""
-    trace = Trace("simulated: a ring")
-    resources = {f"out:{r}": Fifo(f"out:{r}") for r in range(4)}
-    world = SimWorld(Kernel(trace=trace), _link, resources)
-    for r in range(4):
-        world.launch(r, ring_all_reduce(r, 4, [Meta((1000,), "float32")] * 4))
-    world.run()
-    file = tmp_path_factory.mktemp("rings") / "ring.json"
-    write_chrome_trace(file, [trace])
-    return file
-
-
-def _link(effect: Effect, rank: int) -> Price:
-    if isinstance(effect, Send):
-        return Price((((f"out:{rank}",), effect.x.nbytes / 25e9),), 3e-6)
-    return Price()
-
-
-def test_messages_are_the_arrows_of_the_file(page: Page, url: str, ring: Path):
-    page.goto(f"{url}/ui")
-    choose(page, "#open", ring)
-    page.wait_for_function("shown.live === null && shown.runs.length === 1")
-    events = json.loads(ring.read_text(encoding="utf-8"))["traceEvents"]
-    rank_of = {e["tid"]: e["args"]["rank"] for e in events if e["ph"] == "M" and e["name"] == "thread_name"}
-    begins = {e["id"]: (rank_of[e["tid"]], e["ts"]) for e in events if e["ph"] == "s"}
-    ends = {e["id"]: (rank_of[e["tid"]], e["ts"]) for e in events if e["ph"] == "f"}
-    arrows = sorted((*begins[i], *ends[i]) for i in begins)
-    assert len(arrows) == 2 * 3 * 4
-    found = page.evaluate(
-        """shown.runs[0].messages.pairs.map(
-          ({ send, recv }) => [send.rank, send.start_s * 1e6, recv.rank, recv.end_s * 1e6])"""
-    )
-    for ours, theirs in zip(sorted(map(tuple, found)), arrows, strict=True):
-        assert (ours[0], ours[2]) == (theirs[0], theirs[2])
-        assert (ours[1], ours[3]) == pytest.approx((theirs[1], theirs[3]), abs=2e-3)
-    strokes = page.evaluate(
-        """() => { let n = 0;
-          const canvas = CanvasRenderingContext2D.prototype, curve = canvas.bezierCurveTo;
-          canvas.bezierCurveTo = function (...at) { n += 1; curve.apply(this, at); };
-          showWhole(); drawLanes(); canvas.bezierCurveTo = curve; return n; }"""
-    )
-    assert strokes == len(arrows)
-
-
-def test_a_key_leads_from_a_send_to_its_receive_and_back(page: Page, url: str, ring: Path):
-    page.goto(f"{url}/ui")
-    choose(page, "#open", ring)
-    page.wait_for_function("shown.live === null && shown.runs.length === 1")
-    page.evaluate(
-        """() => { const { send } = shown.runs[0].messages.pairs[5];
-          showSpan(shown.runs[0], send, send.row); }"""
-    )
-    send, peer = page.evaluate("[shown.selected.span.rank, shown.selected.span.peer]")
-    page.keyboard.press("m")
-    assert page.evaluate("[shown.selected.span.kind, shown.selected.span.rank]") == ["recv", peer]
-    assert "under way" in page.inner_text("#why-body")
-    page.click(f"#why-body button:has-text('send of {send}')")
-    assert page.evaluate("shown.selected.span === shown.runs[0].messages.pairs[5].send")
-
-
-def test_what_a_live_run_forgets_of_messages_misleads_no_arrow(page: Page, url: str):
-    page.goto(f"{url}/ui")
-    told = page.evaluate(
-        """() => { const run = new Run("x");
-          const add = (kind, rank, peer, start_s, end_s) => run.add(
-              { kind, rank, peer, start_s, end_s, name: kind, bytes: 1, args: { i: start_s } });
-          for (let i = 0; i < 6; i++) {
-              add("send", "0", "1", i, i + 0.2); add("recv", "1", "0", i, i + 2.5);
-          }
-          run.add({ kind: "recv", rank: "1", peer: "0", start_s: 9, end_s: 9.5, name: "early", args: {} });
-          run.add({ kind: "send", rank: "0", peer: "1", start_s: 8.9, end_s: 9.6, name: "late", args: {} });
-          const kept = run.latest(9);
-          return { all: run.messages.pairs.length, kept: kept.messages.pairs.map(
-              ({ send, recv }) => [send.start_s, recv.start_s]),
-            alone: kept.spans.filter((span) => span.message === null).length }; }"""
-    )
-    assert told == {"all": 7, "kept": [[3, 3], [4, 4], [5, 5], [8.9, 9]], "alone": 1}
 
 
 def test_fifty_thousand_spans(page: Page, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -95,11 +95,8 @@ def load(
     read_s = clock.now() - imported_s
     model.warm_up()
     warm_s = clock.now() - imported_s - read_s
-    try:
+    with _closing_if_refused(model):
         served = _served(plan, engine, model, name or plan.model)
-    except BaseException:
-        model.close()
-        raise
     takers: list[Taker] = [Recorder(record, engine, trace)] if record is not None else []
     if (spans := telemetry(kernel, served.name)) is not None:
         takers.append(spans)
@@ -118,6 +115,15 @@ def load(
         phases=[("import", imported_s), ("read", read_s), ("warm up", warm_s)],
         nbytes=model.nbytes,
     )
+
+
+@contextmanager
+def _closing_if_refused(model: AnyModel) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        model.close()
+        raise
 
 
 def _served(plan: Plan, engine: Engine | Fleet, model: AnyModel, name: str) -> Served:
