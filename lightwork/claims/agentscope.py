@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from importlib.util import find_spec
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -289,3 +290,20 @@ def a_million_light_actors(lab: Lab) -> Measured:
     host = Simulated(message_s=MESSAGE_S, latency_s=LATENCY_S, bytes_per_s=BYTES_PER_S)
     report = simulate(game, f"sim:{MACHINES}", seed=lab.seed, host=host)
     return Measured(report.seconds, f"{MESSAGE_S * 1e6:g} us of one core of each host to take up a message")
+
+
+@claim(
+    "agentscope",
+    title="pages in a browser that watch and steer a running population",
+    paper="its web monitor",
+    expect=1.0,
+    within=0.0,
+    bound="at least",
+    mode="real",
+    unit="",
+)
+def monitor_pages(lab: Lab) -> Measured:
+    there = find_spec("lightwork.web.monitor") is not None
+    return Measured(
+        float(there), "/ui shows a finished run's trace; it does not pause, inspect or kill agents"
+    )

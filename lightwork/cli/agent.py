@@ -1,10 +1,10 @@
 """Answer a question with tools of yours: calls are planned, and begin while the plan is being written.
 
 QUESTION is read from stdin if it is not given. --tools is a file of Python functions with type hints, or
-world:LEVEL: tools and a question that tiny:llama was trained for (LEVEL 1 to 3; 4 is beyond it). --use takes
-a program (LlmCompiler, Dta, ParallelCalls, React) and, where the model runs in this process, techniques of the
-engine. On a terminal the plan is shown as it comes, then the calls and when they ran; in a pipe only the
-answer.
+world:LEVEL: tools and a question that tiny:llama was trained for (LEVEL 1 to 3; 4 is beyond it). --use
+takes a program (LlmCompiler, Dta, ParallelCalls, React) and, where the model runs in this process,
+techniques of the engine. On a terminal the plan is shown as it comes, then the calls and when they ran; in
+a pipe only the answer.
 """
 
 from __future__ import annotations
