@@ -1,4 +1,4 @@
-"""Constraints with tokenizers that write spaces as ▁ and fall back on bytes, as those of Llama 2 and Gemma."""
+"""Constraints with tokenizers that write spaces as ▁ and fall back on bytes, as Llama 2 and Gemma do."""
 
 from __future__ import annotations
 
