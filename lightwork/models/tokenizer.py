@@ -79,8 +79,14 @@ class Tokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special))
 
     def token_text(self, token: int) -> str:
-        """The token as it is written in the vocabulary's text, special tokens included."""
-        return self.decode([token])
+        """The token as it stands in a text, with the space before it, special tokens included."""
+        return self.decode([*self._before, token])[len(self.decode(self._before)) :]
+
+    @cached_property
+    def _before(self) -> list[int]:
+        """A token to stand behind: some decoders drop the first space of a text, of which nothing is a part
+        that is behind another."""
+        return self.encode("a")[-1:]
 
     def token_bytes(self, token: int) -> bytes:
         """The token's own bytes, where they make no whole character either."""
@@ -93,8 +99,9 @@ class Tokenizer:
         known = [_BYTE_OF.get(char) for char in name]
         return text.encode() if None in known else bytes(byte for byte in known if byte is not None)
 
-    def stream(self) -> Detokenizer:
-        return Detokenizer(self)
+    def stream(self, *, behind: bool = False) -> Detokenizer:
+        """behind: the text goes on from another, so its first space is shown."""
+        return Detokenizer(self, self._before if behind else ())
 
     # -- chat
 
@@ -164,11 +171,12 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """Text of tokens as they come. The pieces joined are exactly `decode` of all the tokens."""
+    """Text of tokens as they come. The pieces joined are exactly `decode` of all the tokens, behind those of
+    the context."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._context: list[int] = []
+        self._context = [*context]
         self._pending: list[int] = []
 
     def push(self, token: int) -> str:

@@ -9,14 +9,14 @@ from lightwork.models.tokenizer import Tokenizer
 
 
 class TextOutput:
-    """The text of one continuation.
+    """The text of one continuation: behind its prompt, it is what tokens were encoded from.
 
     Text is handed out as soon as it is certain: a half character, or what may be the beginning of a stop
     string, is held back. A stop string ends the text and is not part of it. found: that stop string.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], hidden: frozenset[int]) -> None:
-        self._decoder = tokenizer.stream()
+        self._decoder = tokenizer.stream(behind=True)
         self._stop = tuple(s for s in stop if s)
         self._hidden = hidden
         self._held = ""

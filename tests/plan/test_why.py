@@ -4,6 +4,7 @@ measured."""
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 
 from lightwork.cli import main
+from lightwork.decode.proposers.ngram import Ngram
+from lightwork.decode.sampling import Sampling
 from lightwork.errors import SpecError
 from lightwork.memory.tiers.host_memory import HostMemory
-from lightwork.plan.why import Record, explain
+from lightwork.plan.why import Figures, Record, explain
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import read_chrome_trace, write_chrome_trace
@@ -28,6 +31,8 @@ from lightwork.serve.routers.prefill_decode import PrefillDecode
 from lightwork.serve.schedulers.fast_switch import FastSwitch
 from lightwork.serve.schedulers.prefill_first import PrefillFirst
 from lightwork.serve.schedulers.sarathi import Sarathi
+from lightwork.serve.schedulers.static_batches import StaticBatches
+from lightwork.serve.sequence import Request
 from lightwork.serve.simulate import SyntheticRequests, run_load, simulate
 
 LOAD = Poisson(rate=8.0, num_requests=60, lengths=Lognormal(prompt=700, output=60, prompt_sigma=0.8))
@@ -133,6 +138,67 @@ def test_a_real_run_is_predicted_by_its_own_step_times(tmp_path: Path) -> None:
     assert all(change.figures.latency_mean_s > 0 for change in changes.values())
     assert record.measure(changes["max_seqs=64"].plan).latency_mean_s > 0
     assert {"prefill", "decode"} <= {part.name for part in explain(kernel.trace.spans, 20)}
+
+
+@pytest.mark.parametrize(
+    ("use", "settings", "what"),
+    [((), {}, "plain"), ((Ngram(k=4),), {}, "drafted"), ((), {"kv_bytes": 2_000_000}, "preempted")],
+    ids=["plain", "drafted", "preempted"],
+)
+def test_parts_sum_to_the_life_of_real_requests(
+    use: tuple[object, ...], settings: dict[str, Any], what: str
+) -> None:
+    """Also of those that drafts were checked for, and of those that were preempted."""
+    trace = recorded(Plan(prefix_cache=False, max_len=256, use=use, **settings))
+    seen = {span.kind for span in trace.spans}
+    drafted = sum(c[3] for span in trace.spans if span.kind == "step" for c in (span.args or {})["chunks"])
+    assert ("preempt" in seen, drafted > 0) == (what == "preempted", what == "drafted")
+    times = request_times(trace.spans)
+    assert len(times) == 16
+    for seq_id, life in times.items():
+        parts = explain(trace.spans, seq_id)
+        assert sum(part.seconds for part in parts) == pytest.approx(
+            life.tokens_s[-1] - life.arrived_s, rel=0.01
+        )
+        assert all(part.seconds >= 0 for part in parts)
+
+
+def recorded(plan: Plan) -> Trace:
+    """A real run of the built-in model: sixteen requests at once that say the same again and again."""
+    kernel = Kernel(WallClock(), trace=Trace("real: cpu"))
+    engine, model, _ = open_engine(plan, kernel)
+    load = [
+        Request(
+            prompt=tuple([5, 6, 7, 8] * 5), max_tokens=10 + 6 * (i % 8), sampling=Sampling(temperature=0.0)
+        )
+        for i in range(16)
+    ]
+    run_load(engine, [0.0] * len(load), load)
+    engine.close()
+    model.close()
+    assert kernel.trace is not None
+    return kernel.trace
+
+
+def test_the_verb_measures_what_it_recommends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a real run whose batches wait for their longest: the predicted gain, and the one that is had."""
+    write_chrome_trace(
+        tmp_path / "run.json",
+        [recorded(Plan(prefix_cache=False, max_len=256, max_seqs=4, use=(StaticBatches(),)))],
+    )
+    assert main(["why", str(tmp_path / "run.json"), "--best", "--measure"]) == 0
+    shown = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
+    assert {"recorded", "as"} <= rows.keys()
+    told = re.search(r"^measured (.+): ([\d.]+)x, predicted ([\d.]+)x$", shown, re.MULTILINE)
+    assert told is not None
+    best, measured, predicted = told[1], float(told[2]), float(told[3])
+    assert f"{predicted:.2f}x" in rows[best.split()[0]]
+    assert predicted > 1
+    assert measured > 0
+    assert main(["why", str(tmp_path / "run.json"), "--best", "--measure", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert [set(each) for each in figures["measured"]] == [set(Figures._fields)] * 2
 
 
 def test_a_trace_of_something_else_is_refused() -> None:

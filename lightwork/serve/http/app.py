@@ -60,7 +60,7 @@ def create_app(
 
 
 def _routes(handling: Handling, metrics: Metrics, created: int) -> Sequence[Route]:
-    completions, messages = Completions(handling), Messages(handling)
+    completions, messages, responses = Completions(handling), Messages(handling), Responses(handling)
     about = About(handling, metrics, created)
     chosen = "id object created model choices usage timings"
     response = "id object created_at model status output usage error incomplete_details"
@@ -71,7 +71,9 @@ def _routes(handling: Handling, metrics: Metrics, created: int) -> Sequence[Rout
         Route("POST", "/v1/chat/completions", completions.chat, chosen, streams=True),
         Route("POST", "/v1/completions", completions.complete, chosen, streams=True),
         Route("POST", "/v1/embeddings", Embeddings(handling).create, embedded),
-        Route("POST", "/v1/responses", Responses(handling).create, response, streams=True),
+        Route("POST", "/v1/responses", responses.create, response, streams=True),
+        Route("GET", "/v1/responses/{response_id}", responses.get, response),
+        Route("DELETE", "/v1/responses/{response_id}", responses.delete, "id object deleted"),
         Route("POST", "/v1/messages", messages.create, message, streams=True),
         Route("POST", "/v1/messages/count_tokens", messages.count_tokens, "input_tokens"),
         Route("GET", "/v1/models", about.models, "object data"),

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightwork.serve.http.adapters.thinking import Thought, ThoughtParser
+from lightwork.serve.http.main import BackgroundServer, load
+from lightwork.serve.plan import Plan
 
 anthropic = pytest.importorskip("anthropic")
 
@@ -102,6 +111,71 @@ def test_a_reply_can_be_held_to_a_schema(claude: Any) -> None:
     message = claude.messages.create(**{**ASKED, "max_tokens": 20}, output_config=config)
     assert json.loads(message.content[0].text) in ("yes", "no")
     assert message.stop_reason == "end_turn"
+
+
+THINKS = (
+    "{% for m in messages %}{{ m.reasoning_content|default('') }}{{ m.content }}{% endfor %}"
+    "{% if enable_thinking is defined and enable_thinking %}<think>{% else %}<think></think>{% endif %}"
+)
+
+
+def test_thoughts_are_blocks_of_their_own(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """Where the template opens them, a random model never ends them."""
+    shutil.copytree(checkpoint("llama"), tmp_path / "model")
+    place = tmp_path / "model" / "tokenizer_config.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "chat_template": THINKS}))
+    plan = Plan(model=str(tmp_path / "model"), max_len=256)
+    with BackgroundServer(load(plan, name=NAME)) as url, httpx.Client(base_url=url, timeout=60) as http:
+        on = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "temperature": 0}
+        reply = http.post("/v1/messages", json={**ASKED, **on})
+        assert reply.headers["x-lightwork-ignored"] == "thinking.budget_tokens"
+        [block] = reply.json()["content"]
+        body = {"model": NAME, "messages": ASKED["messages"], "max_tokens": 12, "temperature": 0}
+        body["chat_template_kwargs"] = {"enable_thinking": True}
+        chat = http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+        assert block == {"type": "thinking", "thinking": chat.strip(), "signature": ""}
+        with (
+            anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as claude,
+            claude.messages.stream(**ASKED, extra_body=on) as stream,
+        ):
+            assert stream.get_final_message().content[0].thinking == block["thinking"]
+        off = http.post("/v1/messages", json={**ASKED, "temperature": 0, "thinking": {"type": "disabled"}})
+        assert [block["type"] for block in off.json()["content"]] == ["text"]
+        turns = [*ASKED["messages"], {"role": "assistant", "content": [block]}, *ASKED["messages"]]
+        counts = [
+            http.post("/v1/messages/count_tokens", json={"model": NAME, "messages": m}).json()["input_tokens"]
+            for m in (turns, [turns[0], {"role": "assistant", "content": "x"}, turns[0]])
+        ]
+        assert counts[0] > counts[1], "what was thought is told to the template"
+        held = {"output_config": {"format": {"type": "json_schema", "schema": {"enum": ["yes"]}}}}
+        assert http.post("/v1/messages", json={**ASKED, **on, **held}).status_code == 400
+
+
+@given(cuts=st.sets(st.integers(0, 60)), opened=st.booleans(), case=st.sampled_from(range(5)))
+def test_thoughts_and_answers_do_not_depend_on_how_they_come(cuts: set[int], opened: bool, case: int) -> None:
+    written, thought, answer = [
+        ("\n a <b> </thin\n\n</think>\n\nyes </think> it", "a <b> </thin", "yes </think> it"),
+        ("a</think>b", "a", "b"),
+        ("cut </thi", "cut </thi", ""),
+        ("</think> only", "", "only"),
+        ("both ends \n", "both ends", ""),
+    ][case]
+    text = written if opened else f"\n<think>{written}"
+    parser = ThoughtParser(opened=opened)
+    found: list[Thought | str] = []
+    for start, end in pairwise([0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]):
+        found += parser.push(text[start:end])
+    found += parser.finish()
+    assert "".join(part.text for part in found if isinstance(part, Thought)) == thought
+    assert "".join(part for part in found if isinstance(part, str)) == answer
+
+
+@pytest.mark.parametrize("text", ["no thought", " <thin", "<", "<thinking> is hard", "  ", ""])
+def test_what_begins_without_a_thought_is_the_answer(text: str) -> None:
+    parser = ThoughtParser(opened=False)
+    found = [part for letter in text for part in parser.push(letter)] + parser.finish()
+    assert not any(isinstance(part, Thought) for part in found)
+    assert "".join(map(str, found)) == text
 
 
 def test_errors_are_those_that_the_client_knows(claude: Any, http: httpx.Client) -> None:

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from lightwork.serve.http.adapters.stored import Stored
+from lightwork.serve.http.errors import HttpError
+from lightwork.serve.http.main import BackgroundServer, load
+from lightwork.serve.plan import Plan
+
 NAME = "tiny"
 ASKED: dict[str, Any] = {"model": NAME, "max_output_tokens": 12, "temperature": 0.0}
+
+
+def templated(checkpoint: Path, folder: Path, template: str) -> Plan:
+    """The checkpoint with another chat template."""
+    model = folder / "model"
+    shutil.copytree(checkpoint, model)
+    place = model / "tokenizer_config.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "chat_template": template}))
+    return Plan(model=str(model), max_len=256)
 
 
 def test_a_response_says_what_a_chat_says(client: openai.OpenAI) -> None:
@@ -86,7 +103,7 @@ def test_a_response_can_be_held_to_a_schema(client: openai.OpenAI) -> None:
     ("fields", "param"),
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
-        ({"store": True}, "store"),
+        ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input"),
@@ -116,3 +133,70 @@ def test_every_field_of_a_response_is_known_and_the_unknown_are_named(http: http
     reply = http.post("/v1/responses", json={**ASKED, "input": "x", **fields})
     assert reply.status_code == 200, reply.text
     assert reply.headers["x-lightwork-ignored"] == "zork, reasoning.zork"
+
+
+# -- going on from a response
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_response_goes_on_from_one_that_is_kept(client: openai.OpenAI, streamed: bool) -> None:
+    """As if the whole conversation had been sent again, but for its instructions."""
+    first = client.responses.create(input="Hello", instructions="Be brief", **ASKED)
+    asked = {**ASKED, "input": "And?", "previous_response_id": first.id}
+    if streamed:
+        *_, last = client.responses.create(stream=True, **asked)
+        second = last.response
+    else:
+        second = client.responses.create(**asked)
+    assert second.previous_response_id == first.id
+    said = {"role": "assistant", "content": first.output_text}
+    whole = [{"role": "user", "content": "Hello"}, said, {"role": "user", "content": "And?"}]
+    again = client.responses.create(input=whole, **ASKED)  # type: ignore[arg-type]
+    assert (second.output_text, second.usage.total_tokens) == (again.output_text, again.usage.total_tokens)  # type: ignore[union-attr]
+    third = client.responses.create(input="So?", previous_response_id=second.id, **ASKED)
+    assert third.usage.input_tokens > second.usage.input_tokens  # type: ignore[union-attr]
+
+
+def test_a_response_is_kept_until_it_is_deleted(client: openai.OpenAI, http: httpx.Client) -> None:
+    made = client.responses.create(input="Hello", **ASKED)
+    assert client.responses.retrieve(made.id) == made
+    assert http.get(f"/v1/responses/{made.id}?stream=true").status_code == 400
+    assert http.delete(f"/v1/responses/{made.id}").json()["deleted"] is True
+    for lost in (made.id, client.responses.create(input="Hello", store=False, **ASKED).id):
+        with pytest.raises(openai.NotFoundError, match="no response is kept under"):
+            client.responses.retrieve(lost)
+        with pytest.raises(openai.BadRequestError, match="send the whole conversation") as caught:
+            client.responses.create(input="And?", previous_response_id=lost, **ASKED)
+        assert caught.value.param == "previous_response_id"
+
+
+def test_what_is_kept_is_bounded_and_what_is_gone_is_said() -> None:
+    stored = Stored(max_responses=3, max_bytes=1000)
+    for i in range(4):
+        stored.keep({"id": f"r{i}"}, [])
+    with pytest.raises(HttpError, match="no response is kept under 'r0'") as caught:
+        stored.get("r0")
+    assert caught.value.status == 404
+    assert "latest 3" in caught.value.expected
+    assert stored.get("r1").response == {"id": "r1"}, "and it is the newest now"
+    stored.keep({"id": "long"}, [{"content": "x" * 950}])
+    assert (len(stored), stored.get("long").nbytes) == (1, stored.nbytes)
+    stored.keep({"id": "too long"}, [{"content": "x" * 1000}])
+    assert (len(stored), stored.nbytes) == (0, 0)
+
+
+def test_effort_reaches_the_template(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """As in chat: the same prompt, to the token."""
+    said = "{% for m in messages %}{{ m.content }}{% endfor %} effort={{ reasoning_effort|default('none') }}"
+    with BackgroundServer(load(templated(checkpoint("llama"), tmp_path, said), name=NAME)) as url:
+        counts = []
+        for effort in ("low", "medium"):
+            asked = {**ASKED, "input": "x", "reasoning": {"effort": effort}}
+            ours = httpx.post(f"{url}/v1/responses", json=asked, timeout=60).json()
+            body = {"model": NAME, "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+            chat = {**body, "reasoning_effort": effort}
+            theirs = httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=60).json()
+            assert ours["usage"]["input_tokens"] == theirs["usage"]["prompt_tokens"]
+            assert ours["reasoning"]["effort"] == effort
+            counts.append(ours["usage"]["input_tokens"])
+        assert counts[0] != counts[1]

@@ -2,6 +2,8 @@
 
 responses.py    OpenAI's /v1/responses: the request; responses_reply.py: the reply and its events
 messages.py     Anthropic's /v1/messages: the request; messages_reply.py: the reply and its events
+stored.py       responses that others go on from
+thinking.py     what a model thinks, apart from what it answers
 running.py      what they share: one chat from its body to the reply's last event
 
 To add one: a body with `chat()` and `Reply`, and its route in app.py.

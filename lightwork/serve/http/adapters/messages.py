@@ -9,8 +9,10 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from lightwork.models.tokenizer import Tokenizer
 from lightwork.serve.http.adapters.messages_reply import MessageReply
-from lightwork.serve.http.adapters.running import answer, chat_body
+from lightwork.serve.http.adapters.running import Thoughts, answer, chat_body
+from lightwork.serve.http.adapters.thinking import VARIABLE, ThoughtParser, can_think, opened
 from lightwork.serve.http.errors import refused
 from lightwork.serve.http.handling import Handling
 from lightwork.serve.http.schemas import ChatBody, Count, Lenient
@@ -24,9 +26,10 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "mcp_servers": ([],),
     "service_tier": ("auto", "standard_only"),
     "speed": ("standard",),
-    "thinking": ({"type": "disabled"},),
 }
 """Fields that this API defines and that are not done here, with the values that ask for nothing."""
+
+UNSUPPORTED_THINKING: dict[str, tuple[Any, ...]] = {"display": ("summarized",)}
 
 
 class Block(Lenient):
@@ -38,6 +41,7 @@ class Block(Lenient):
     name: str = ""
     input: dict[str, Any] = Field(default_factory=dict)
     tool_use_id: str = ""
+    thinking: str = ""
     content: str | list[Block] = ""
     is_error: bool = False
 
@@ -75,6 +79,14 @@ class OutputConfig(Lenient):
     format: Format | None = None
 
 
+class Thinking(Lenient):
+    """budget_tokens: nothing holds a model to it, so it is named among what is ignored."""
+
+    unsupported = UNSUPPORTED_THINKING
+
+    type: Literal["enabled", "disabled", "adaptive"]
+
+
 class CountBody(Lenient):
     """What a request's prompt is made of."""
 
@@ -87,10 +99,25 @@ class CountBody(Lenient):
     tools: list[OfferedTool] | None = None
     tool_choice: Choice | None = None
     output_config: OutputConfig | None = None
+    thinking: Thinking | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
-    def chat(self) -> ChatBody:
-        """As a chat. Raises HttpError for what chat cannot do."""
-        return chat_body(**self._fields())
+    def chat(self, tokenizer: Tokenizer) -> ChatBody:
+        """As a chat. Raises HttpError for what chat, or the model's template, cannot do."""
+        fields = self._fields()
+        if self.thinking is not None and can_think(tokenizer):
+            fields["chat_template_kwargs"] = {VARIABLE: self.thinks, **(self.chat_template_kwargs or {})}
+        elif self.thinks:
+            raise refused(
+                "thinking",
+                f"cannot be had: the chat template of this model has no {VARIABLE}",
+                expected='{"type": "disabled"}',
+            )
+        return chat_body(**fields)
+
+    @property
+    def thinks(self) -> bool:
+        return self.thinking is not None and self.thinking.type != "disabled"
 
     def _fields(self) -> dict[str, Any]:
         if self.messages[-1].role == "assistant":
@@ -113,6 +140,7 @@ class CountBody(Lenient):
             "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
             "reasoning_effort": output.effort,
             "response_format": _format(output.format) if output.format else None,
+            "chat_template_kwargs": self.chat_template_kwargs,
         }
 
 
@@ -128,13 +156,12 @@ class MessagesBody(CountBody):
     metadata: Metadata | None = None
     seed: int | None = None
     min_p: float | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
 
     def _fields(self) -> dict[str, Any]:
         same = ("max_tokens", "stream", "temperature", "top_k", "top_p", "seed", "min_p")
         return {
             **super()._fields(),
-            **{name: getattr(self, name) for name in (*same, "chat_template_kwargs")},
+            **{name: getattr(self, name) for name in same},
             "stop": self.stop_sequences,
             "user": self.metadata.user_id if self.metadata else None,
         }
@@ -148,22 +175,31 @@ class Messages:
 
     async def create(self, body: MessagesBody, request: Request) -> Response:
         headers = self.handling.begin(body, body.model)
-        chat = body.chat()
+        tokenizer = self.handling.served.tokenizer
+        chat = body.chat(tokenizer)
         made = await self.handling.translate(request, chat_request, chat, self.handling.served)
-        reply = MessageReply(body.model, len(made.prompt))
-        return await answer(self.handling, request, chat, made, reply, headers)
+        reply, thoughts = MessageReply(body.model, len(made.prompt)), None
+        if body.thinks:
+            if made.constraint is not None:
+                raise refused(
+                    "thinking", "is not done where a reply is held to a form", expected="one of them"
+                )
+            thoughts = Thoughts(ThoughtParser(opened=opened(made.prompt, tokenizer)), reply.think)
+        return await answer(self.handling, request, chat, made, reply, headers, thoughts)
 
     async def count_tokens(self, body: CountBody, request: Request) -> Response:
         headers = self.handling.begin(body, body.model)
-        made = await self.handling.translate(request, chat_request, body.chat(), self.handling.served)
+        chat = body.chat(self.handling.served.tokenizer)
+        made = await self.handling.translate(request, chat_request, chat, self.handling.served)
         return JSONResponse({"input_tokens": len(made.prompt)}, headers=headers)
 
 
 def _messages(turn: Turn) -> list[dict[str, Any]]:
-    """A turn as chat's messages: results of tools first, each its own."""
+    """A turn as chat's messages: results of tools first, each its own. Thoughts are for templates that read
+    `reasoning_content`."""
     if isinstance(turn.content, str):
         return [{"role": turn.role, "content": turn.content}]
-    results, calls, texts = [], [], []
+    results, calls, texts, thoughts = [], [], [], []
     for block in turn.content:
         if block.type == "tool_result" and turn.role == "user":
             told = block.content if isinstance(block.content, str) else _text(block.content, "messages")
@@ -172,11 +208,15 @@ def _messages(turn: Turn) -> list[dict[str, Any]]:
         elif block.type == "tool_use" and turn.role == "assistant":
             function = {"name": block.name, "arguments": json.dumps(block.input)}
             calls.append({"id": block.id, "type": "function", "function": function})
+        elif block.type == "thinking" and turn.role == "assistant":
+            thoughts.append(block.thinking)
         else:
             texts.append(block)
     message: dict[str, Any] = {"role": turn.role, "content": _text(texts, "messages")}
     if calls:
         message["tool_calls"] = calls
+    if thoughts:
+        message["reasoning_content"] = "".join(thoughts)
     return [*results, message] if texts or calls or not results else results
 
 
@@ -184,7 +224,9 @@ def _text(blocks: list[Block], field: str) -> str:
     wrong = next((block.type for block in blocks if block.type != "text"), None)
     if wrong is not None:
         raise refused(
-            field, f"hold a block of type {wrong[:40]!r} there", expected="text, tool_use or tool_result"
+            field,
+            f"hold a block of type {wrong[:40]!r} there",
+            expected="text, tool_use, tool_result or thinking",
         )
     return "".join(block.text for block in blocks)
 

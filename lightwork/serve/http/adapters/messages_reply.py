@@ -43,10 +43,18 @@ class MessageReply:
         self._content[-1]["text"] += piece
         return [*events, self._delta({"type": "text_delta", "text": piece})]
 
+    def think(self, text: str) -> list[Event]:
+        """Events of a piece of what is thought before the answer."""
+        events = []
+        if not self._open or self._content[-1]["type"] != "thinking":
+            events = self._start({"type": "thinking", "thinking": "", "signature": ""})
+        self._content[-1]["thinking"] += text
+        return [*events, self._delta({"type": "thinking_delta", "thinking": text})]
+
     def end(self, last: Delta, reason: str) -> list[Event]:
         events = self._stop()
         usage, told = last.usage, _REASONS.get(reason, "end_turn")
-        if told == "tool_use" and all(block["type"] == "text" for block in self._content):
+        if told == "tool_use" and all(block["type"] != "tool_use" for block in self._content):
             told = "end_turn"
         ended = {"stop_reason": "stop_sequence" if last.stop else told, "stop_sequence": last.stop or None}
         if usage is not None:

@@ -1,15 +1,18 @@
-"""OpenAI's /v1/responses as a chat. Nothing is stored: each request holds its whole conversation."""
+"""OpenAI's /v1/responses as a chat, which may go on from a response that is kept."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from lightwork.runtime.clock import unix_s
 from lightwork.serve.http.adapters.responses_reply import ResponseReply
 from lightwork.serve.http.adapters.running import answer, chat_body
+from lightwork.serve.http.adapters.stored import Stored
 from lightwork.serve.http.errors import refused
 from lightwork.serve.http.handling import Handling
 from lightwork.serve.http.schemas import IGNORED, ChatBody, Count, Lenient, StreamOptions
@@ -25,10 +28,8 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "include": ([],),
     "max_tool_calls": (),
     "moderation": (),
-    "previous_response_id": (),
     "prompt": (),
     "service_tier": ("auto", "default"),
-    "store": (False,),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
@@ -89,7 +90,9 @@ class ResponsesBody(Lenient):
     max_output_tokens: Count | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     parallel_tool_calls: bool = True
+    previous_response_id: str | None = None
     reasoning: Reasoning | None = None
+    store: bool = True
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float | None = None
@@ -103,13 +106,17 @@ class ResponsesBody(Lenient):
     min_p: float | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    def chat(self) -> ChatBody:
-        """As a chat. Raises HttpError for what chat cannot do."""
+    @property
+    def items(self) -> list[Item]:
+        return [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+
+    def chat(self, before: Sequence[Item] = ()) -> ChatBody:
+        """As a chat. before: the items that it goes on from. Raises HttpError for what chat cannot do."""
         same = ("model", "stream", "temperature", "top_p", "user", "seed", "top_k", "min_p")
         given = {name: getattr(self, name) for name in (*same, "chat_template_kwargs")}
         return chat_body(
             **given,
-            messages=self._messages(),
+            messages=self._messages([*before, *self.items]),
             max_completion_tokens=self.max_output_tokens,
             parallel_tool_calls=self.parallel_tool_calls if not self.parallel_tool_calls else None,
             reasoning_effort=self.reasoning.effort if self.reasoning else None,
@@ -118,28 +125,47 @@ class ResponsesBody(Lenient):
             tool_choice=_choice(self.tool_choice),
         )
 
-    def _messages(self) -> list[dict[str, Any]]:
+    def _messages(self, items: Sequence[Item]) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = []
         if self.instructions:
             messages.append({"role": "system", "content": self.instructions})
-        items = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         for item in items:
             _append(messages, item)
         return messages
 
 
 class Responses:
-    """The handler."""
+    """The handlers."""
 
     def __init__(self, handling: Handling) -> None:
         self.handling = handling
+        self.stored = Stored()
 
     async def create(self, body: ResponsesBody, request: Request) -> Response:
         headers = self.handling.begin(body, body.model)
-        chat = body.chat()
+        last, before = body.previous_response_id, []
+        if last is not None:
+            kept = self.stored.get(last, param="previous_response_id")
+            before = [Item.model_validate(item) for item in kept.items]
+        chat = body.chat(before)
         made = await self.handling.translate(request, chat_request, chat, self.handling.served)
-        reply = ResponseReply(_asked(body), unix_s())
+
+        def keep(response: dict[str, Any]) -> None:
+            asked = [item.model_dump(exclude_unset=True) for item in (*before, *body.items)]
+            self.stored.keep(response, [*asked, *response["output"]])
+
+        reply = ResponseReply(_asked(body), unix_s(), keep if body.store else None)
         return await answer(self.handling, request, chat, made, reply, headers)
+
+    async def get(self, response_id: str, request: Request) -> Response:
+        for name in ("stream", "starting_after", "include"):
+            if request.query_params.get(name, "false") != "false":
+                raise refused(name, "is not supported here", expected="a response as it ended")
+        return JSONResponse(self.stored.get(response_id).response)
+
+    async def delete(self, response_id: str) -> Response:
+        self.stored.forget(response_id)
+        return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
 
 def _append(messages: list[dict[str, Any]], item: Item) -> None:
@@ -199,4 +225,7 @@ def _asked(body: ResponsesBody) -> dict[str, Any]:
     names = ("instructions", "max_output_tokens", "metadata", "model", "parallel_tool_calls", "temperature")
     shown = {name: dumped[name] for name in (*names, "tools", "tool_choice", "top_p")}
     text = dumped["text"] or {"format": {"type": "text"}}
-    return {**shown, "text": text, "store": False, "truncation": "disabled", "user": body.user}
+    kept = {"store": body.store, "previous_response_id": body.previous_response_id}
+    reasoning = {"effort": body.reasoning.effort if body.reasoning else None, "summary": None}
+    told = {"text": text, "reasoning": reasoning, "truncation": "disabled", "user": body.user}
+    return {**shown, **kept, **told}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from lightwork.serve.calls import CallPiece, Piece
@@ -11,12 +12,15 @@ from lightwork.serve.service import Delta, Usage
 
 
 class ResponseReply:
-    """asked: what it repeats of its request. created: Unix time.
+    """asked: what it repeats of its request. created: Unix time. keep: is given it when it has ended.
 
     Its output is a list of items, messages and calls; at most the last one is still open.
     """
 
-    def __init__(self, asked: dict[str, Any], created: int) -> None:
+    def __init__(
+        self, asked: dict[str, Any], created: int, keep: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        self._keep = keep
         self._items: list[dict[str, Any]] = []
         self._open = False
         self._sequence = 0
@@ -52,6 +56,8 @@ class ResponseReply:
         self._response["status"] = status
         self._response["incomplete_details"] = {"reason": "max_output_tokens"} if cut else None
         self._response["usage"] = None if last.usage is None else _usage(last.usage)
+        if self._keep is not None:
+            self._keep(self._response)
         return [*events, self._whole_event(f"response.{status}")]
 
     def failed(self, error: dict[str, Any]) -> list[Event]:

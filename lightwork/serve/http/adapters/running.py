@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from lightwork.serve.calls import CallParser
 from lightwork.serve.http.adapters import Event, Reply
+from lightwork.serve.http.adapters.thinking import Thought, ThoughtParser
 from lightwork.serve.http.completions import event_stream
 from lightwork.serve.http.errors import error_body, invalid_value, log_failure
 from lightwork.serve.http.handling import Handling
@@ -37,26 +38,43 @@ async def answer(
     engine_request: EngineRequest,
     reply: Reply,
     headers: dict[str, str],
+    thoughts: Thoughts | None = None,
 ) -> Response:
-    """The reply to a chat, whole or streamed as the body says."""
+    """The reply to a chat, whole or streamed as the body says. thoughts: where they are shown apart."""
     [stream] = await handling.submit([engine_request], body)
-    growing = _growing(stream, CallParser(reads_calls=body.reads_calls), reply)
+    growing = _growing(stream, CallParser(reads_calls=body.reads_calls), thoughts, reply)
     if body.stream:
         return event_stream(_events(stream, growing, reply), headers)
     await handling.until_left(request, _exhaust(growing), [stream])
     return JSONResponse(reply.whole(), headers=headers)
 
 
-async def _growing(stream: Stream, parser: CallParser, reply: Reply) -> AsyncGenerator[list[Event], None]:
+class Thoughts(NamedTuple):
+    """Finds what is thought before the answer; show: the events of a piece of it."""
+
+    parser: ThoughtParser
+    show: Callable[[str], list[Event]]
+
+
+async def _growing(
+    stream: Stream, calls: CallParser, thoughts: Thoughts | None, reply: Reply
+) -> AsyncGenerator[list[Event], None]:
     yield reply.begin()
     async with aclosing(arriving([stream])) as deltas:
         async for _, delta in deltas:
-            pieces = parser.push(delta.text)
+            texts: list[Thought | str] = [delta.text]
+            if thoughts is not None:
+                texts = thoughts.parser.push(delta.text)
+                texts += thoughts.parser.finish() if delta.reason is not None else []
+            events: list[Event] = []
+            for text in texts:
+                if thoughts is not None and isinstance(text, Thought):
+                    events += thoughts.show(text.text)
+                elif isinstance(text, str):
+                    events += [event for piece in calls.push(text) for event in reply.add(piece)]
             if delta.reason is not None:
-                pieces += parser.finish()
-            events = [event for piece in pieces for event in reply.add(piece)]
-            if delta.reason is not None:
-                events += reply.end(delta, parser.reason(delta.reason))
+                events += [event for piece in calls.finish() for event in reply.add(piece)]
+                events += reply.end(delta, calls.reason(delta.reason))
             yield events
 
 
