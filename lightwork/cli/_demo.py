@@ -17,7 +17,7 @@ from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import write_chrome_trace
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.http.main import BackgroundServer, Loaded, load
-from lightwork.serve.metrics import Summary, request_times, summarise
+from lightwork.serve.metrics import Slo, Summary, request_times, summarise
 from lightwork.serve.plan import Plan
 from lightwork.serve.sequence import Request
 from lightwork.serve.simulate import run_load
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 MODEL = "tiny:llama"
-TWIN = "sim:h100"
+TWIN = "sim:a100x8"
 NUM_REQUESTS = 32
+SLO = Slo(ttft_s=1.0, tpot_s=0.1)
 WIDTH = 72
 
 
@@ -50,7 +51,8 @@ def demo(*, trace: str | None, seed: int, as_json: bool) -> None:
     path = trace or "demo-trace.json"
     # Without a prefix cache, so that asking the same again is the same work again.
     loaded = load(Plan(model=MODEL, prefix_cache=False), keep_spans=None)
-    _say(as_json, "load", f"{MODEL}  {loaded.nbytes / 1e6:.1f} MB  {loaded.started()}")
+    size = f"{loaded.model.spec.num_layers} layers, {loaded.nbytes / 1e6:.1f} MB"
+    _say(as_json, "load", f"{MODEL}  {size}     {sum(s for _, s in loaded.phases):.1f} s")
     episodes = _questions(seed)
     with BackgroundServer(loaded) as url:
         one_by_one, at_once, spans = asyncio.run(_ask_both_ways(url, loaded, episodes))
@@ -59,7 +61,8 @@ def demo(*, trace: str | None, seed: int, as_json: bool) -> None:
         real.add(span)
     twin = _simulate(spans)
     write_chrome_trace(path, [real, twin])
-    measured, predicted = summarise(real, simulated=False), summarise(twin, simulated=True)
+    measured = summarise(real, simulated=False, slo=SLO)
+    predicted = summarise(twin, simulated=True, slo=SLO)
     right = sum(e.check(t).exact for e, t in zip(episodes, at_once.texts, strict=True))
     same = sum(a == b for a, b in zip(one_by_one.texts, at_once.texts, strict=True))
     if as_json:
@@ -77,19 +80,14 @@ def demo(*, trace: str | None, seed: int, as_json: bool) -> None:
         )
         return
     speedup = at_once.tokens_per_s / one_by_one.tokens_per_s
-    _say(False, "serve", f"{NUM_REQUESTS} requests one by one   {one_by_one.tokens_per_s:8.0f} tokens/s")
-    _say(
-        False,
-        "",
-        f"{NUM_REQUESTS} requests at once     {at_once.tokens_per_s:8.0f} tokens/s   {speedup:.1f}x",
-    )
-    _say(
-        False,
-        "",
-        f"{same}/{NUM_REQUESTS} texts equal, {right}/{NUM_REQUESTS} plans exact for tools never seen",
-    )
-    _say(False, "real", _figures(measured))
-    _say(False, "sim", f"{_figures(predicted)}   the same requests on {TWIN}, simulated")
+    _say(False, "serve", f"{NUM_REQUESTS} requests  {_figures(measured)}")
+    rates = f"one by one {one_by_one.tokens_per_s:.0f} tokens/s, at once {at_once.tokens_per_s:.0f}"
+    _say(False, "", f"{rates}: {speedup:.1f}x, {same}/{NUM_REQUESTS} texts equal")
+    _say(False, "", f"{right}/{NUM_REQUESTS} plans exact for tools never seen")
+    promised = f"a first token within {SLO.ttft_s:g} s, then one each {timeline.in_units(SLO.tpot_s)}"
+    _say(False, "", f"goodput: {promised}")
+    _say(False, "sim", f"the same {NUM_REQUESTS} requests on {TWIN}, drawn beside the real run")
+    _say(False, "", f"simulated: {_figures(predicted)}")
     _draw(real, twin)
     _say(False, "trace", f"{path}   (open it in ui.perfetto.dev, or: lightwork trace {path})")
     _say(False, "next", f"lightwork chat {MODEL} | lightwork techniques | lightwork claims sarathi")
@@ -147,10 +145,9 @@ def _simulate(spans: Sequence[Span]) -> Trace:
 
 
 def _figures(run: Summary) -> str:
-    return (
-        f"ttft {run.ttft_p50_s * 1e3:6.2f} ms   itl {run.tbt_p50_s * 1e3:6.2f} ms   "
-        f"{run.output_tokens_per_s:8.0f} tokens/s   {run.steps} steps"
-    )
+    """Medians, and how many requests were within the objective."""
+    times = f"ttft {timeline.in_units(run.ttft_p50_s)}  itl {timeline.in_units(run.tbt_p50_s)}"
+    return f"{times}  goodput {run.num_within_slo}/{run.num_requests}"
 
 
 def _draw(*traces: Trace) -> None:

@@ -241,9 +241,9 @@ class _Progress:
         return self.first_token_s - self.arrived_s <= slo.ttft_s and tpot_s <= slo.tpot_s
 
 
-def summarise(trace: Trace, *, simulated: bool) -> Summary:
+def summarise(trace: Trace, *, simulated: bool, slo: Slo | None = None) -> Summary:
     """The figures of a run whose spans were kept."""
-    meter = Meter()
+    meter = Meter(slo)
     for span in trace.spans:
         meter.on(span)
     return meter.summary(simulated=simulated)

@@ -230,7 +230,7 @@ def _announce(loaded: Loaded, listener: socket.socket, host: str, *, paged: bool
     for setting in loaded.settings:
         print(f"  {setting.name:<{width}} {setting.value:<24} {setting.reason}", file=say)
     page = f"   page {url}/ui" if paged else ""
-    print(f"  {url}/v1{page}   docs {url}/docs   {loaded.started()}", file=say)
+    print(f"  {url}/v1{page}   {loaded.started()}   docs {url}/docs", file=say)
     message = '{"model": "' + loaded.name + '", "messages": [{"role": "user", "content": "Hello"}]}'
     print(
         f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{message}'",
