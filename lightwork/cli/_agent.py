@@ -203,7 +203,7 @@ def _opened(kernel: Kernel, model: str, on: str | None, techniques: tuple[str, .
         from lightwork.cli._server import Server
 
         with Server(model, use=techniques) as server:
-            remote = HttpModel(kernel, f"{server.url}/v1", Chat(server).model())
+            remote = HttpModel(kernel, f"{server.url}/v1", Chat(server).model(), api_key=server.api_key)
             try:
                 yield remote
             finally:

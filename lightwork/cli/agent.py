@@ -31,7 +31,7 @@ from lightwork.cli._verbs import verb
     default="tiny:llama",
     show_default=True,
     shell_complete=_completion.model,
-    help="A model that runs in this process, or the URL of a server.",
+    help="A model that runs in this process, or the URL of a server, which is sent OPENAI_API_KEY if set.",
 )
 @_options.use
 @_options.on("cpu", "Where it runs: cpu, cuda:0.")

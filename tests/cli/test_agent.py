@@ -22,6 +22,7 @@ from lightwork.agents.teacher import open_teacher
 from lightwork.agents.worlds.plan_world import PlanWorld
 from lightwork.claims._planners import truth
 from lightwork.cli import main
+from lightwork.cli._server import Server
 from lightwork.serve.http.main import BackgroundServer, load
 from lightwork.serve.plan import Plan
 
@@ -101,6 +102,48 @@ def test_calls_for_machines(teacher: str, tools: str, capsys: Out) -> None:
     assert told["calls"][2]["arguments"] == {"values": [23, 12]}
     assert 0 <= told["calls"][0]["start_s"] <= told["calls"][0]["end_s"] <= told["calls"][2]["start_s"]
     assert told["said"][0] == PLAN
+
+
+KEY = "sk-a-secret"
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[str]:
+    loaded = load(Plan(), name="teacher", opener=partial(open_teacher, said), api_key=KEY)
+    with BackgroundServer(loaded) as url:
+        yield url
+
+
+def test_a_key_is_sent_and_shown_nowhere(
+    locked: str, tools: str, tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "run.json"
+    asked = ["agent", QUESTION, "--tools", tools, "--model", locked, "--trace", str(file)]
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    for shown in ("--json", "--show"):
+        assert main([*asked, shown]) == 0
+        out = capsys.readouterr()
+        assert "23 m" in out.out
+        assert KEY not in out.out + out.err + file.read_text()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("anything"))
+    assert main(["chat", locked, "--max-tokens", "4"]) == 0
+    for wrong, told in (("sk-wrong", "set OPENAI_API_KEY"), ("sk wrong", "cannot be sent")):
+        monkeypatch.setenv("OPENAI_API_KEY", wrong)
+        assert main(asked) == 2
+        out = capsys.readouterr()
+        assert told in out.err
+        assert wrong not in out.out + out.err
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert main(asked) == 2
+    assert "the server answers 401" in capsys.readouterr().err
+    assert main(["agent", "--help"]) == 0
+    assert "OPENAI_API_KEY" in capsys.readouterr().out
+
+
+def test_a_key_is_for_servers_that_run_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert Server("http://127.0.0.1:9").api_key == KEY
+    assert Server("tiny:llama").api_key is None
 
 
 def test_another_program(teacher: str, tools: str, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
