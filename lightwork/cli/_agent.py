@@ -10,6 +10,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from lightwork.agents.chat_model import ChatModel
+from lightwork.agents.child_output import ChildOutput
 from lightwork.agents.context import Budget, Context, Result
 from lightwork.agents.functions import load_tools
 from lightwork.agents.programs import Program
@@ -49,7 +50,8 @@ def read(question: str | None, sources: Sequence[str], seed: int) -> Asked:
             own, found = _world(source.removeprefix(WORLD), seed)
             question = question or own
         else:
-            found = load_tools(source)
+            with ChildOutput():
+                found = load_tools(source)
         tools += found
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.read().strip()
@@ -97,6 +99,7 @@ class Run:
         self.trace = Trace("real: agent")
         self._asked, self._program, self._says = asked, program, says
         self._budget = Budget(turns=turns, calls=calls)
+        self._children = ChildOutput()
         self._begin_s = 0.0
 
     def answer(self, model: str, on: str | None, techniques: tuple[str, ...]) -> None:
@@ -109,7 +112,8 @@ class Run:
             if self._says is not None:
                 context.says = self._says
                 self._says(f"question  {self._asked.question}\n\n")
-            self.result = kernel.run(self._program.run(context, self._asked.question))
+            with self._children:
+                self.result = kernel.run(self._program.run(context, self._asked.question))
 
     def show(self) -> None:
         """Print the calls, when they ran, and the answer."""
@@ -142,7 +146,9 @@ class Run:
             print(f"answer  {self.result.answer}")
 
     def to_dict(self) -> dict[str, Any]:
-        """For machines. Times in seconds since the run began."""
+        """For machines. Times in seconds since the run began. printed: by child processes of tools, where it
+        is not known for which call.
+        """
         spans, result = self._spans(), self.result
         return {
             "question": self._asked.question,
@@ -153,6 +159,7 @@ class Run:
             "said": [message.content for message in result.messages if message.role == "assistant"],
             "turns": result.turns,
             "usage": asdict(result.usage),
+            "printed": str(self._children.rest),
         }
 
     def _spans(self) -> dict[str, Span]:

@@ -104,6 +104,36 @@ def test_calls_for_machines(teacher: str, tools: str, capsys: Out) -> None:
     assert told["said"][0] == PLAN
 
 
+LOUD = """
+import subprocess, sys
+subprocess.run(["echo", "while it is imported"])
+
+def height(city: str) -> int:
+    '''How high a city lies, in m.'''
+    subprocess.run([sys.executable, "-c", f"print('looking {city} up')"])
+    return {"Oslo": 23, "Bergen": 12}[city]
+
+def higher(values: list[int]) -> int:
+    '''The larger of some numbers.'''
+    subprocess.run(["echo", "comparing"])
+    return max(values)
+"""
+
+
+def test_what_children_of_tools_print_is_no_answer(
+    teacher: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loud.py").write_text(LOUD)
+    asked = ["agent", QUESTION, "--tools", str(tmp_path / "loud.py"), "--model", teacher]
+    assert main(asked) == 0
+    assert capfd.readouterr().out == "23 m\n"
+    assert main([*asked, "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["calls"][2]["printed"] == "comparing\n"
+    printed = "".join([call.get("printed", "") for call in told["calls"]]) + told["printed"]
+    assert sorted(printed.splitlines()) == ["comparing", "looking Bergen up", "looking Oslo up"]
+
+
 KEY = "sk-a-secret"
 
 
