@@ -105,12 +105,12 @@ def test_calls_for_machines(teacher: str, tools: str, capsys: Out) -> None:
 
 
 LOUD = """
-import subprocess, sys
+import subprocess
 subprocess.run(["echo", "while it is imported"])
 
 def height(city: str) -> int:
     '''How high a city lies, in m.'''
-    subprocess.run([sys.executable, "-c", f"print('looking {city} up')"])
+    subprocess.run(["echo", f"looking {city} up"])
     return {"Oslo": 23, "Bergen": 12}[city]
 
 def higher(values: list[int]) -> int:
