@@ -75,13 +75,13 @@ def _world(level: str, seed: int) -> tuple[str, list[Tool]]:
     return episode.question, world_tools(episode)
 
 
-def chosen(use: Sequence[str], model: str) -> tuple[Program, tuple[str, ...]]:
+def chosen(use: Sequence[str]) -> tuple[Program, tuple[str, ...]]:
     """The program of a command line, and the techniques left for the engine. Raises SpecError."""
     programs = {text: parse(text) for text in use}
     found = {text: one for text, one in programs.items() if kind_of(one) == "program"}
     if len(found) > 1:
         raise UsageError(f"{' and '.join(found)} are both programs", expected="one program")
-    program: Program = next(iter(found.values()), LlmCompiler(trained=model.startswith(BUILT_IN)))
+    program: Program = next(iter(found.values()), LlmCompiler())
     return program, tuple(text for text in use if text not in found)
 
 
@@ -107,7 +107,8 @@ class Run:
         kernel = Kernel(WallClock(), trace=self.trace)
         toolbox = Toolbox.of(kernel, self._asked.tools)
         with _opened(kernel, model, on, techniques) as opened:
-            context = Context(kernel, {"": opened}, toolbox, self._budget)
+            trained = opened.name.startswith(BUILT_IN)
+            context = Context(kernel, {"": opened}, toolbox, self._budget, trained=trained)
             self._begin_s = context.start_s
             if self._says is not None:
                 context.says = self._says

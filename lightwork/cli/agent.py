@@ -64,7 +64,7 @@ def command(
 
     shown = not as_json and (show or sys.stdout.isatty())
     asked = _agent.read(question, tools, seed)
-    program, techniques = _agent.chosen(use, model)
+    program, techniques = _agent.chosen(use)
     run = _agent.Run(asked, program, _agent.write if shown else None, turns=turns, calls=calls)
     run.answer(model, on, techniques)
     if trace is not None:

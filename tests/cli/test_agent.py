@@ -55,7 +55,7 @@ def said(request: ChatRequest, so_far: str) -> str:
 
 @pytest.fixture(scope="module")
 def teacher() -> Iterator[str]:
-    with BackgroundServer(load(Plan(), opener=partial(open_teacher, said))) as url:
+    with BackgroundServer(load(Plan(), name="teacher", opener=partial(open_teacher, said))) as url:
         yield url
 
 
@@ -76,6 +76,12 @@ def test_the_built_in_model_answers_in_a_pipe_with_nothing_else(level: int, caps
     out = capsys.readouterr()
     assert out.out == f"{truth(episode(level, 0))}\n"
     assert out.err == ""
+
+
+def test_the_built_in_model_behind_a_url_is_asked_as_it_has_learnt(capsys: Out) -> None:
+    with BackgroundServer(load(Plan())) as url:
+        assert main(["agent", "--tools", "world:2", "--model", url]) == 0
+    assert capsys.readouterr().out == f"{truth(episode(2, 0))}\n"
 
 
 def test_the_run_is_shown_and_kept(tmp_path: Path, capsys: Out) -> None:
@@ -191,7 +197,7 @@ def test_a_budget_that_is_spent_is_no_answer(teacher: str, tools: str, capsys: O
 
 
 def test_techniques_of_the_engine_beside_a_program(capsys: Out) -> None:
-    techniques = ["--use", "Ngram(k=4)", "--use", "LlmCompiler(trained=True)"]
+    techniques = ["--use", "Ngram(k=4)", "--use", "LlmCompiler()"]
     assert main(["agent", "--tools", "world:2", *techniques]) == 0
     assert capsys.readouterr().out == f"{truth(episode(2, 0))}\n"
 
