@@ -22,6 +22,7 @@ from lightwork.agents.teacher import open_teacher
 from lightwork.agents.worlds.plan_world import PlanWorld
 from lightwork.claims._planners import truth
 from lightwork.cli import main
+from lightwork.cli._server import Server
 from lightwork.serve.http.main import BackgroundServer, load
 from lightwork.serve.plan import Plan
 
@@ -54,7 +55,7 @@ def said(request: ChatRequest, so_far: str) -> str:
 
 @pytest.fixture(scope="module")
 def teacher() -> Iterator[str]:
-    with BackgroundServer(load(Plan(), opener=partial(open_teacher, said))) as url:
+    with BackgroundServer(load(Plan(), name="teacher", opener=partial(open_teacher, said))) as url:
         yield url
 
 
@@ -75,6 +76,12 @@ def test_the_built_in_model_answers_in_a_pipe_with_nothing_else(level: int, caps
     out = capsys.readouterr()
     assert out.out == f"{truth(episode(level, 0))}\n"
     assert out.err == ""
+
+
+def test_the_built_in_model_behind_a_url_is_asked_as_it_has_learnt(capsys: Out) -> None:
+    with BackgroundServer(load(Plan())) as url:
+        assert main(["agent", "--tools", "world:2", "--model", url]) == 0
+    assert capsys.readouterr().out == f"{truth(episode(2, 0))}\n"
 
 
 def test_the_run_is_shown_and_kept(tmp_path: Path, capsys: Out) -> None:
@@ -103,6 +110,78 @@ def test_calls_for_machines(teacher: str, tools: str, capsys: Out) -> None:
     assert told["said"][0] == PLAN
 
 
+LOUD = """
+import subprocess
+subprocess.run(["echo", "while it is imported"])
+
+def height(city: str) -> int:
+    '''How high a city lies, in m.'''
+    subprocess.run(["echo", f"looking {city} up"])
+    return {"Oslo": 23, "Bergen": 12}[city]
+
+def higher(values: list[int]) -> int:
+    '''The larger of some numbers.'''
+    subprocess.run(["echo", "comparing"])
+    return max(values)
+"""
+
+
+def test_what_children_of_tools_print_is_no_answer(
+    teacher: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loud.py").write_text(LOUD)
+    asked = ["agent", QUESTION, "--tools", str(tmp_path / "loud.py"), "--model", teacher]
+    assert main(asked) == 0
+    assert capfd.readouterr().out == "23 m\n"
+    assert main([*asked, "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["calls"][2]["printed"] == "comparing\n"
+    printed = "".join([call.get("printed", "") for call in told["calls"]]) + told["printed"]
+    assert sorted(printed.splitlines()) == ["comparing", "looking Bergen up", "looking Oslo up"]
+
+
+KEY = "sk-a-secret"
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[str]:
+    loaded = load(Plan(), name="teacher", opener=partial(open_teacher, said), api_key=KEY)
+    with BackgroundServer(loaded) as url:
+        yield url
+
+
+def test_a_key_is_sent_and_shown_nowhere(
+    locked: str, tools: str, tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "run.json"
+    asked = ["agent", QUESTION, "--tools", tools, "--model", locked, "--trace", str(file)]
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    for shown in ("--json", "--show"):
+        assert main([*asked, shown]) == 0
+        out = capsys.readouterr()
+        assert "23 m" in out.out
+        assert KEY not in out.out + out.err + file.read_text()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("anything"))
+    assert main(["chat", locked, "--max-tokens", "4"]) == 0
+    for wrong, told in (("sk-wrong", "set OPENAI_API_KEY"), ("sk wrong", "cannot be sent")):
+        monkeypatch.setenv("OPENAI_API_KEY", wrong)
+        assert main(asked) == 2
+        out = capsys.readouterr()
+        assert told in out.err
+        assert wrong not in out.out + out.err
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert main(asked) == 2
+    assert "the server answers 401" in capsys.readouterr().err
+    assert main(["agent", "--help"]) == 0
+    assert "OPENAI_API_KEY" in capsys.readouterr().out
+
+
+def test_a_key_is_for_servers_that_run_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert Server("http://127.0.0.1:9").api_key == KEY
+    assert Server("tiny:llama").api_key is None
+
+
 def test_another_program(teacher: str, tools: str, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{QUESTION}\n"))
     assert main(["agent", "--tools", tools, "--model", teacher, "--use", "React()"]) == 0
@@ -118,7 +197,7 @@ def test_a_budget_that_is_spent_is_no_answer(teacher: str, tools: str, capsys: O
 
 
 def test_techniques_of_the_engine_beside_a_program(capsys: Out) -> None:
-    techniques = ["--use", "Ngram(k=4)", "--use", "LlmCompiler(trained=True)"]
+    techniques = ["--use", "Ngram(k=4)", "--use", "LlmCompiler()"]
     assert main(["agent", "--tools", "world:2", *techniques]) == 0
     assert capsys.readouterr().out == f"{truth(episode(2, 0))}\n"
 

@@ -32,6 +32,7 @@ from lightwork.serve.http.translate import Served, to_itself
 from lightwork.serve.opening import AnyModel, import_backend, open_engine
 from lightwork.serve.plan import Plan, Setting
 from lightwork.serve.run_folder import Recorder, new_folder, trace_place
+from lightwork.serve.schedulers.context_switch import ranks
 from lightwork.serve.service import Service, Taker
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def _served(plan: Plan, engine: Engine | Fleet, model: AnyModel, name: str) -> S
         variants=model.variants,
         route=composition.router() if composition is not None else to_itself,
         pooling=read_pooling(plan.model),
+        ranked=ranks(chosen.get("scheduler")),
     )
 
 

@@ -43,7 +43,7 @@ class Served:
 
     defaults: the model's generation_config.json. variants: other names it can be asked for under, as of now,
     and what `Request.model` is then. route: what it is for a prompt that is sent to `name`. pooling: of
-    embeddings.
+    embeddings. ranked: whether sequences are served by their priorities.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Served:
     variants: Mapping[str, str] = field(default_factory=dict)
     route: Callable[[Sequence[int]], str] = to_itself
     pooling: Pooling = field(default_factory=Pooling)
+    ranked: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -177,6 +178,13 @@ def _request(
         raise refused(
             "n", f"is {body.n}", expected=f"at most {served.limits.max_waiting}, the queue's length"
         )
+    if body.priority and not served.ranked:
+        raise refused(
+            "priority",
+            f"is {body.priority}, and this server has none",
+            expected="0",
+            fix="lightwork serve MODEL --use 'ContextSwitch(policy=Priority())'",
+        )
     room = min(served.limits.max_len, served.kv_tokens) - len(prompt)
     return Request(
         prompt=tuple(prompt),
@@ -186,6 +194,7 @@ def _request(
         n=body.n,
         prompt_logprobs=body.prompt_logprobs,
         tenant=body.user,
+        priority=-body.priority,
         model=served.variants[body.model] if body.model in served.variants else served.route(prompt),
         constraint=constraint,
     )
