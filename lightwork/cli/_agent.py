@@ -113,8 +113,12 @@ class Run:
             if self._says is not None:
                 context.says = self._says
                 self._says(f"question  {self._asked.question}\n\n")
-            with self._children:
-                self.result = kernel.run(self._program.run(context, self._asked.question))
+            try:
+                with self._children:
+                    self.result = kernel.run(self._program.run(context, self._asked.question))
+            except Exception:
+                print(self._children.rest, end="", file=sys.stderr)  # a library may have said there why
+                raise
 
     def show(self) -> None:
         """Print the calls, when they ran, and the answer."""

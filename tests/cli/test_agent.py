@@ -7,8 +7,10 @@ import json
 import sys
 from collections.abc import Iterator
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
+from threading import Thread
 
 import pytest
 
@@ -138,6 +140,51 @@ def test_what_children_of_tools_print_is_no_answer(
     assert told["calls"][2]["printed"] == "comparing\n"
     printed = "".join([call.get("printed", "") for call in told["calls"]]) + told["printed"]
     assert sorted(printed.splitlines()) == ["comparing", "looking Bergen up", "looking Oslo up"]
+
+
+class Half(BaseHTTPRequestHandler):
+    """A server that plans, and fails to join."""
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is logged."""
+
+    def do_GET(self) -> None:
+        self.answer(200, json.dumps({"data": [{"id": "half"}]}))
+
+    def do_POST(self) -> None:
+        if b"Observations:" in self.rfile.read(int(self.headers["content-length"])):
+            self.answer(500, json.dumps({"error": {"message": "no memory left"}}))
+            return
+        said = {"choices": [{"delta": {"content": PLAN}, "finish_reason": "stop"}]}
+        self.answer(200, f"data: {json.dumps(said)}\n\ndata: [DONE]\n\n")
+
+    def answer(self, status: int, body: str) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+
+def test_what_nobody_printed_is_shown_when_a_run_fails(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    meets = LOUD.replace("import subprocess", "import subprocess, threading\nmeet = threading.Barrier(2)")
+    looks_up = '    subprocess.run(["echo", f"looking'
+    (tmp_path / "loud.py").write_text(meets.replace(looks_up, f"    meet.wait()\n{looks_up}", 1))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Half)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert main(["agent", QUESTION, "--tools", str(tmp_path / "loud.py"), "--model", url]) == 1
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    out = capfd.readouterr()
+    assert out.out == ""
+    assert "looking Oslo up\n" in out.err or "looking Bergen up\n" in out.err
+    assert "no memory left" in out.err
 
 
 KEY = "sk-a-secret"
