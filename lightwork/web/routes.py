@@ -31,6 +31,14 @@ POLICY = (
     "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """The page speaks to its own server and to nobody else; the browser holds it to that."""
+ASSETS = {
+    "uPlot.js": "text/javascript",
+    "uPlot.css": "text/css",
+    "agents_parts.js": "text/javascript",
+    "agents.js": "text/javascript",
+    "agents.css": "text/css",
+}
+"""Files that the page is made of beside itself, and what they are."""
 MAX_SPANS = 200_000
 MAX_BODY_BYTES = 32 << 20
 
@@ -92,8 +100,7 @@ def show(run: Path) -> None:
 def _install(app: FastAPI, more: Sequence[Route]) -> None:
     routes: list[Route] = [
         ("GET", "/ui", _page),
-        ("GET", "/ui/uPlot.js", _asset("uPlot.js", "text/javascript")),
-        ("GET", "/ui/uPlot.css", _asset("uPlot.css", "text/css")),
+        *(("GET", f"/ui/{name}", _asset(name, kind)) for name, kind in ASSETS.items()),
         ("GET", "/ui/claims", _claims),
         ("POST", "/ui/why", _why),
         *more,

@@ -21,7 +21,7 @@ from lightwork.plan.why import explain
 from lightwork.runtime.perfetto import write_chrome_trace
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.http.main import Loaded
-from lightwork.web.routes import FOLDER, saved_app
+from lightwork.web.routes import ASSETS, FOLDER, saved_app
 
 STEP = {"rank": "engine", "kind": "step", "name": "step 1", "start_s": 1.0, "end_s": 2.0}
 
@@ -61,7 +61,7 @@ def test_the_page_may_speak_to_its_own_server_only(http: httpx.Client):
     assert named == []
 
 
-@pytest.mark.parametrize("name", ["uPlot.js", "uPlot.css"])
+@pytest.mark.parametrize("name", ASSETS)
 def test_what_the_page_is_made_of_is_served(http: httpx.Client, name: str):
     assert http.get(f"/ui/{name}").content == (FOLDER / name).read_bytes()
     assert "MIT License" in (FOLDER / "uPlot.LICENSE").read_text(encoding="utf-8")
