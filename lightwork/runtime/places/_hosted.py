@@ -129,6 +129,10 @@ class Hosted:
             self._stop()
             self._actors.mesh.part(self._number, why)
 
+    def kill(self) -> None:
+        """Lose it, now."""
+        self._lost(self._life - 1, "was killed")
+
     def _stop(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.stop()
