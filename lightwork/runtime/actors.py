@@ -154,8 +154,8 @@ class Actors:
         return self.kernel.attempt(self.places[number].kill)
 
     def keeper(self, number: int, method: str, *args: Any) -> Future:
-        """Ask the Keeper of a place: at once if that is in this process, so that on a virtual clock it takes no
-        time and has no place in a queue. Nothing is logged if nobody looks at the Future."""
+        """Ask the Keeper of a place something: at once if that is in this process, so that on a virtual clock
+        it takes no time. Raises nothing; nothing is logged if nobody looks at the Future."""
         desk = self.desks[number]
         if isinstance(desk, Table):
             return self.kernel.attempt(getattr(desk.rows[-1][0], method), *args)

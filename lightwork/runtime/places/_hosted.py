@@ -92,6 +92,9 @@ class Hosted:
             self._kernel.post(self._lost, order.life, str(error))
 
     def _ready(self, child: Child, address: Any) -> None:
+        if self.peer.lost is not None:  # it was killed before it was there
+            child.kill()
+            return
         life = self._life
         line = self._line = Line(
             self._kernel,
