@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,12 +18,17 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from lightwork import __version__
 from lightwork.claims.results import load as load_claims
 from lightwork.plan.why import explain
-from lightwork.runtime.trace import Span
+from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.http import errors
 from lightwork.serve.http.guard import Guard
 from lightwork.serve.http.main import Loaded, listen
 from lightwork.serve.run_folder import EVENTS
+from lightwork.web.agent_routes import agent_routes
 from lightwork.web.feed import Feed
+from lightwork.web.same_origin import SameOrigin
+
+if TYPE_CHECKING:
+    from lightwork.web.monitor import Monitor
 
 FOLDER = Path(__file__).parent
 POLICY = (
@@ -53,21 +58,36 @@ def add_page(loaded: Loaded) -> None:
     async def source() -> dict[str, Any]:
         return {"live": True, "name": loaded.name}
 
+    spans = _spans(feed, trace, lambda: service.ready)
+    _install(loaded.app, [("GET", "/ui/source", source), ("GET", "/ui/feed", spans)])
+
+
+def watched_app(monitor: Monitor) -> FastAPI:
+    """The page of a population that runs."""
+
+    async def source() -> dict[str, Any]:
+        return {"live": True, "name": monitor.name, "agents": True}
+
+    spans = _spans(monitor.spans, monitor.trace, lambda: not monitor.ended)
+    routes = [("GET", "/ui/source", source), ("GET", "/ui/feed", spans), *agent_routes(monitor)]
+    return _app(routes)
+
+
+def _spans(feed: Feed, trace: Trace, lasts: Callable[[], bool]) -> Callable[..., Any]:
     async def spans() -> Response:
         feed.check_room()
         hello = {"label": trace.label, "about": trace.about}
-        events: AsyncIterator[bytes] = feed.events(hello, lambda: service.ready)
+        events: AsyncIterator[bytes] = feed.events(hello, lasts)
         return StreamingResponse(
             events, media_type="text/event-stream", headers={"cache-control": "no-store"}
         )
 
-    _install(loaded.app, [("GET", "/ui/source", source), ("GET", "/ui/feed", spans)])
+    return spans
 
 
 def saved_app(run: Path) -> FastAPI:
     """The page over a saved trace, or over a run folder."""
     file = run / EVENTS if run.is_dir() else run
-    app = FastAPI(title="lightwork", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
 
     async def source() -> dict[str, Any]:
         return {"live": False, "name": run.resolve().name, "file": file.name}
@@ -76,8 +96,15 @@ def saved_app(run: Path) -> FastAPI:
         kind = "application/json" if file.suffix == ".json" else "application/jsonl"
         return FileResponse(file, media_type=kind, headers={"cache-control": "no-store"})
 
-    _install(app, [("GET", "/ui/source", source), ("GET", "/ui/file", saved)])
+    return _app([("GET", "/ui/source", source), ("GET", "/ui/file", saved)])
+
+
+def _app(routes: Sequence[Route]) -> FastAPI:
+    """A page's own server, for this machine alone."""
+    app = FastAPI(title="lightwork", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    _install(app, routes)
     errors.install(app)
+    app.add_middleware(SameOrigin)
     app.add_middleware(Guard, max_body_bytes=MAX_BODY_BYTES, api_key=None)
     # A name that somebody else points at this machine must not make the trace theirs to read.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])

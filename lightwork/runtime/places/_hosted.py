@@ -92,6 +92,9 @@ class Hosted:
             self._kernel.post(self._lost, order.life, str(error))
 
     def _ready(self, child: Child, address: Any) -> None:
+        if self.peer.lost is not None:  # it was killed before it was there
+            child.kill()
+            return
         life = self._life
         line = self._line = Line(
             self._kernel,
@@ -128,6 +131,10 @@ class Hosted:
         if life + 1 == self._life and self.peer.lost is None:
             self._stop()
             self._actors.mesh.part(self._number, why)
+
+    def kill(self) -> None:
+        """Lose it, now."""
+        self._lost(self._life - 1, "was killed")
 
     def _stop(self) -> None:
         if self._heartbeat is not None:
