@@ -39,12 +39,25 @@ const agents = (() => {
   const idColumn = ["id", "", (agent) => opens(agent.id), true];
   const forColumn = number("for", (agent) => duration(agent.for_s));
 
+  /** idle and busy beside each other, and under them how many of both are paused. */
+  function statesOf({ idle, busy, paused }) {
+    const states = agentParts.shares([
+      ["idle", idle],
+      ["busy", busy],
+    ]);
+    const held = agentParts.shares([
+      ["paused", paused],
+      ["", paused && idle + busy - paused],
+    ]);
+    return el("div", { class: "states" }, states, held);
+  }
+
   const hosts = new Rows(
     "agents-hosts",
     [
       text("host", (host) => (host.lost ? `${host.place} (lost)` : host.place)),
       ["", "", (host) => steering({ host: host.place }), true],
-      ["", "", (host) => agentParts.shares(["idle", "busy", "paused"].map((state) => [state, host[state]]))],
+      ["", "", statesOf],
       ...["idle", "busy", "paused", "waiting", "messages"].map((name) => number(name)),
       number("bytes", (host) => agentParts.size(host.bytes)),
     ],
@@ -206,18 +219,25 @@ const agents = (() => {
     const asked = { host: $("agents-host").value, state: $("agents-is").value };
     view.asked = asked;
     try {
-      const told = await ask("/list", { ...asked, after: before.at(-1) ?? "", limit: PAGE });
-      if (view.asked !== asked) return;
-      Object.assign(view, { before, next: told.next });
-      listed.fill(told.agents);
+      const found = [];
+      let next = before.at(-1) ?? "";
+      do {
+        const told = await ask("/list", { ...asked, after: next, limit: PAGE - found.length });
+        if (view.asked !== asked) return;
+        found.push(...told.agents);
+        next = told.next;
+        words.textContent = "looking";
+      } while (next !== null && found.length < PAGE);
+      Object.assign(view, { before, next });
+      listed.fill(found);
       rove(listButtons()[0]);
       mark();
       const page = before.length ? `, page ${before.length + 1}` : "";
-      words.textContent = told.agents.length
-        ? `${told.agents[0].id} to ${told.agents.at(-1).id}${page}, at ${duration(view.stats.now_s)}`
+      words.textContent = found.length
+        ? `${found[0].id} to ${found.at(-1).id}${page}, at ${duration(view.stats.now_s)}`
         : "There is none like that.";
       $("agents-before").disabled = !before.length;
-      $("agents-next").disabled = told.next === null;
+      $("agents-next").disabled = next === null;
     } catch (error) {
       words.textContent = `They could not be had: ${error.message}`;
     }
@@ -362,7 +382,7 @@ const agents = (() => {
 
   function titleOf(target) {
     const host = view.stats.hosts.find((each) => each.place === target.host);
-    const all = host ? ` and its ${plural(host.idle + host.busy + host.paused, "agent")}` : "";
+    const all = host ? ` and its ${plural(host.idle + host.busy, "agent")}` : "";
     return `Kill ${nameOf(target)}${all}?`;
   }
 
@@ -414,7 +434,7 @@ const agents = (() => {
       });
     on("stats", show);
     on("round", (round) => {
-      view.stats.rounds.push(round);
+      if (!view.stats.rounds.some((each) => each.number === round.number)) view.stats.rounds.push(round);
       later("agents rounds", () => showRounds(view.stats), 200);
     });
     on("did", did);

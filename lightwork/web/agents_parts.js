@@ -85,13 +85,13 @@ const agentParts = (() => {
   }
 
   /** How many agents are in each stretch of time; empty stretches at both ends are left out. */
-  function bins({ edges_s, counts }) {
+  function bins({ edges_s, counts, every }) {
     const first = counts.findIndex((n) => n > 0);
     if (first < 0) return held("Nobody is busy.");
     const low = Math.max(0, first - 1);
     const some = counts.slice(low, counts.findLastIndex((n) => n > 0) + 2);
     const most = Math.max(...some);
-    const every = Math.ceil(some.length / 5);
+    const step = Math.ceil(some.length / 5);
     const range = (i) => `${duration(edges_s[low + i])} to ${duration(edges_s[low + i + 1])}`;
     const told = some.map((n, i) => (n ? `${count(n)} for ${range(i)}` : "")).filter(Boolean);
     const bin = (n, i) =>
@@ -100,10 +100,12 @@ const agentParts = (() => {
         { title: `${range(i)}: ${count(n)}` },
         el("span", { class: "many" }, n ? few.format(n) : ""),
         el("div", { class: "bin", style: `height: ${(n / most) * 84}%` }),
-        i % every ? "" : el("span", { class: "edge" }, duration(edges_s[low + i])),
+        i % step ? "" : el("span", { class: "edge" }, duration(edges_s[low + i])),
       );
     const words = `Busy agents: ${told.join("; ")}`;
-    return el("div", { class: "bins", role: "img", "aria-label": words }, ...some.map(bin));
+    const picture = el("div", { class: "bins", role: "img", "aria-label": words }, ...some.map(bin));
+    const part = every > 1 ? [held(`So many are busy that one of every ${count(every)} was looked at.`)] : [];
+    return el("div", {}, picture, ...part);
   }
 
   const hostOf = (round) => round.host ?? "all hosts";
@@ -132,19 +134,18 @@ const agentParts = (() => {
     return el("div", { class: "strips" }, ...[...by].flatMap(strip), ends);
   }
 
-  /** The same rounds for `fillTable`, the latest first: heads and lines. */
+  const KNOWN = ["number", "host", "start_s", "end_s"];
+
+  /** The same rounds for `fillTable`, the latest first: heads and lines, with whatever else is said of them. */
   function roundLines(rounds) {
-    const heads = [
-      ["round", "number"],
-      ["host", "name"],
-      ["began", "number"],
-      ["took", "number"],
-    ];
+    const more = Object.keys(rounds.at(-1) ?? {}).filter((name) => !KNOWN.includes(name));
+    const heads = ["round", "began", "took", ...more].map((name) => [name, "number"]);
+    const said = (value) => (typeof value === "number" ? count(value) : String(value ?? "–"));
     const line = (round) => [
       String(round.number),
-      hostOf(round),
       duration(round.start_s),
       round.end_s == null ? "it runs" : duration(round.end_s - round.start_s),
+      ...more.map((name) => said(round[name])),
     ];
     return [heads, [...rounds].reverse().map(line)];
   }
