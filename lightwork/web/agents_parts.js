@@ -119,7 +119,7 @@ const agentParts = (() => {
     const part = (s) => `${((100 * s) / (to - from)).toFixed(3)}%`;
     const piece = (round) =>
       el("span", {
-        class: round.end_s == null ? "runs" : "",
+        class: round.end_s == null ? "runs" : round.number % 2 ? "odd" : "",
         style: `left: ${part(round.start_s - from)}; width: ${part(end(round) - round.start_s)}`,
         title: `round ${round.number}: ${duration(end(round) - round.start_s)}`,
       });

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from browsing import started
 from starlette.testclient import TestClient
 
 from lightwork.claims.systems import SYSTEMS
@@ -115,25 +113,6 @@ def saved(folder: Path) -> Path:
     trace.add(Span("0", "compute", "forward", 0.0, 1.0))
     write_chrome_trace(folder / "out.json", [trace])
     return folder / "out.json"
-
-
-@contextmanager
-def started(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A verb that serves the page, and where."""
-    asked = [sys.executable, "-m", "lightwork", *words]
-    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        try:
-            assert process.stderr is not None
-            said = ""
-            for line in process.stderr:
-                said += line
-                if found := re.search(r"(http://127\.0\.0\.1:\d+)/ui", line):
-                    yield process, found[1]
-                    break
-            else:
-                raise AssertionError(said)
-        finally:
-            process.kill()
 
 
 @pytest.mark.multiproc
