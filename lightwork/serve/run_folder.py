@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from lightwork.errors import LightworkError, SpecError
 from lightwork.home import save
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import read_chrome_trace, write_chrome_trace
-from lightwork.runtime.trace import Span, Trace
+from lightwork.runtime.trace import Observer, Span, Trace
 from lightwork.serve.metrics import Meter
 from lightwork.serve.plan_file import plan_of, plan_text
 from lightwork.serve.sequence import Request
@@ -223,12 +224,34 @@ def read_traces(path: Path) -> list[Trace]:
 
 def read_run(folder: Path) -> Recorded:
     """Raises SpecError if this is no run folder."""
+    with _lines(folder) as lines:
+        return _read(lines)
+
+
+def read_head(folder: Path) -> Trace:
+    """Of a run folder: label and about, no spans. Raises SpecError if it is none."""
+    with _lines(folder) as lines:
+        return _head(lines)[0]
+
+
+def read_spans(folder: Path, observer: Observer) -> None:
+    """Tell an observer the spans of a run folder, which may be too large to be held. Raises SpecError."""
+    with _lines(folder) as lines:
+        _head(lines)
+        for told in _whole(lines):
+            if "span" in told:
+                observer.on(Span(*told["span"]))
+
+
+@contextmanager
+def _lines(folder: Path) -> Iterator[Iterator[str]]:
+    """Of the events. Raises SpecError for what cannot be read, or understood within the block."""
     file = folder / EVENTS
     try:
         if file.stat().st_size > MAX_BYTES:
             raise SpecError(f"{file} has {file.stat().st_size} bytes", expected=f"at most {MAX_BYTES}")
         with file.open(encoding="utf-8") as lines:
-            return _read(lines)
+            yield lines
     except OSError as error:
         raise SpecError(
             f"{folder} is no run folder: {EVENTS} cannot be read: {error.strerror}",
@@ -241,10 +264,16 @@ def read_run(folder: Path) -> Recorded:
         ) from error
 
 
-def _read(lines: Iterator[str]) -> Recorded:
+def _head(lines: Iterator[str]) -> tuple[Trace, int]:
+    """With the seed."""
     head = json.loads(next(lines))
     trace = Trace(str(head["label"]))
     trace.about = dict(head["about"])
+    return trace, int(head["seed"])
+
+
+def _read(lines: Iterator[str]) -> Recorded:
+    trace, seed = _head(lines)
     came: list[Came] = []
     texts: dict[int, tuple[str, tuple[int, ...]]] = {}
     decided, unasked = 0, False
@@ -264,7 +293,7 @@ def _read(lines: Iterator[str]) -> Recorded:
             came.append(Came(told["at_s"], decided - 1, told["begun"], ids, request, tuple(told["stop"])))
     if unasked:  # the record ends before it says what
         trace.spans.pop()
-    return Recorded(trace=trace, seed=int(head["seed"]), came=came, texts=texts)
+    return Recorded(trace=trace, seed=seed, came=came, texts=texts)
 
 
 def _whole(lines: Iterable[str]) -> Iterator[dict[str, Any]]:

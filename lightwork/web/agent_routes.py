@@ -23,13 +23,18 @@ Handler = Callable[..., Any]
 
 
 class Watched(Protocol):
-    """A population. Ids are PLACE.ID, hosts the names of places, times seconds since the run began."""
+    """A population. Ids are PLACE.ID, hosts the names of places, times seconds since the run began.
+
+    at_s: of a saved run, a moment, None for its end; a run that goes on is told as it is.
+    """
 
     async def overview(self, at_s: float | None) -> dict[str, Any]: ...
 
-    async def listing(self, host: str, state: State | None, after: str, limit: int) -> dict[str, Any]: ...
+    async def listing(
+        self, host: str, state: State | None, after: str, limit: int, at_s: float | None
+    ) -> dict[str, Any]: ...
 
-    async def one(self, agent: str) -> dict[str, Any]:
+    async def one(self, agent: str, at_s: float | None) -> dict[str, Any]:
         """Raises HttpError 404 and 504."""
         ...
 
@@ -66,11 +71,12 @@ def agent_routes(watched: Watched) -> list[tuple[str, str, Handler]]:
         state: Literal["", "idle", "busy", "paused", "killed"] = "",
         after: str = "",
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
+        at: FiniteFloat | None = None,
     ) -> dict[str, Any]:
-        return await watched.listing(host, state or None, after, limit)
+        return await watched.listing(host, state or None, after, limit, at)
 
-    async def one(id: str) -> dict[str, Any]:
-        return await watched.one(id)
+    async def one(id: str, at: FiniteFloat | None = None) -> dict[str, Any]:
+        return await watched.one(id, at)
 
     async def do(body: DoBody) -> dict[str, Any]:
         if (body.agent is None) == (body.host is None):

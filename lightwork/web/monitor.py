@@ -290,7 +290,9 @@ class Monitor:
         await self._refresh()
         return self._overview()
 
-    async def listing(self, host: str, state: State | None, after: str, limit: int) -> dict[str, Any]:
+    async def listing(
+        self, host: str, state: State | None, after: str, limit: int, at_s: float | None
+    ) -> dict[str, Any]:
         places = self._actors.places
         numbers = [self._number(host)] if host else [*range(len(places))]
         begin, position = _cursor(after)
@@ -311,7 +313,7 @@ class Monitor:
                 return {"agents": found, "next": _place(number, here)}
         return {"agents": found, "next": None}
 
-    async def one(self, agent: str) -> dict[str, Any]:
+    async def one(self, agent: str, at_s: float | None) -> dict[str, Any]:
         number, id = place_and_id(agent)
         told: Described = await self._keeper(number, "describe", id)
         host = self._actors.places[number].name

@@ -22,9 +22,10 @@ from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.http import errors
 from lightwork.serve.http.guard import Guard
 from lightwork.serve.http.main import Loaded, listen
-from lightwork.serve.run_folder import EVENTS
+from lightwork.serve.run_folder import EVENTS, read_traces
 from lightwork.web.agent_routes import agent_routes
 from lightwork.web.feed import Feed
+from lightwork.web.replay import read_agents
 from lightwork.web.same_origin import SameOrigin
 
 if TYPE_CHECKING:
@@ -86,17 +87,24 @@ def _spans(feed: Feed, trace: Trace, lasts: Callable[[], bool]) -> Callable[...,
 
 
 def saved_app(run: Path) -> FastAPI:
-    """The page over a saved trace, or over a run folder."""
+    """The page over a saved trace, or over a run folder. Raises SpecError if it is neither."""
     file = run / EVENTS if run.is_dir() else run
+    agents = read_agents(run)
+    told: dict[str, Any] = {"live": False, "name": run.resolve().name, "file": file.name}
+    if agents is not None:
+        told["agents"] = True
+    else:
+        read_traces(run)
 
     async def source() -> dict[str, Any]:
-        return {"live": False, "name": run.resolve().name, "file": file.name}
+        return told
 
     async def saved() -> Response:
         kind = "application/json" if file.suffix == ".json" else "application/jsonl"
         return FileResponse(file, media_type=kind, headers={"cache-control": "no-store"})
 
-    return _app([("GET", "/ui/source", source), ("GET", "/ui/file", saved)])
+    more = [] if agents is None else agent_routes(agents)
+    return _app([("GET", "/ui/source", source), ("GET", "/ui/file", saved), *more])
 
 
 def _app(routes: Sequence[Route]) -> FastAPI:
