@@ -15,6 +15,7 @@ const agents = (() => {
     live: false,
     ended: false,
     stats: null,
+    at: "", // of a saved run: the second that is shown
     last: null, // number of the last event that was heard
     wait_ms: 500, // until the feed is asked for again
     before: [], // of the page of the list: the last id of each page before it
@@ -24,13 +25,14 @@ const agents = (() => {
 
   /** What the server says; of a body, once it has done it. Throws an error with the server's own words. */
   async function ask(path, asked = {}, body = null) {
-    const query = new URLSearchParams(Object.entries(asked).filter(([, value]) => value !== ""));
+    const told = Object.entries({ ...asked, at: view.at });
+    const query = new URLSearchParams(told.filter(([, value]) => value !== ""));
     const headers = { "content-type": "application/json" };
     const post = body ? { method: "POST", headers, body: JSON.stringify(body) } : {};
     const reply = await fetch(`ui/agents${path}?${query}`, post);
-    const told = await reply.json();
-    if (!reply.ok) throw new Error(told.error.message);
-    return told;
+    const answer = await reply.json();
+    if (!reply.ok) throw new Error(answer.error.message);
+    return answer;
   }
 
   // -- the frame: tables and sections, made once
@@ -133,13 +135,8 @@ const agents = (() => {
     const table = scroll("Rounds as a table", el("table", { id: "agents-round-table" }));
     const more = { id: "agents-more", ontoggle: () => view.stats && showRounds(view.stats) };
     const words = el("summary", {}, "Rounds as a table");
-    return section(
-      "agents-rounds",
-      "Rounds",
-      [],
-      el("div", { id: "agents-strips" }),
-      el("details", more, words, table),
-    );
+    const strips = el("div", { id: "agents-strips" });
+    return section("agents-rounds", "Rounds", [], strips, el("details", more, words, table));
   }
 
   function frame() {
@@ -235,13 +232,16 @@ const agents = (() => {
       const page = before.length ? `, page ${before.length + 1}` : "";
       words.textContent = found.length
         ? `${found[0].id} to ${found.at(-1).id}${page}, at ${duration(view.stats.now_s)}`
-        : "There is none like that.";
+        : none(asked);
       $("agents-before").disabled = !before.length;
       $("agents-next").disabled = next === null;
     } catch (error) {
       words.textContent = `They could not be had: ${error.message}`;
     }
   }
+
+  const none = ({ host, state }) =>
+    view.live || host || state ? "There is none like that." : "This run was saved without single agents.";
 
   const listButtons = () => [...listed.body.querySelectorAll("button")];
 
@@ -296,6 +296,8 @@ const agents = (() => {
     $("agents-one").scrollIntoView({ block: "nearest" });
   }
 
+  const refreshOne = () => view.one !== null && open(view.one, { focus: false });
+
   function closeOne() {
     const from = listButtons().find((each) => each.dataset.id === view.one);
     view.one = null;
@@ -339,7 +341,11 @@ const agents = (() => {
       scroll(
         `About agent ${agent.id}`,
         agentParts.facts(known),
-        ...part("Memory", memory, "It holds nothing."),
+        ...part(
+          "Memory",
+          memory,
+          view.live ? "It holds nothing." : "What it held is not kept in a saved run.",
+        ),
         ...part("Events", happened, "Nothing has happened to it."),
       ),
     ];
@@ -400,7 +406,7 @@ const agents = (() => {
     log(el("li", {}, el("time", {}, duration(done.t_s)), ` ${DONE[done.do] ?? done.do} `, who, by), done.t_s);
     if (!view.live) return;
     later("agents list", () => list(view.before), 200);
-    later("agents one", () => view.one !== null && open(view.one, { focus: false }), 200);
+    later("agents one", refreshOne, 200);
   }
 
   function gap({ from, to }) {
@@ -414,9 +420,11 @@ const agents = (() => {
 
   async function showAt(at) {
     view.at = at;
+    later("agents list", () => list(view.before), 250);
+    later("agents one", refreshOne, 250);
     for (const line of $("agents-log").children) line.classList.toggle("later", Number(line.dataset.t) > at);
     try {
-      const stats = await ask("", { at });
+      const stats = await ask("");
       if (view.at === at) show(stats);
     } catch (error) {
       notice(`The run at ${duration(at)} could not be had: ${error.message}`);

@@ -138,7 +138,7 @@ const agentParts = (() => {
 
   /** The same rounds for `fillTable`, the latest first: heads and lines, with whatever else is said of them. */
   function roundLines(rounds) {
-    const more = Object.keys(rounds.at(-1) ?? {}).filter((name) => !KNOWN.includes(name));
+    const more = Object.keys(Object.assign({}, ...rounds)).filter((name) => !KNOWN.includes(name));
     const heads = ["round", "began", "took", ...more].map((name) => [name, "number"]);
     const said = (value) => (typeof value === "number" ? count(value) : String(value ?? "–"));
     const line = (round) => [

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from browsing import Page, axe_finds, clean_page, started
 from watching import Relay, watched
+
+from lightwork.cli import main
 
 pytestmark = pytest.mark.multiproc
 AGENTS = 120
@@ -184,6 +187,36 @@ def test_the_policy_forbids_nothing_that_the_view_does(browser: Any, url: str):
     strict.wait_for_selector("#agents-bins .bin", timeout=60_000)
     context.close()
     assert said == []
+
+
+# -- a run that was saved
+
+
+def test_a_saved_run_is_replayed(browser: Any, tmp_path: Path):
+    """Two rounds of a second each on simulated hosts: at 1.5 s all are busy, at the end nobody is."""
+    game = tmp_path / "game.json"
+    game.write_text(json.dumps({**GAME, "rounds": 2, "thinks_s": 1.0}), encoding="utf-8")
+    kept = tmp_path / "kept"
+    assert main(["simulate", str(game), "--place", "sim:2", "--trace", str(kept), "--json"]) == 0
+    with started("trace", str(kept), "--page") as (_, address), clean_page(browser, address) as page:
+        page.goto(f"{address}/ui")
+        page.wait_for_selector("#agents-state:has-text('a saved run')")
+        page.wait_for_selector(host("sim 1", BUSY, "0"))
+        page.wait_for_selector("#agents-listed tbody tr")
+        assert page.query_selector_all("[data-do]:visible") == []
+        assert page.is_hidden("#timeline")
+        assert float(page.get_attribute("#agents-at", "max")) == pytest.approx(2.0)
+        page.fill("#agents-at", "1.5")
+        for name in ("sim 0", "sim 1"):
+            page.wait_for_selector(host(name, BUSY, str(AGENTS // 2 + 1)))
+        page.wait_for_selector("#agents-slowest td:text-is('500 ms')")
+        page.wait_for_selector("#agents-listed td:text-is('500 ms')")
+        page.click("#agents-listed tbody tr:nth-child(2)")
+        page.wait_for_selector("#agents-one td:has-text('answer, for 500 ms')")
+        page.click(".slider button")
+        page.wait_for_selector(host("sim 1", BUSY, "0"))
+        page.wait_for_selector(".slider button:text-is('Play')")
+        assert axe_finds(page) == []
 
 
 # -- a population of this process
