@@ -71,13 +71,13 @@ def _others(page: Page, at: str = "") -> list[Answer]:
 
 
 @cache
-def running(seed: int, population: str) -> Watched:
-    """100,000 players who think for a second, on two processes, asked while they play; population: JSON."""
+def running(place: str, seed: int, population: str) -> Watched:
+    """100,000 players who think for a second, asked while they play; population: JSON."""
     said = {"rounds": 10_000, "thinks_s": 1.0, "population": json.loads(population)}
     overviews: list[Answer] = []
     with (
         _game(said) as file,
-        paged("simulate", str(file), "--place", "process:2", "--page", "0", "--seed", str(seed)) as page,
+        paged("simulate", str(file), "--place", place, "--page", "0", "--seed", str(seed)) as page,
     ):
         while not overviews or overviews[-1].told["total"] < MANY:  # until all are there
             overviews = [page.ask("/ui/agents")]
@@ -113,9 +113,7 @@ def costs(seed: int, population: str) -> list[float]:
     with _game(said) as file:
         words = ["simulate", str(file), "--seed", str(seed), "--json"]
         for _ in range(PAIRS):
-            alone = subprocess.run(
-                [sys.executable, "-m", "lightwork", *words], capture_output=True, text=True
-            )
+            alone = _run(words)
             with paged(*words, "--page", "0") as page:
                 page.read_feed("/ui/agents/feed")
                 assert page.process.stdout is not None

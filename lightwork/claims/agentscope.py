@@ -3,7 +3,8 @@
 Real: the number game with players who think for a second each on the virtual clock, in a process of its own,
 whose CPU time and memory are read at its end; a model of our own that plays at the level its persona says
 (`_level_model`); and the page that watches populations (`_population_page`). Simulated: the design of the
-reference, in which an answer that is awaited holds a thread; what its machines' GPUs need for that many answers; and lightwork's own actors on as many hosts.
+reference, in which an answer that is awaited holds a thread; what its machines' GPUs need for that many
+answers; and lightwork's own actors on as many hosts.
 """
 
 from __future__ import annotations
@@ -303,7 +304,7 @@ def _levels(total: int) -> str:
 
 @claim(
     "agentscope",
-    title="the page of 100,000 agents that play on two processes: median time of an answer",
+    title="the page of 100,000 agents that play, here or on two processes: median answer, the slower of both",
     paper="its web monitor; our bar 0.3 s",
     expect=0.3,
     within=0.0,
@@ -312,9 +313,10 @@ def _levels(total: int) -> str:
     unit=" s",
 )
 def answer_of_a_population_that_plays(lab: Lab) -> Measured:
-    seen = running(lab.seed, _levels(MANY))
-    note = f"{seen.agents:,} agents; {len(seen.overviews)} looks, worst of all answers {seen.worst_s():.2f} s"
-    return Measured(seen.median_s(), note)
+    seen = {place: running(place, lab.seed, _levels(MANY)) for place in ("local", "process:2")}
+    told = [f"{place} {each.median_s():.3f}, at worst {each.worst_s():.2f}" for place, each in seen.items()]
+    looks = sum(len(each.overviews) for each in seen.values())
+    return Measured(max(each.median_s() for each in seen.values()), f"{'; '.join(told)}; {looks} looks")
 
 
 @claim(
@@ -328,7 +330,7 @@ def answer_of_a_population_that_plays(lab: Lab) -> Measured:
     unit=" KB",
 )
 def bytes_of_an_answer(lab: Lab) -> Measured:
-    seen = running(lab.seed, _levels(MANY))
+    seen = running("process:2", lab.seed, _levels(MANY))
     overview = max(answer.num_bytes for answer in seen.overviews)
     note = f"overview {overview / 1e3:.1f} KB; lists are pages of 200 agents"
     return Measured(seen.most_bytes() / 1e3, note)
