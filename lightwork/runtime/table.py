@@ -19,7 +19,7 @@ from lightwork.runtime.futures import Future
 from lightwork.runtime.mailbox import ABSENT, BITS, MAX_PLACES, Mailbox
 from lightwork.runtime.refs import Here, Ref, ref_to
 from lightwork.runtime.states import Saved, restore, save
-from lightwork.runtime.trace import Span
+from lightwork.runtime.trace import Span, Trace
 from lightwork.runtime.watch import Census, Described, Look, Page, State, describe, look, page
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ class Table:
         if type(value) is CoroutineType:
             self.begin(call, actor, value)
         else:
-            if self.kernel.trace is not None:
-                self._record(call, actor, self.kernel.now())
+            if (trace := self.kernel.trace) is not None and trace.calls:
+                self._record(trace, call, actor, self.kernel.now())
             call.end(value, None)
 
     def attempt(self, id: int, method: str, args: tuple[Any, ...]) -> Any:
@@ -160,13 +160,13 @@ class Table:
         if entry is call:
             self._busy -= 1
             row[id >> BITS] = call.actor
-            if self.kernel.trace is not None:
-                self._record(call, call.actor, call.since_s)
+            if (trace := self.kernel.trace) is not None and trace.calls:
+                self._record(trace, call, call.actor, call.since_s)
         elif type(entry) is Mailbox and entry.call is call:
             self._busy -= 1
             entry.call = None
-            if self.kernel.trace is not None:
-                self._record(call, entry.actor, call.since_s)
+            if (trace := self.kernel.trace) is not None and trace.calls:
+                self._record(trace, call, entry.actor, call.since_s)
             if not entry.paused:
                 self._go_on(id, entry)
         call.actor = None
@@ -198,10 +198,7 @@ class Table:
         name = key if isinstance(key, str) else f"{cls.__name__} {key}"
         return Here(self.actors, ref_to(cls)(self, id), name, drawn)
 
-    def _record(self, call: Call, actor: Any, start_s: float) -> None:
-        trace = self.kernel.trace
-        if trace is None or not trace.calls:
-            return
+    def _record(self, trace: Trace, call: Call, actor: Any, start_s: float) -> None:
         name = f"{type(actor).__name__}.{call.method}"
         place = self.actors.places[self.number].name
         trace.add(Span(place, "call", name, start_s, self.kernel.now(), peer=str(call.id)))

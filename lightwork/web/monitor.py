@@ -43,6 +43,7 @@ from lightwork.web.agent_routes import Do, place_and_id
 from lightwork.web.background import served
 from lightwork.web.feed import Feed, beat
 from lightwork.web.ring import Ring
+from lightwork.web.routes import watched_app
 
 T = TypeVar("T")
 PERIOD_S = 0.5
@@ -59,7 +60,8 @@ PAGES = 4
 
 class Monitor:
     """name: of the run. trace: of its kernel; what is done to agents is recorded there. keeps: whether looks
-    are, too, for who replays it. port: of the page, 0 for any. stays: after the end, until Ctrl-C."""
+    are, too, for who replays it. port: of the page, 0 for any. stays: after the end, until Ctrl-C. url: once
+    there is a page."""
 
     def __init__(
         self, name: str, trace: Trace, *, port: int = 0, keeps: bool = False, stays: bool = False
@@ -70,6 +72,7 @@ class Monitor:
         self.keeps = keeps
         self.stays = stays
         self.ended = False
+        self.url = ""
         self.ring = Ring()
         self.spans = Feed()
         self._actors: Actors
@@ -103,12 +106,10 @@ class Monitor:
     def perform(self, actors: Actors, main: Coroutine[Any, Any, T]) -> T:
         """Run main on the actors' kernel, with a page. On a virtual clock, too, what is paused waits to be
         resumed."""
-        from lightwork.web.routes import watched_app
-
         self._actors = actors
         self._see_here()
-        with served(watched_app(self), self.port, self.beat) as url:
-            say(f"{url}/ui   ends with {'Ctrl-C' if self.stays else 'the run'}")
+        with served(watched_app(self), self.port, self.beat) as self.url:
+            say(f"{self.url}/ui   ends with {'Ctrl-C' if self.stays else 'the run'}")
             try:
                 done = self._run(main)
             finally:

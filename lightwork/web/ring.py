@@ -39,9 +39,11 @@ class Ring:
         self.newest = 0
 
     def add(self, name: str, data: Any) -> int:
-        """Returns its number."""
+        """Returns its number. What comes behind an `end` is no event any more."""
         text = json.dumps(data, separators=(",", ":"), default=plain)
         with self._lock:
+            if self._events and self._events[-1].name == "end":
+                return self.newest
             self.newest += 1
             self._events.append(Event(self.newest, name, text))
             return self.newest

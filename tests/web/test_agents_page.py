@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from threading import Event, Thread
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
 from browsing import Page, axe_finds, clean_page, started
-from watching import Relay, watched
+from relay import Relay
 
 from lightwork.cli import main
+from lightwork.runtime import Kernel, Sleep, Trace, WallClock
+from lightwork.runtime.actors import Actors
+from lightwork.web.monitor import Monitor
+from lightwork.web.ring import Ring
 
 pytestmark = pytest.mark.multiproc
 AGENTS = 120
@@ -225,6 +231,42 @@ def test_a_saved_run_is_replayed(browser: Any, tmp_path: Path):
 class Person:
     def __init__(self, name: str) -> None:
         self.name = name
+
+
+class Watched(NamedTuple):
+    """over: set it, and the run ends."""
+
+    url: str
+    over: Event
+
+
+@contextmanager
+def watched(name: str, cls: type, args: Sequence[Any], *, keep: int = 2048) -> Iterator[Watched]:
+    """An actor of a class for each of args, with a page. name: of the run. keep: events that it keeps."""
+    trace = Trace(name, keep=0, calls=False)
+    monitor = Monitor(name, trace)
+    monitor.ring = Ring(keep)
+    begun, over = Event(), Event()
+
+    async def main() -> None:
+        begun.set()
+        while not over.is_set():
+            await Sleep(0.02)
+
+    def run() -> None:
+        with Actors(Kernel(WallClock(), trace=trace)) as actors:
+            for arg in args:
+                actors.create(cls, arg)
+            monitor.perform(actors, main())
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        assert begun.wait(60)
+        yield Watched(monitor.url, over)
+    finally:
+        over.set()
+        thread.join(60)
 
 
 def test_names_with_markup_are_text(browser: Any):

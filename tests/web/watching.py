@@ -1,107 +1,118 @@
-"""A population of this process that a page watches, and a line to it that can be cut."""
+"""Populations that are watched, and who asks about them by HTTP."""
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from threading import Event, Thread
-from typing import Any, NamedTuple
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
-from lightwork.runtime.actors import Actors, Ref
-from lightwork.runtime.clock import WallClock
-from lightwork.runtime.effects import Sleep
-from lightwork.runtime.kernel import Kernel
-from lightwork.runtime.trace import Trace
-from lightwork.serve.http.main import listen
+import httpx
+
+from lightwork.runtime import Kernel, Sleep, Trace, WallClock
+from lightwork.runtime.actors import Actors
 from lightwork.web.monitor import Monitor
-from lightwork.web.ring import Ring
 
-STEP_S = 0.02
+T = TypeVar("T")
+Ask = Callable[[httpx.Client], T]
+MINUTE_S = 60.0
 
 
-class Watched(NamedTuple):
-    """over: set it, and the run ends."""
+class Thinker:
+    """Remembers what it is told, and may be long about it."""
 
-    url: str
-    members: Sequence[Ref]
-    over: Event
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.told: list[Any] = []
+
+    def tell(self, what: Any) -> int:
+        self.told.append(what)
+        return len(self.told)
+
+    async def think(self, seconds: float) -> None:
+        await Sleep(seconds)
+
+
+def of_thinkers(num: int, ask: Callable[[httpx.Client, list[Any]], T]) -> tuple[T, Trace]:
+    """What ask(client, refs) finds out about so many that are here and idle; and the trace of it."""
+    trace = Trace("real: local", calls=False)
+    kernel = Kernel(WallClock(), trace=trace)
+    monitor = Monitor("thinkers", trace)
+    with Actors(kernel) as actors:
+        refs = [actors.create(Thinker, f"thinker {i}") for i in range(num)]
+
+        async def main() -> T:
+            with httpx.Client(base_url=monitor.url, timeout=MINUTE_S) as client:
+                found: T = await kernel.offload(ask, client, refs)
+                return found
+
+        return monitor.perform(actors, main()), trace
 
 
 @contextmanager
-def watched(name: str, cls: type, args: Sequence[Any], *, keep: int = 2048) -> Iterator[Watched]:
-    """An actor of a class for each of args, with a page. name: of the run. keep: events in its ring."""
-    listener = listen("127.0.0.1", 0)
-    port = listener.getsockname()[1]
-    listener.close()
-    trace = Trace(name, keep=0, calls=False)
-    monitor = Monitor(name, trace, port=port)
-    monitor.ring = Ring(keep)
-    begun, over = Event(), Event()
-    members: list[Ref] = []
-
-    async def main() -> None:
-        begun.set()
-        while not over.is_set():
-            await Sleep(STEP_S)
-
-    def run() -> None:
-        with Actors(Kernel(WallClock(), trace=trace)) as actors:
-            members.extend(actors.create(cls, arg) for arg in args)
-            monitor.perform(actors, main())
-
-    thread = Thread(target=run, daemon=True)
-    thread.start()
-    assert begun.wait(60)
-    try:
-        yield Watched(f"http://127.0.0.1:{port}", members, over)
-    finally:
-        over.set()
-        thread.join(60)
+def simulating(game: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """`lightwork simulate` with a page, and who asks it."""
+    asked = [sys.executable, "-m", "lightwork", "simulate", str(game), "--page", "0", *words]
+    with subprocess.Popen(
+        asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            said = ""
+            for line in process.stderr:
+                said += line
+                if found := re.search(r"(http://127\.0\.0\.1:\d+)/ui", line):
+                    break
+            else:
+                raise AssertionError(said)
+            with httpx.Client(base_url=found[1], timeout=MINUTE_S) as client:
+                yield process, client
+        finally:
+            process.kill()
 
 
-class Relay:
-    """A way to a server of this machine, which can be cut."""
-
-    def __init__(self, url: str) -> None:
-        self._port = int(url.rpartition(":")[2])
-        self._listener = listen("127.0.0.1", 0)
-        self._listener.listen()
-        self._lines: list[socket.socket] = []
-        self.whole = True
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        Thread(target=self._accept, daemon=True).start()
-
-    def cut(self) -> None:
-        """End what is open, and whatever is opened."""
-        self.whole = False
-        for line in self._lines:
-            with suppress(OSError):
-                line.shutdown(socket.SHUT_RDWR)
-
-    def mend(self) -> None:
-        self.whole = True
-
-    def close(self) -> None:
-        self.cut()
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # it was closed
-            while True:
-                near, _ = self._listener.accept()
-                if not self.whole:
-                    near.close()
-                    continue
-                far = socket.create_connection(("127.0.0.1", self._port))
-                self._lines += [near, far]
-                for source, target in ((near, far), (far, near)):
-                    Thread(target=_pass_on, args=(source, target), daemon=True).start()
+def until(client: httpx.Client, enough: Callable[[dict[str, Any]], bool], path: str = "/ui/agents") -> Any:
+    """The first answer that is enough."""
+    for _ in range(2000):
+        told = client.get(path).raise_for_status().json()
+        if enough(told):
+            return told
+    raise AssertionError(told)
 
 
-def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-    with suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+def feed(
+    client: httpx.Client, enough: Callable[[list[tuple[int, str, Any]]], bool], **asked: Any
+) -> list[tuple[int, str, Any]]:
+    """(id, name, data) of the feed's events until they are enough, or it ends."""
+    found: list[tuple[int, str, Any]] = []
+    with client.stream("GET", "/ui/agents/feed", **asked) as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        event: dict[str, str] = {}
+        for line in reply.iter_lines():
+            if line:
+                key, _, value = line.partition(": ")
+                event[key] = value
+            else:
+                found.append((int(event["id"]), event["event"], json.loads(event["data"])))
+                if enough(found):
+                    break
+    return found
+
+
+def listed(client: httpx.Client, **asked: Any) -> list[dict[str, Any]]:
+    """All pages."""
+    found: list[dict[str, Any]] = []
+    after: str | None = ""
+    while after is not None:
+        page = client.get("/ui/agents/list", params={**asked, "after": after}).raise_for_status().json()
+        found += page["agents"]
+        after = page["next"]
+    return found
+
+
+def do(client: httpx.Client, what: str, **whom: str) -> httpx.Response:
+    return client.post("/ui/agents/do", json={"do": what, **whom})
