@@ -124,7 +124,7 @@ const agents = (() => {
       "div",
       { class: "bar turns" },
       button("Before", () => list(view.before.slice(0, -1)), { id: "agents-before" }),
-      button("Next", () => list([...view.before, view.next]), { id: "agents-next" }),
+      button("Next", () => view.next !== null && list([...view.before, view.next]), { id: "agents-next" }),
       button("Refresh", () => list(view.before)),
       el("p", { id: "agents-listed-words", class: "held", role: "status" }),
     );
@@ -214,7 +214,7 @@ const agents = (() => {
   async function list(before) {
     const words = $("agents-listed-words");
     const asked = { host: $("agents-host").value, state: $("agents-is").value };
-    view.asked = asked;
+    Object.assign(view, { asked, before, next: null });
     try {
       const found = [];
       let next = before.at(-1) ?? "";
@@ -225,7 +225,7 @@ const agents = (() => {
         next = told.next;
         words.textContent = "looking";
       } while (next !== null && found.length < PAGE);
-      Object.assign(view, { before, next });
+      view.next = next;
       listed.fill(found);
       rove(listButtons()[0]);
       mark();
@@ -236,7 +236,7 @@ const agents = (() => {
       $("agents-before").disabled = !before.length;
       $("agents-next").disabled = next === null;
     } catch (error) {
-      words.textContent = `They could not be had: ${error.message}`;
+      if (view.asked === asked) words.textContent = `They could not be had: ${error.message}`;
     }
   }
 

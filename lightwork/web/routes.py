@@ -40,6 +40,7 @@ POLICY = (
 ASSETS = {
     "uPlot.js": "text/javascript",
     "uPlot.css": "text/css",
+    "runs.js": "text/javascript",
     "agents_parts.js": "text/javascript",
     "agents.js": "text/javascript",
     "agents.css": "text/css",
