@@ -11,7 +11,7 @@ same_origin.py      no page of somebody else's changes anything
 routes.py           what the page asks for, on the server or over a saved trace
 uPlot.*             its line charts: uPlot 1.6.32 (MIT), as published
 
-The interface is `add_page(loaded)` for a server, `Monitor` for a population and `show(file)` for a saved trace. What
-runs did is computed in the page, from spans alone; only `why` is asked of the server. Of a population the server
-adds up, since it may be large.
+The interface is `add_page(loaded)` for a server, `Monitor` for a population and `show(file)` for a saved
+trace. What runs did is computed in the page, from spans alone; only `why` is asked of the server. Of a
+population the server adds up, since it may be large.
 """
