@@ -231,7 +231,7 @@ const agents = (() => {
       mark();
       const page = before.length ? `, page ${before.length + 1}` : "";
       words.textContent = found.length
-        ? `${found[0].id} to ${found.at(-1).id}${page}, at ${duration(view.stats.now_s)}`
+        ? `${found[0].id} to ${found.at(-1).id}${page}${view.at === "" ? "" : `, at ${duration(view.at)}`}`
         : none(asked);
       $("agents-before").disabled = !before.length;
       $("agents-next").disabled = next === null;

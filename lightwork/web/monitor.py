@@ -54,6 +54,8 @@ AT_ONCE_S = 0.15
 PATIENCE_S = 2.0
 WATCHERS = 16
 KEPT_DEEDS = 1000
+RECENT = 300
+"""Spans of rounds that a page is told first: what it needs for the end of a timeline, in some kilobytes."""
 PAGES = 4
 """Of a place, that one answer looks through."""
 
@@ -74,7 +76,7 @@ class Monitor:
         self.ended = False
         self.url = ""
         self.ring = Ring()
-        self.spans = Feed()
+        self.spans = Feed(recent=RECENT)
         self._actors: Actors
         self._shot: Shot
         self._looks: dict[int, Look] = {}
@@ -344,7 +346,7 @@ class Monitor:
         self._watchers += 1
         try:
             if last is None or last > self.ring.newest:
-                last, past = self.ring.begin(("did", "round"), "stats")
+                last, past = self.ring.begin(("did",), "stats")
                 for event in past:
                     yield event.sent()
             while True:

@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field, FiniteFloat
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lightwork import __version__
@@ -114,6 +115,7 @@ def _app(routes: Sequence[Route]) -> FastAPI:
     _install(app, routes)
     errors.install(app)
     app.add_middleware(SameOrigin)
+    app.add_middleware(GZipMiddleware, compresslevel=4)  # not of feeds, which are not to wait
     app.add_middleware(Guard, max_body_bytes=MAX_BODY_BYTES, api_key=None)
     # A name that somebody else points at this machine must not make the trace theirs to read.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])

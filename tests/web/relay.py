@@ -1,4 +1,4 @@
-"""A line to a server of this machine that can be cut."""
+"""A line to a server of this machine that can be cut, and counts what comes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightwork.serve.http.main import listen
 
 
 class Relay:
-    """A way to a server of this machine, which can be cut."""
+    """A way to a server of this machine, which can be cut. num_bytes: that came from the server."""
 
     def __init__(self, url: str) -> None:
         self._port = int(url.rpartition(":")[2])
@@ -18,6 +18,7 @@ class Relay:
         self._listener.listen()
         self._lines: list[socket.socket] = []
         self.whole = True
+        self.num_bytes = 0
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         Thread(target=self._accept, daemon=True).start()
 
@@ -44,13 +45,13 @@ class Relay:
                     continue
                 far = socket.create_connection(("127.0.0.1", self._port))
                 self._lines += [near, far]
-                for source, target in ((near, far), (far, near)):
-                    Thread(target=_pass_on, args=(source, target), daemon=True).start()
+                for source, target, counts in ((near, far, 0), (far, near, 1)):
+                    Thread(target=self._pass_on, args=(source, target, counts), daemon=True).start()
 
-
-def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-    with suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+    def _pass_on(self, source: socket.socket, target: socket.socket, counts: int) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                self.num_bytes += counts * len(data)
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)

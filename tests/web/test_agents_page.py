@@ -18,6 +18,7 @@ from relay import Relay
 from lightwork.cli import main
 from lightwork.runtime import Kernel, Sleep, Trace, WallClock
 from lightwork.runtime.actors import Actors
+from lightwork.runtime.trace import Span
 from lightwork.web.monitor import Monitor
 from lightwork.web.ring import Ring
 
@@ -241,14 +242,21 @@ class Watched(NamedTuple):
 
 
 @contextmanager
-def watched(name: str, cls: type, args: Sequence[Any], *, keep: int = 2048) -> Iterator[Watched]:
-    """An actor of a class for each of args, with a page. name: of the run. keep: events that it keeps."""
+def watched(
+    name: str, cls: type, args: Sequence[Any], *, keep: int = 2048, rounds: int = 0
+) -> Iterator[Watched]:
+    """An actor of a class for each of args, with a page. name: of the run. keep: events that it keeps.
+    rounds: that are over."""
     trace = Trace(name, keep=0, calls=False)
     monitor = Monitor(name, trace)
     monitor.ring = Ring(keep)
     begun, over = Event(), Event()
 
     async def main() -> None:
+        for i in range(rounds):
+            args = {"round": i, "answers": 100_000, "invalid": 0, "mean": "27.777778", "winning": "18.518518"}
+            trace.add(Span("group 0", "round", f"round {i}", i / 100, (i + 1) / 100))
+            trace.add(Span("game", "round", f"round {i}", i / 100, (i + 1) / 100, args=args))
         begun.set()
         while not over.is_set():
             await Sleep(0.02)
@@ -280,6 +288,20 @@ def test_names_with_markup_are_text(browser: Any):
             assert MARKUP in page.text_content(where), where
         assert page.query_selector_all("img") == []
         assert page.title() == f"{MARKUP} · lightwork", "and nothing of it ran"
+
+
+def test_opening_the_page_takes_less_than_200_kb(browser: Any):
+    """Of its files and of all that it is told of a long run, until everything is there."""
+    with watched("long", Person, [str(i) for i in range(300)], rounds=3000) as run:
+        relay = Relay(run.url)
+        try:
+            with clean_page(browser, relay.url) as page:
+                opened(page, relay.url)
+                page.wait_for_selector("#claims details")
+                page.wait_for_function("shown.runs.length && shown.runs[0].spans.length >= 300")
+                assert 50_000 < relay.num_bytes < 200_000
+        finally:
+            relay.close()
 
 
 def test_what_a_page_missed_comes_when_it_is_back(browser: Any):
