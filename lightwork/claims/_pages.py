@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from threading import Thread
@@ -52,15 +52,18 @@ class Page:
         """As an open page does, until it ends."""
 
         def read() -> None:
-            feed = HTTPConnection(urlsplit(self.address).netloc, timeout=PATIENCE_S)
-            feed.request("GET", path)
-            reply = feed.getresponse()
-            while reply.readline():
-                pass
+            with closing(HTTPConnection(urlsplit(self.address).netloc, timeout=PATIENCE_S)) as feed:
+                feed.request("GET", path)
+                reply = feed.getresponse()
+                while reply.readline():
+                    pass
 
         thread = Thread(target=read, daemon=True)
         thread.start()
         return thread
+
+    def close(self) -> None:
+        self._open.close()
 
     def peak_bytes(self) -> int:
         """The most memory that its process ever held; 0 where the system does not tell."""
@@ -85,6 +88,7 @@ def paged(*words: str) -> Iterator[Page]:
                     break
             else:
                 raise LightworkError(f"lightwork {' '.join(words)} failed: {said.strip()[-300:]}")
-            yield Page(process, found[1])
+            with closing(Page(process, found[1])) as page:
+                yield page
         finally:
             process.kill()

@@ -17,7 +17,7 @@ from typing import Any
 from lightwork.claims._pages import Answer, Page, paged
 from lightwork.errors import LightworkError
 
-MANY, MILLION = 100_000, 1_000_000
+MANY = 100_000
 ANSWERS = 15
 PAIRS = 5
 WATCHED, ROUNDS = 50_000, 12
@@ -61,25 +61,27 @@ def _run(words: list[str]) -> str:
 
 
 def _others(page: Page, at: str = "") -> list[Answer]:
-    """The list of agents from its beginning, its middle and by state, and one of them."""
+    """The list of agents from its beginning, from further on and by state, and one of them."""
     first = page.ask(f"/ui/agents/list?limit=200{at}")
-    next_ = page.ask(f"/ui/agents/list?limit=200&after={first.told['next']}{at}")
+    agents = first.told["agents"]
+    next_ = page.ask(f"/ui/agents/list?limit=200&after={agents[len(agents) // 2]['id']}{at}")
     busy = page.ask(f"/ui/agents/list?limit=200&state=busy{at}")
     killed = page.ask(f"/ui/agents/list?limit=200&state=killed{at}")
-    one = page.ask(f"/ui/agents/one?id={next_.told['agents'][0]['id']}{at}")
+    one = page.ask(f"/ui/agents/one?id={agents[-1]['id']}{at}")
     return [first, next_, busy, killed, one]
 
 
 @cache
 def running(place: str, seed: int, population: str) -> Watched:
-    """100,000 players who think for a second, asked while they play; population: JSON."""
-    said = {"rounds": 10_000, "thinks_s": 1.0, "population": json.loads(population)}
+    """Players who think for a second, asked while they play. population: as a game file has it, in JSON."""
+    people = json.loads(population)
+    said = {"rounds": 10_000, "thinks_s": 1.0, "population": people}
     overviews: list[Answer] = []
     with (
         _game(said) as file,
         paged("simulate", str(file), "--place", place, "--page", "0", "--seed", str(seed)) as page,
     ):
-        while not overviews or overviews[-1].told["total"] < MANY:  # until all are there
+        while not overviews or overviews[-1].told["total"] < people["total_num"]:  # until all are there
             overviews = [page.ask("/ui/agents")]
         while len(overviews) < ANSWERS:
             answer = page.ask("/ui/agents")
@@ -91,7 +93,7 @@ def running(place: str, seed: int, population: str) -> Watched:
 
 @cache
 def replayed(seed: int, population: str) -> Watched:
-    """The trace of a round of a million players on 4 simulated hosts, which are asked of at moments."""
+    """The trace of one round of them on 4 simulated hosts, at moments of it."""
     said = {"rounds": 1, "thinks_s": 1.0, "population": json.loads(population)}
     with _game(said) as file:
         kept = file.parent / "kept"
@@ -107,7 +109,7 @@ def replayed(seed: int, population: str) -> Watched:
 
 @cache
 def costs(seed: int, population: str) -> list[float]:
-    """CPU of a run that an open page watches over that of one with no page, in pairs."""
+    """CPU of a run of players who answer at once, with an open page, over that of one with none, in pairs."""
     said = {"rounds": ROUNDS, "thinks_s": 0.0, "population": json.loads(population)}
     ratios = []
     with _game(said) as file:

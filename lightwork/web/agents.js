@@ -10,11 +10,13 @@ const agents = (() => {
   const { plural, button, held, section, scroll, number, text, Rows } = agentParts;
   const PAGE = 50;
   const LOG = 500;
+  const ROUNDS = 200;
   const LONGEST_WAIT_MS = 8000;
   const view = {
     live: false,
     ended: false,
     stats: null,
+    rounds: new Map(), // of a live run, by number
     at: "", // of a saved run: the second that is shown
     last: null, // number of the last event that was heard
     wait_ms: 500, // until the feed is asked for again
@@ -177,7 +179,8 @@ const agents = (() => {
 
   // -- the figures
 
-  function show(stats) {
+  function show(told) {
+    const stats = { ...told, rounds: view.live ? keepRounds(told.rounds ?? []) : told.rounds };
     view.stats = stats;
     view.ended ||= view.live && stats.ended;
     const busy = stats.hosts.reduce((sum, host) => sum + host.busy, 0);
@@ -201,6 +204,24 @@ const agents = (() => {
     if (names.length === picked.options.length) return;
     picked.replaceChildren(...names.map(option));
     picked.value = value;
+  }
+
+  /** The latest of a live run: the feed tells each round once, when it is over. */
+  function keepRounds(told) {
+    for (const round of told) view.rounds.set(round.number, round);
+    for (const number of view.rounds.keys()) if (view.rounds.size > ROUNDS) view.rounds.delete(number);
+    return [...view.rounds.values()].sort((a, b) => a.number - b.number);
+  }
+
+  /** Ask for all figures, at the second that is shown. */
+  async function look() {
+    const { at } = view;
+    try {
+      const stats = await ask("");
+      if (view.at === at) show(stats);
+    } catch (error) {
+      notice(`The agents could not be had: ${error.message}`);
+    }
   }
 
   function showRounds({ rounds, now_s }) {
@@ -423,12 +444,7 @@ const agents = (() => {
     later("agents list", () => list(view.before), 250);
     later("agents one", refreshOne, 250);
     for (const line of $("agents-log").children) line.classList.toggle("later", Number(line.dataset.t) > at);
-    try {
-      const stats = await ask("");
-      if (view.at === at) show(stats);
-    } catch (error) {
-      notice(`The run at ${duration(at)} could not be had: ${error.message}`);
-    }
+    await look();
   }
 
   // -- the feed: what was missed while the line was down is asked for by the number of the last event
@@ -442,7 +458,7 @@ const agents = (() => {
       });
     on("stats", show);
     on("round", (round) => {
-      if (!view.stats.rounds.some((each) => each.number === round.number)) view.stats.rounds.push(round);
+      view.stats.rounds = keepRounds([round]);
       later("agents rounds", () => showRounds(view.stats), 200);
     });
     on("did", did);
@@ -451,6 +467,7 @@ const agents = (() => {
     feed.onopen = () => {
       view.wait_ms = 500;
       say("connected");
+      if (view.live) look(); // of what came while nobody listened
     };
     feed.onerror = () => {
       feed.close();
@@ -481,12 +498,8 @@ const agents = (() => {
     closeOne();
     document.addEventListener("keydown", onKeys);
     KEYS.splice(-2, 0, [["a"], "go to the agents; Enter shows one", () => listButtons()[0]?.focus(), "a"]);
-    try {
-      show(await ask(""));
-    } catch (error) {
-      notice(`The agents could not be had: ${error.message}`);
-      return;
-    }
+    await look();
+    if (!view.stats) return;
     if (!view.live) replay.set(view.stats.now_s);
     follow();
     await list([]);

@@ -124,10 +124,11 @@ def _app(routes: Sequence[Route]) -> FastAPI:
 
 def show(run: Path) -> None:
     """Serve the page over a saved trace or a run folder on this machine, until Ctrl-C."""
+    app = saved_app(run)
     listener = listen("127.0.0.1", 0)
     listener.listen()  # who reads the address may use it
     print(f"http://127.0.0.1:{listener.getsockname()[1]}/ui   Ctrl-C ends it", file=sys.stderr, flush=True)
-    config = uvicorn.Config(saved_app(run), log_level="warning", access_log=False, lifespan="off")
+    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
     try:
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
