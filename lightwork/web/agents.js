@@ -10,13 +10,12 @@ const agents = (() => {
   const { plural, button, held, section, scroll, number, text, Rows } = agentParts;
   const PAGE = 50;
   const LOG = 500;
-  const ROUNDS = 200;
   const LONGEST_WAIT_MS = 8000;
   const view = {
     live: false,
     ended: false,
     stats: null,
-    rounds: new Map(), // of a live run, by number
+    rounds: new agentParts.Latest(), // of a live run
     at: "", // of a saved run: the second that is shown
     last: null, // number of the last event that was heard
     wait_ms: 500, // until the feed is asked for again
@@ -43,25 +42,12 @@ const agents = (() => {
   const idColumn = ["id", "", (agent) => opens(agent.id), true];
   const forColumn = number("for", (agent) => duration(agent.for_s));
 
-  /** idle and busy beside each other, and under them how many of both are paused. */
-  function statesOf({ idle, busy, paused }) {
-    const states = agentParts.shares([
-      ["idle", idle],
-      ["busy", busy],
-    ]);
-    const held = agentParts.shares([
-      ["paused", paused],
-      ["", paused && idle + busy - paused],
-    ]);
-    return el("div", { class: "states" }, states, held);
-  }
-
   const hosts = new Rows(
     "agents-hosts",
     [
       text("host", (host) => (host.lost ? `${host.place} (lost)` : host.place)),
       ["", "", (host) => steering({ host: host.place }), true],
-      ["", "", statesOf],
+      ["", "", agentParts.states],
       ...["idle", "busy", "paused", "waiting", "messages"].map((name) => number(name)),
       number("bytes", (host) => agentParts.size(host.bytes)),
     ],
@@ -180,7 +166,7 @@ const agents = (() => {
   // -- the figures
 
   function show(told) {
-    const stats = { ...told, rounds: view.live ? keepRounds(told.rounds ?? []) : told.rounds };
+    const stats = { ...told, rounds: view.live ? view.rounds.with(told.rounds ?? []) : told.rounds };
     view.stats = stats;
     view.ended ||= view.live && stats.ended;
     const busy = stats.hosts.reduce((sum, host) => sum + host.busy, 0);
@@ -204,13 +190,6 @@ const agents = (() => {
     if (names.length === picked.options.length) return;
     picked.replaceChildren(...names.map(option));
     picked.value = value;
-  }
-
-  /** The latest of a live run: the feed tells each round once, when it is over. */
-  function keepRounds(told) {
-    for (const round of told) view.rounds.set(round.number, round);
-    for (const number of view.rounds.keys()) if (view.rounds.size > ROUNDS) view.rounds.delete(number);
-    return [...view.rounds.values()].sort((a, b) => a.number - b.number);
   }
 
   /** Ask for all figures, at the second that is shown. */
@@ -458,7 +437,7 @@ const agents = (() => {
       });
     on("stats", show);
     on("round", (round) => {
-      view.stats.rounds = keepRounds([round]);
+      view.stats.rounds = view.rounds.with([round]);
       later("agents rounds", () => showRounds(view.stats), 200);
     });
     on("did", did);

@@ -84,6 +84,19 @@ const agentParts = (() => {
     return el("div", { class: "shares", "aria-hidden": "true" }, ...parts.filter(([, n]) => n > 0).map(one));
   }
 
+  /** idle and busy beside each other, and under them how many of both are paused. */
+  function states({ idle, busy, paused }) {
+    const both = shares([
+      ["idle", idle],
+      ["busy", busy],
+    ]);
+    const below = shares([
+      ["paused", paused],
+      ["", paused && idle + busy - paused],
+    ]);
+    return el("div", { class: "states" }, both, below);
+  }
+
   /** How many agents are in each stretch of time; empty stretches at both ends are left out. */
   function bins({ edges_s, counts, every }) {
     const first = counts.findIndex((n) => n > 0);
@@ -106,6 +119,17 @@ const agentParts = (() => {
     const picture = el("div", { class: "bins", role: "img", "aria-label": words }, ...some.map(bin));
     const part = every > 1 ? [held(`So many are busy that one of every ${count(every)} was looked at.`)] : [];
     return el("div", {}, picture, ...part);
+  }
+
+  /** The latest rounds, of which each is told once or more. */
+  class Latest {
+    static most = 200;
+    rounds = new Map();
+    with(told) {
+      for (const round of told) this.rounds.set(round.number, round);
+      for (const number of this.rounds.keys()) if (this.rounds.size > Latest.most) this.rounds.delete(number);
+      return [...this.rounds.values()].sort((a, b) => a.number - b.number);
+    }
   }
 
   const hostOf = (round) => round.host ?? "all hosts";
@@ -221,6 +245,8 @@ const agentParts = (() => {
     Rows,
     facts,
     shares,
+    states,
+    Latest,
     bins,
     strips,
     roundLines,
