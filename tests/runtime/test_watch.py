@@ -155,6 +155,21 @@ def test_a_killed_place_fails_what_was_asked_of_it(actors: Actors) -> None:
     actors.kernel.run(main())
 
 
+@pytest.mark.multiproc
+def test_a_place_is_killed_while_it_starts() -> None:
+    kernel = Kernel(WallClock())
+
+    async def main() -> None:
+        log = actors.create(Log, on=actors.places[1])
+        asked = log.note(1)
+        await actors.kill_place(1)
+        with pytest.raises(HostLostError, match="was killed"):
+            await asked
+
+    with Actors(kernel, [Process()]) as actors:
+        kernel.run(main())
+
+
 class Idle:
     __slots__ = ()
 

@@ -87,15 +87,14 @@ class Hosted:
             if self._closed:
                 child.kill()
                 return
-            self._kernel.post(self._ready, child, child.wait())
+            self._kernel.post(self._ready, order.life + 1, child, child.wait())
         except (LightworkError, OSError) as error:
             self._kernel.post(self._lost, order.life, str(error))
 
-    def _ready(self, child: Child, address: Any) -> None:
-        if self.peer.lost is not None:  # it was killed before it was there
+    def _ready(self, life: int, child: Child, address: Any) -> None:
+        if self.peer.lost is not None or life != self._life:  # it was killed before it was there
             child.kill()
             return
-        life = self._life
         line = self._line = Line(
             self._kernel,
             child.pipe,
