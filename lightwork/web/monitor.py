@@ -355,7 +355,7 @@ class Monitor:
                     yield event.sent()
                     if event.name == "end":
                         return
-                if self.ended and last == self.ring.newest:
+                if self.ring.over and last == self.ring.newest:
                     return
                 await beat()
         finally:

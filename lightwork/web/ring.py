@@ -38,11 +38,16 @@ class Ring:
         self._lock = Lock()
         self.newest = 0
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing comes any more."""
+        return bool(self._events) and self._events[-1].name == "end"
+
     def add(self, name: str, data: Any) -> int:
         """Returns its number. What comes behind an `end` is no event any more."""
         text = json.dumps(data, separators=(",", ":"), default=plain)
         with self._lock:
-            if self._events and self._events[-1].name == "end":
+            if self.over:
                 return self.newest
             self.newest += 1
             self._events.append(Event(self.newest, name, text))
