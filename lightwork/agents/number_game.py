@@ -246,9 +246,14 @@ async def _round(game: NumberGame, actors: Actors, played: Played) -> Round:
             kernel.trace.add(Span(f"group {i}", "round", name, start_s, kernel.now(), args=args))
         return tally
 
+    begun_s = kernel.now()
     tallies = await kernel.gather(*(kernel.spawn(ask(i)) for i in range(len(groups))))
     total = Tally(sum(t.sum for t in tallies), sum(t.count for t in tallies))
-    return Round(said.round, game.population.total, total, game.ratio)
+    done = Round(said.round, game.population.total, total, game.ratio)
+    if kernel.trace is not None:
+        name = f"round {done.number}"
+        kernel.trace.add(Span("game", "round", name, begun_s, kernel.now(), args=done.record()))
+    return done
 
 
 def parse_ratio(text: Any) -> Fraction:

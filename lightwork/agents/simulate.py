@@ -9,12 +9,12 @@ in a Ray cluster (one, if no number is said), all in real time; `sim:N` is N sim
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightwork.agents.number_game import NumberGame, Round, play
+from lightwork.agents.number_game import NumberGame, Played, Round, play
 from lightwork.agents.population import MAX_AGENTS, read_config
 from lightwork.errors import RangeError, SpecError
 from lightwork.runtime.actors import Actors
@@ -23,12 +23,16 @@ from lightwork.runtime.garbage import rarely
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.mailbox import MAX_PLACES
 from lightwork.runtime.places import Place
+from lightwork.runtime.places.local import Local
 from lightwork.runtime.places.simulated import Simulated
 from lightwork.runtime.trace import Trace
 
 MAX_HOSTS = MAX_PLACES - 1
 FREE = Simulated()
 """A host whose messages take no time."""
+
+Perform = Callable[[Actors, Coroutine[Any, Any, Played]], Played]
+"""Runs a game to its end, on the kernel of its actors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +83,20 @@ def simulate(
     host: Simulated = FREE,
     trace: Trace | None = None,
     watch: Callable[[Round], object] = lambda done: None,
+    perform: Perform | None = None,
 ) -> Report:
-    """Play a game at a place. host: what each host of `sim:N` is like. trace: gets a span for each group and
-    round. watch: see `play`."""
+    """Play a game at a place. host: what each host of `sim:N` is like. trace: gets a span for each round, and
+    of each group's part in it. watch: see `play`. perform: runs it, and may look at it meanwhile."""
     virtual, hosts = parse_place(place, host)
     kernel = Kernel(VirtualClock() if virtual else WallClock(), seed=seed, trace=trace)
     start_cpu_s = cpu_s()
     with rarely(), Actors(kernel, hosts) as actors:
         places = actors.places[1:] or actors.places
+        if trace is not None:
+            trace.about |= about(game, place)
         start_s = kernel.now()
-        played = kernel.run(play(game, actors, places, watch))
+        main = play(game, actors, places, watch)
+        played: Played = kernel.run(main) if perform is None else perform(actors, main)
         return Report(
             place=label(place),
             agents=game.population.total,
@@ -126,6 +134,13 @@ def parse_place(text: str, host: Simulated = FREE) -> tuple[bool, list[Place]]:
     from lightwork.runtime.places.ray import Ray
 
     return False, [Ray(name, address=address) for name in names]
+
+
+def about(game: NumberGame, place: str) -> dict[str, Any]:
+    """What a trace of a game says of it, in plain values. places: "here" is this process."""
+    _, hosts = parse_place(place)
+    names = [Local().name, *(host.name for host in hosts)]
+    return {"agents": game.population.total, "rounds": game.rounds, "places": names}
 
 
 def label(place: str) -> str:

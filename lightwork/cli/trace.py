@@ -39,10 +39,10 @@ def command(file: Path, most: int, width: int | None, page: bool, as_json: bool)
         raise SpecError(f"{file.name} has {file.stat().st_size} bytes", expected=f"at most {MAX_FILE_BYTES}")
     if page and as_json:
         raise UsageError("--page prints nothing for machines", expected="--page or --json")
-    runs = read_traces(file)
     if page:
         _page(file)
         return
+    runs = read_traces(file)
     if as_json:
         show_json([{"label": t.label, "lanes": [_summary(lane) for lane in lanes(t.spans)]} for t in runs])
         return

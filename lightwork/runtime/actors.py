@@ -136,6 +136,31 @@ class Actors:
     def resume(self, ref: Ref) -> None:
         self._keeper(ref).tell("resume", ref.id)
 
+    def pause_place(self, number: int) -> Future:
+        """Let all messages to actors of places[number] wait; what they do now goes on.
+
+        The Future of this and the next two is done when it is so; it fails with HostLostError.
+        """
+        return self.keeper(number, "hold")
+
+    def resume_place(self, number: int) -> Future:
+        """Go on. Actors that were paused on their own stay so."""
+        return self.keeper(number, "let_go")
+
+    def kill_place(self, number: int) -> Future:
+        """End all its actors; of another process, the process."""
+        if isinstance(self.desks[number], Table):
+            return self.keeper(number, "clear")
+        return self.kernel.attempt(self.places[number].kill)
+
+    def keeper(self, number: int, method: str, *args: Any) -> Future:
+        """Ask the Keeper of a place something: at once if that is in this process, so that on a virtual clock
+        it takes no time. Raises nothing; nothing is logged if nobody looks at the Future."""
+        desk = self.desks[number]
+        if isinstance(desk, Table):
+            return self.kernel.attempt(getattr(desk.rows[-1][0], method), *args)
+        return desk.ask(KEEPERS(desk, KEEPER_ID), method, args)
+
     def ref(self, place: int, id: int, cls: type) -> Ref:
         """The handle of an actor that there is already."""
         return ref_to(cls)(self.desks[place], id)

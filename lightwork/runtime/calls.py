@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 class Call(Task):
     """One object for both: millions are made. What only a task has is set when one begins.
 
-    actor: who does it, from then on. coro: None before and after.
+    actor: who does it, from then on. since_s: when that was. coro: None before and after.
     """
 
-    __slots__ = ("actor", "args", "id", "method", "table")
+    __slots__ = ("actor", "args", "id", "method", "since_s", "table")
     coro: Coroutine[Any, Any, Any] | None  # type: ignore[assignment]
 
     def __init__(self, kernel: Kernel, table: Table, id: int, method: str, args: tuple[Any, ...]) -> None:
@@ -41,6 +41,7 @@ class Call(Task):
     def begin(self, actor: Any, coro: Coroutine[Any, Any, Any]) -> None:
         """Run an async method, now."""
         self.actor = actor
+        self.since_s = self.kernel.now()
         self.coro = coro
         self.args = ()
         self.waits = self.world = self.parent = self._children = None

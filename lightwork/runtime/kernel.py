@@ -67,8 +67,8 @@ class World(Protocol):
 class Kernel:
     """Runs tasks. clock: None is a virtual one. seed: of all random streams. trace: where spans go.
 
-    current: the task that runs, or ran last. lost: on a wall clock, who is told of what failed and nobody
-    waited for, instead of the log and of whoever calls run().
+    current: the task that runs, or ran last. tasks: all, in the order in which they began. lost: on a wall
+    clock, who is told of what failed and nobody waited for, instead of the log and of whoever calls run().
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Kernel:
         self._inbox: SimpleQueue[Call] = SimpleQueue()
         self._pools: dict[tuple[str, bool], _Pool] = {}
         self._rngs: dict[str, np.random.Generator] = {}
-        self._tasks: dict[Task, None] = {}
+        self.tasks: dict[Task, None] = {}
         self._failed: dict[Future, None] = {}
         self._stopping = False
         self.current: Task | None = None
@@ -112,13 +112,13 @@ class Kernel:
     ) -> Task:
         """Start a coroutine on the ready queue. parent: the task it is cancelled with; None for daemons."""
         task = Task(self, coro, name, world, parent)
-        self._tasks[task] = None
+        self.tasks[task] = None
         self.ready.append((self._step, (task, None, None)))
         return task
 
     def begin(self, task: Task) -> None:
         """Run a task up to where it waits first, here and now: for who is called by the ready queue."""
-        self._tasks[task] = None
+        self.tasks[task] = None
         self.step(task, None, None)
 
     def future(self, name: str = "") -> Future:
@@ -281,8 +281,8 @@ class Kernel:
             for pool in self._pools.values():
                 pool.shutdown(wait=False)
             self._pools.clear()
-            if not self._tasks:
-                self._tasks = {}  # an emptied one keeps the room that it once needed
+            if not self.tasks:
+                self.tasks = {}  # an emptied one keeps the room that it once needed
         if main is not None and task.done:
             self._raise_lost(but=task)
             return task.result()
@@ -293,9 +293,9 @@ class Kernel:
 
     def close(self) -> None:
         """End every task where it waits. The kernel is of no use afterwards."""
-        for task in [*self._tasks]:
+        for task in [*self.tasks]:
             task.coro.close()
-        self._tasks.clear()
+        self.tasks.clear()
         self.ready.clear()
         self._timers.clear()
 
@@ -364,7 +364,7 @@ class Kernel:
             but.error.add_note(f"{lost[0].name or 'a task'} had failed, too: {lost[0].error!r}")
 
     def _deadlock(self) -> DeadlockError:
-        waits = dict.fromkeys(f"{t.name or 'a task'} waits for {t.waiting_for()}" for t in self._tasks)
+        waits = dict.fromkeys(f"{t.name or 'a task'} waits for {t.waiting_for()}" for t in self.tasks)
         shown = "; ".join([*waits][:8]) + (f"; and {len(waits) - 8} more" if len(waits) > 8 else "")
         return DeadlockError(f"nothing can run: {shown}", expected="somebody to set what is waited for")
 
@@ -412,7 +412,7 @@ class Kernel:
                 else:
                     yielded = task.coro.throw(CancelledError(task.name))
         except BaseException as raised:
-            del self._tasks[task]
+            del self.tasks[task]
             task.waits = None
             if isinstance(raised, StopIteration):
                 task.end(raised.value, None)

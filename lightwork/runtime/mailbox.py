@@ -19,13 +19,12 @@ ABSENT = object()
 
 
 class Mailbox:
-    """Of a busy, paused or absent actor. call: what it does now, since when. waiting: what comes next."""
+    """Of a busy, paused or absent actor. call: what it does now. waiting: what comes next."""
 
-    __slots__ = ("actor", "call", "paused", "since_s", "waiting")
+    __slots__ = ("actor", "call", "paused", "waiting")
 
     def __init__(self, actor: Any, call: Call | None) -> None:
         self.actor = actor
         self.call = call
         self.paused = False
-        self.since_s = 0.0
         self.waiting: deque[Call] | None = None

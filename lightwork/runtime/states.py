@@ -27,6 +27,10 @@ _PLAIN = (type(None), bool, int, float, str)
 
 def save(table: Table) -> list[Saved]:
     """Raises SpecError, naming it, if an actor is busy, has messages waiting or holds what is not plain."""
+    if table.held:
+        raise SpecError(
+            f"{len(table.held)} messages wait at a paused place", expected="no messages", fix="resume it"
+        )
     saved: list[Saved] = []
     for creator, row in enumerate(table.rows[:MAX_PLACES]):
         for i, entry in enumerate(row):

@@ -19,7 +19,8 @@ from lightwork.runtime.futures import Future
 from lightwork.runtime.mailbox import ABSENT, BITS, MAX_PLACES, Mailbox
 from lightwork.runtime.refs import Here, Ref, ref_to
 from lightwork.runtime.states import Saved, restore, save
-from lightwork.runtime.trace import Span
+from lightwork.runtime.trace import Span, Trace
+from lightwork.runtime.watch import Census, Described, Look, Page, State, describe, look, page
 
 if TYPE_CHECKING:
     from lightwork.runtime.actors import Actors
@@ -40,7 +41,10 @@ class Tally(NamedTuple):
 
 
 class Table:
-    """number: of the place. The way to its actors for all of this process. busy: the class of calls."""
+    """number: of the place. The way to its actors for all of this process. busy: the class of calls.
+
+    held: if the place is paused, the messages that wait for that to end. census: once somebody looks.
+    """
 
     busy = Call
 
@@ -53,6 +57,8 @@ class Table:
         self.bytes = 0
         self.rows: list[list[Any]] = [[] for _ in range(MAX_PLACES + 1)]
         self.whole = True
+        self.held: deque[Call] | None = None
+        self.census: Census | None = None
         self._forgotten: dict[int, int] = {}
         self._lost = self._busy = self._paused = self._waiting = 0
         self._ready = self.kernel.ready.append
@@ -83,6 +89,9 @@ class Table:
         if call.done:
             return  # cancelled before it began
         id = call.id
+        if self.held is not None and id != KEEPER_ID:
+            self.held.append(call)
+            return
         row = self.rows[id & _LAST]
         try:
             if id >> BITS >= len(row):
@@ -103,8 +112,8 @@ class Table:
         if type(value) is CoroutineType:
             self.begin(call, actor, value)
         else:
-            if self.kernel.trace is not None:
-                self._record(call, actor, self.kernel.now())
+            if (trace := self.kernel.trace) is not None and trace.calls:
+                self._record(trace, call, actor, self.kernel.now())
             call.end(value, None)
 
     def attempt(self, id: int, method: str, args: tuple[Any, ...]) -> Any:
@@ -116,7 +125,7 @@ class Table:
         actor = row[id >> BITS] if id >> BITS < len(row) else None
         kind = type(actor)
         resting = not (kind is tuple or kind is Mailbox or kind is self.busy or actor is None)
-        if resting and self.kernel.trace is None:
+        if resting and self.kernel.trace is None and (self.held is None or id == KEEPER_ID):
             value = getattr(actor, method)(*args)
             if not (type(value) is CoroutineType or isinstance(value, Call)):
                 return value
@@ -131,14 +140,9 @@ class Table:
         return call
 
     def begin(self, call: Call, actor: Any, coro: Coroutine[Any, Any, Any]) -> None:
-        """Run an async method. Only who is waited for, or is watched, needs a mailbox."""
+        """Run an async method. Only who is waited for needs a mailbox."""
         self._busy += 1
-        row, i = self.rows[call.id & _LAST], call.id >> BITS
-        if self.kernel.trace is None:
-            row[i] = call
-        else:
-            mailbox = row[i] = Mailbox(actor, call)
-            mailbox.since_s = self.kernel.now()
+        self.rows[call.id & _LAST][call.id >> BITS] = call
         call.begin(actor, coro)
 
     def _append(self, id: int, call: Call) -> None:
@@ -156,11 +160,13 @@ class Table:
         if entry is call:
             self._busy -= 1
             row[id >> BITS] = call.actor
+            if (trace := self.kernel.trace) is not None and trace.calls:
+                self._record(trace, call, call.actor, call.since_s)
         elif type(entry) is Mailbox and entry.call is call:
             self._busy -= 1
             entry.call = None
-            if self.kernel.trace is not None:
-                self._record(call, entry.actor, entry.since_s)
+            if (trace := self.kernel.trace) is not None and trace.calls:
+                self._record(trace, call, entry.actor, call.since_s)
             if not entry.paused:
                 self._go_on(id, entry)
         call.actor = None
@@ -192,11 +198,10 @@ class Table:
         name = key if isinstance(key, str) else f"{cls.__name__} {key}"
         return Here(self.actors, ref_to(cls)(self, id), name, drawn)
 
-    def _record(self, call: Call, actor: Any, start_s: float) -> None:
-        assert self.kernel.trace is not None
+    def _record(self, trace: Trace, call: Call, actor: Any, start_s: float) -> None:
         name = f"{type(actor).__name__}.{call.method}"
         place = self.actors.places[self.number].name
-        self.kernel.trace.add(Span(place, "call", name, start_s, self.kernel.now(), peer=str(call.id)))
+        trace.add(Span(place, "call", name, start_s, self.kernel.now(), peer=str(call.id)))
 
     # -- what monitors ask
 
@@ -205,6 +210,8 @@ class Table:
         entry = self._entry(id)
         if entry is None:
             return
+        if self.census is not None:
+            self.census.change(id, entry, -1)
         self.rows[id & _LAST][id >> BITS] = None
         self._lost += 1
         if type(entry) is Mailbox:
@@ -233,8 +240,28 @@ class Table:
             if mailbox.call is None:
                 self._go_on(id, mailbox)
 
+    def hold(self) -> None:
+        """Pause the place: all messages wait, what is done now goes on. No-op if it is paused."""
+        if self.held is None:
+            self.held = deque()
+
+    def let_go(self) -> None:
+        """Go on. Who was paused alone stays so."""
+        held, self.held = self.held, None
+        for call in held or ():
+            self._deliver(call)
+
+    def clear(self) -> None:
+        """Kill all actors."""
+        for creator, row in enumerate(self.rows[:_LAST]):
+            for i, entry in enumerate(row):
+                if entry is not None and not (type(entry) is Mailbox and entry.actor is ABSENT):
+                    self.kill(i << BITS | creator)
+
     def tally(self) -> Tally:
         there = sum(map(len, self.rows[:_LAST])) - self._lost
+        if self.held is not None:
+            return Tally(there - self._busy, self._busy, there, self._waiting + len(self.held))
         return Tally(there - self._busy, self._busy, self._paused, self._waiting)
 
     def runs(self, call: Call) -> bool:
@@ -280,6 +307,9 @@ class Table:
         absent = type(before) is Mailbox and before.actor is ABSENT
         if type(before) is Mailbox and not absent:
             self.kill(id)
+        if self.census is not None:
+            self.census.change(id, self._entry(id), -1)
+            self.census.change(id, entry, 1)
         self._lost -= self._entry(id) is None or absent
         if not absent:
             row[id >> BITS] = entry
@@ -329,8 +359,26 @@ class Keeper:
     def resume(self, id: int) -> None:
         self._table.resume(id)
 
+    def hold(self) -> None:
+        self._table.hold()
+
+    def let_go(self) -> None:
+        self._table.let_go()
+
+    def clear(self) -> None:
+        self._table.clear()
+
     def tally(self) -> Tally:
         return self._table.tally()
+
+    def look(self, top: int) -> Look:
+        return look(self._table, top)
+
+    def page(self, state: State | None, after: int | None, most: int) -> Page:
+        return page(self._table, state, after, most)
+
+    def describe(self, id: int) -> Described:
+        return describe(self._table, id)
 
     def create(self, id: int, entry: tuple[Any, ...]) -> None:
         self._table.put(id, entry)

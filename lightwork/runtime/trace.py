@@ -46,12 +46,20 @@ class Observer(Protocol):
 class Trace:
     """Spans in order of their end. label: the world they are of ("real: cpu", "simulated: sim:h100").
 
-    keep: how many of the latest spans are held; None holds all. about: what was run, in plain values, for
-    those who read the trace later.
+    keep: how many of the latest spans are held; None holds all. calls: whether each message to an actor is a
+    span, too. about: what was run, in plain values, for those who read the trace later.
     """
 
-    def __init__(self, label: str, *, keep: int | None = None, observers: Iterable[Observer] = ()) -> None:
+    def __init__(
+        self,
+        label: str,
+        *,
+        keep: int | None = None,
+        calls: bool = True,
+        observers: Iterable[Observer] = (),
+    ) -> None:
         self.label = label
+        self.calls = calls
         self.about: dict[str, Any] = {}
         self.spans: deque[Span] | list[Span] = [] if keep is None else deque(maxlen=keep)
         self.observers = list(observers)

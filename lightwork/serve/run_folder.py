@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from lightwork.errors import LightworkError, SpecError
 from lightwork.home import save
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import read_chrome_trace, write_chrome_trace
-from lightwork.runtime.trace import Span, Trace
+from lightwork.runtime.trace import Observer, Span, Trace
 from lightwork.serve.metrics import Meter
 from lightwork.serve.plan_file import plan_of, plan_text
 from lightwork.serve.sequence import Request
@@ -68,11 +69,48 @@ class Recorded:
     texts: dict[int, tuple[str, tuple[int, ...]]]
 
 
+class EventsFile:
+    """The events of a run, written as they come: an observer of its spans.
+
+    head: what of the run is known before. flushed: after each line; else a run that is killed may lose some.
+    A disk that fills up ends the record, not the run; `close` raises what went wrong.
+    """
+
+    def __init__(self, folder: Path, label: str, head: dict[str, Any], *, flushed: bool = True) -> None:
+        """Raises LightworkError for a folder that holds something, or cannot be made."""
+        new_folder(folder)
+        self._path = folder / EVENTS
+        self._failed: OSError | None = None
+        try:
+            self._file: Any = self._path.open("w", encoding="utf-8", buffering=1 if flushed else -1)
+        except OSError as error:
+            raise _unwritten(folder, error) from error
+        self.write({"lightwork": __version__, "label": label} | head)
+
+    def on(self, span: Span) -> None:
+        self.write({"span": list(span)})
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self._failed is None:
+            try:
+                self._file.write(to_line(line) + "\n")
+            except OSError as error:
+                self._failed = error
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            self._failed = self._failed or error
+        if self._failed is not None:
+            raise _unwritten(self._path, self._failed)
+
+
 @dataclass(slots=True, eq=False)
 class Recorder:
     """An observer that writes a run folder, whole when the block that it is for has ended.
 
-    A disk that fills up ends the record, not the run; `close` raises what went wrong.
+    `close` raises what went wrong when events were written.
     """
 
     folder: Path
@@ -80,37 +118,31 @@ class Recorder:
     trace: Trace
     _seqs: dict[int, Seq] = field(default_factory=dict)
     _meter: Meter = field(default_factory=Meter)
-    _failed: OSError | None = None
-    _file: Any = None
+    _events: EventsFile = field(init=False)
 
     def __post_init__(self) -> None:
         """Raises LightworkError for a folder that holds something, or cannot be made."""
-        new_folder(self.folder)
-        told = {"lightwork": __version__, "label": self.trace.label, "seed": self.served.kernel.seed}
-        try:
-            self._file = (self.folder / EVENTS).open("w", encoding="utf-8", buffering=1)
-        except OSError as error:
-            raise _unwritten(self.folder, error) from error
+        head = {"seed": self.served.kernel.seed, "about": self.trace.about}
+        self._events = EventsFile(self.folder, self.trace.label, head)
         plan = plan_text(plan_of(self.trace.about), f"lightwork {__version__}, {self.trace.label}")
         save(self.folder / PLAN, lambda part: part.write_text(plan, encoding="utf-8"))
-        self._write(told | {"about": self.trace.about})
         self.trace.observers.append(self)
 
     def took(self, seqs: Sequence[Seq], stop: Sequence[str] = ()) -> None:
         """A request came, whose sequences these are; told right after its arrival was."""
         self._seqs.update((seq.id, seq) for seq in seqs)
         asked = {"request": asdict(seqs[0].request), "ids": [seq.id for seq in seqs], "stop": list(stop)}
-        self._write(asked | {"at_s": seqs[0].arrived_s, "begun": begun(self.served)})
+        self._events.write(asked | {"at_s": seqs[0].arrived_s, "begun": begun(self.served)})
 
     def on(self, span: Span) -> None:
         self._meter.on(span)
         ended = self._seqs.pop(int(span.name), None) if span.kind == "finish" else None
         if ended is not None and ended.finished == "cancelled":
-            self._write({"cancel": ended.id, "at_s": span.end_s, "begun": begun(self.served)})
-        self._write({"span": list(span)})
+            self._events.write({"cancel": ended.id, "at_s": span.end_s, "begun": begun(self.served)})
+        self._events.on(span)
         if ended is not None:
             tokens = ended.tokens[ended.prompt_len :]
-            self._write({"text": ended.id, "reason": ended.finished, "tokens": tokens})
+            self._events.write({"text": ended.id, "reason": ended.finished, "tokens": tokens})
 
     def __enter__(self) -> Recorder:
         return self
@@ -124,23 +156,11 @@ class Recorder:
         """Write what is of the whole run. Raises LightworkError if something could not be written."""
         if self in self.trace.observers:
             self.trace.observers.remove(self)
-        try:
-            self._file.close()
-        except OSError as error:
-            self._failed = self._failed or error
-        if self._failed is not None:
-            raise _unwritten(self.folder / EVENTS, self._failed)
+        self._events.close()
         simulated = self.trace.about["on"].startswith("sim:")
         figures = json.dumps(self._meter.summary(simulated=simulated).to_dict(), indent=1) + "\n"
         save(self.folder / METRICS, lambda part: part.write_text(figures, encoding="utf-8"))
         write_chrome_trace(self.folder / TRACE, [self.trace])
-
-    def _write(self, line: dict[str, Any]) -> None:
-        if self._failed is None:
-            try:
-                self._file.write(to_line(line) + "\n")
-            except OSError as error:
-                self._failed = error
 
 
 def new_folder(folder: Path) -> None:
@@ -204,12 +224,34 @@ def read_traces(path: Path) -> list[Trace]:
 
 def read_run(folder: Path) -> Recorded:
     """Raises SpecError if this is no run folder."""
+    with _lines(folder) as lines:
+        return _read(lines)
+
+
+def read_head(folder: Path) -> Trace:
+    """Of a run folder: label and about, no spans. Raises SpecError if it is none."""
+    with _lines(folder) as lines:
+        return _head(lines)[0]
+
+
+def read_spans(folder: Path, observer: Observer) -> None:
+    """Tell an observer the spans of a run folder, which may be too large to be held. Raises SpecError."""
+    with _lines(folder) as lines:
+        _head(lines)
+        for told in _whole(lines):
+            if "span" in told:
+                observer.on(Span(*told["span"]))
+
+
+@contextmanager
+def _lines(folder: Path) -> Iterator[Iterator[str]]:
+    """Of the events. Raises SpecError for what cannot be read, or understood within the block."""
     file = folder / EVENTS
     try:
         if file.stat().st_size > MAX_BYTES:
             raise SpecError(f"{file} has {file.stat().st_size} bytes", expected=f"at most {MAX_BYTES}")
         with file.open(encoding="utf-8") as lines:
-            return _read(lines)
+            yield lines
     except OSError as error:
         raise SpecError(
             f"{folder} is no run folder: {EVENTS} cannot be read: {error.strerror}",
@@ -222,10 +264,16 @@ def read_run(folder: Path) -> Recorded:
         ) from error
 
 
-def _read(lines: Iterator[str]) -> Recorded:
+def _head(lines: Iterator[str]) -> tuple[Trace, int]:
+    """With the seed."""
     head = json.loads(next(lines))
     trace = Trace(str(head["label"]))
     trace.about = dict(head["about"])
+    return trace, int(head["seed"])
+
+
+def _read(lines: Iterator[str]) -> Recorded:
+    trace, seed = _head(lines)
     came: list[Came] = []
     texts: dict[int, tuple[str, tuple[int, ...]]] = {}
     decided, unasked = 0, False
@@ -245,7 +293,7 @@ def _read(lines: Iterator[str]) -> Recorded:
             came.append(Came(told["at_s"], decided - 1, told["begun"], ids, request, tuple(told["stop"])))
     if unasked:  # the record ends before it says what
         trace.spans.pop()
-    return Recorded(trace=trace, seed=int(head["seed"]), came=came, texts=texts)
+    return Recorded(trace=trace, seed=seed, came=came, texts=texts)
 
 
 def _whole(lines: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -85,7 +85,7 @@ class Feed:
                 if dropped or not lasts():
                     yield event("dropped" if dropped else "end", {})
                     return
-                await _beat()
+                await beat()
         finally:
             with self._lock:
                 self._watchers.remove(watcher)
@@ -113,7 +113,7 @@ def event(name: str, data: Any) -> bytes:
     return f"event: {name}\ndata: {text}\n\n".encode()
 
 
-async def _beat() -> None:
+async def beat() -> None:
     """Let spans gather: several a frame are cheaper than each on its own, and nobody sees faster."""
     with suppress(TimeoutError):
         await asyncio.wait_for(asyncio.Event().wait(), BEAT_S)

@@ -7,23 +7,30 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field, FiniteFloat
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lightwork import __version__
 from lightwork.claims.results import load as load_claims
 from lightwork.plan.why import explain
-from lightwork.runtime.trace import Span
+from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.http import errors
 from lightwork.serve.http.guard import Guard
 from lightwork.serve.http.main import Loaded, listen
-from lightwork.serve.run_folder import EVENTS
+from lightwork.serve.run_folder import EVENTS, read_traces
+from lightwork.web.agent_routes import agent_routes
 from lightwork.web.feed import Feed
+from lightwork.web.replay import read_agents
+from lightwork.web.same_origin import SameOrigin
+
+if TYPE_CHECKING:
+    from lightwork.web.monitor import Monitor
 
 FOLDER = Path(__file__).parent
 POLICY = (
@@ -31,6 +38,15 @@ POLICY = (
     "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """The page speaks to its own server and to nobody else; the browser holds it to that."""
+ASSETS = {
+    "uPlot.js": "text/javascript",
+    "uPlot.css": "text/css",
+    "runs.js": "text/javascript",
+    "agents_parts.js": "text/javascript",
+    "agents.js": "text/javascript",
+    "agents.css": "text/css",
+}
+"""Files that the page is made of beside itself, and what they are."""
 MAX_SPANS = 200_000
 MAX_BODY_BYTES = 32 << 20
 
@@ -45,31 +61,61 @@ def add_page(loaded: Loaded) -> None:
     async def source() -> dict[str, Any]:
         return {"live": True, "name": loaded.name}
 
+    spans = _spans(feed, trace, lambda: service.ready)
+    _install(loaded.app, [("GET", "/ui/source", source), ("GET", "/ui/feed", spans)])
+
+
+def watched_app(monitor: Monitor) -> FastAPI:
+    """The page of a population that runs."""
+
+    async def source() -> dict[str, Any]:
+        return {"live": True, "name": monitor.name, "agents": True}
+
+    spans = _spans(monitor.spans, monitor.trace, lambda: not monitor.ended)
+    routes = [("GET", "/ui/source", source), ("GET", "/ui/feed", spans), *agent_routes(monitor)]
+    return _app(routes)
+
+
+def _spans(feed: Feed, trace: Trace, lasts: Callable[[], bool]) -> Callable[..., Any]:
     async def spans() -> Response:
         feed.check_room()
         hello = {"label": trace.label, "about": trace.about}
-        events: AsyncIterator[bytes] = feed.events(hello, lambda: service.ready)
+        events: AsyncIterator[bytes] = feed.events(hello, lasts)
         return StreamingResponse(
             events, media_type="text/event-stream", headers={"cache-control": "no-store"}
         )
 
-    _install(loaded.app, [("GET", "/ui/source", source), ("GET", "/ui/feed", spans)])
+    return spans
 
 
 def saved_app(run: Path) -> FastAPI:
-    """The page over a saved trace, or over a run folder."""
+    """The page over a saved trace, or over a run folder. Raises SpecError if it is neither."""
     file = run / EVENTS if run.is_dir() else run
-    app = FastAPI(title="lightwork", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    agents = read_agents(run)
+    told: dict[str, Any] = {"live": False, "name": run.resolve().name, "file": file.name}
+    if agents is not None:
+        told["agents"] = True
+    else:
+        read_traces(run)
 
     async def source() -> dict[str, Any]:
-        return {"live": False, "name": run.resolve().name, "file": file.name}
+        return told
 
     async def saved() -> Response:
         kind = "application/json" if file.suffix == ".json" else "application/jsonl"
         return FileResponse(file, media_type=kind, headers={"cache-control": "no-store"})
 
-    _install(app, [("GET", "/ui/source", source), ("GET", "/ui/file", saved)])
+    more = [] if agents is None else agent_routes(agents)
+    return _app([("GET", "/ui/source", source), ("GET", "/ui/file", saved), *more])
+
+
+def _app(routes: Sequence[Route]) -> FastAPI:
+    """A page's own server, for this machine alone."""
+    app = FastAPI(title="lightwork", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    _install(app, routes)
     errors.install(app)
+    app.add_middleware(SameOrigin)
+    app.add_middleware(GZipMiddleware, compresslevel=4)  # not of feeds, which are not to wait
     app.add_middleware(Guard, max_body_bytes=MAX_BODY_BYTES, api_key=None)
     # A name that somebody else points at this machine must not make the trace theirs to read.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
@@ -78,10 +124,11 @@ def saved_app(run: Path) -> FastAPI:
 
 def show(run: Path) -> None:
     """Serve the page over a saved trace or a run folder on this machine, until Ctrl-C."""
+    app = saved_app(run)
     listener = listen("127.0.0.1", 0)
     listener.listen()  # who reads the address may use it
     print(f"http://127.0.0.1:{listener.getsockname()[1]}/ui   Ctrl-C ends it", file=sys.stderr, flush=True)
-    config = uvicorn.Config(saved_app(run), log_level="warning", access_log=False, lifespan="off")
+    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
     try:
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
@@ -92,8 +139,7 @@ def show(run: Path) -> None:
 def _install(app: FastAPI, more: Sequence[Route]) -> None:
     routes: list[Route] = [
         ("GET", "/ui", _page),
-        ("GET", "/ui/uPlot.js", _asset("uPlot.js", "text/javascript")),
-        ("GET", "/ui/uPlot.css", _asset("uPlot.css", "text/css")),
+        *(("GET", f"/ui/{name}", _asset(name, kind)) for name, kind in ASSETS.items()),
         ("GET", "/ui/claims", _claims),
         ("POST", "/ui/why", _why),
         *more,

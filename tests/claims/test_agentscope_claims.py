@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from itertools import islice
 
@@ -12,7 +13,10 @@ from lightwork.agents.number_players import Said, only_number
 from lightwork.agents.simulate import simulate
 from lightwork.claims import Lab
 from lightwork.claims._level_model import BATCH, LEVELS, batches, words
+from lightwork.claims._pages import paged
+from lightwork.claims._population_page import ANSWERS, MOMENTS, replayed, running
 from lightwork.claims.agentscope import CALL_S, a_round_of_the_readme, blocked_s, off, population
+from lightwork.errors import LightworkError
 
 
 def test_blocked_threads_take_turns():
@@ -56,3 +60,22 @@ def test_the_model_is_taught_what_players_are_told_and_what_they_should_say():
 def test_every_word_of_the_game_is_one_token():
     asked = "<|bos|><|system|>- level: inf<|end|><|user|>37.5 won at 2/3<|end|><|assistant|>"
     assert len(words().encode(asked).ids) == 5 + 1 + 9 + 1
+
+
+@pytest.mark.multiproc
+def test_a_page_is_asked_while_a_population_plays_and_of_its_trace():
+    people = json.dumps(population(((1, 1.0),), 60))
+    live = running("local", 0, people)
+    assert (live.agents, len(live.overviews)) == (61, ANSWERS)
+    assert len({answer.told["now_s"] for answer in live.overviews}) == ANSWERS
+    saved = replayed(0, people)
+    assert (saved.agents, len(saved.overviews)) == (64, MOMENTS + 1)
+    busy = [sum(host["busy"] for host in answer.told["hosts"]) for answer in saved.overviews]
+    assert max(busy) == 64
+    assert saved.worst_s() >= saved.median_s() > 0
+    assert saved.most_bytes() > 1000
+
+
+def test_a_verb_that_has_no_page_is_told():
+    with pytest.raises(LightworkError, match="no-such-game"), paged("simulate", "no-such-game", "--page"):
+        pass

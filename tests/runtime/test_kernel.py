@@ -135,7 +135,7 @@ def test_many_dropped_timers_take_no_room():
 
     kernel.run(main())
     assert len(kernel._timers) + len(kernel._dropped) < 1000
-    assert not kernel._tasks
+    assert not kernel.tasks
 
 
 def test_a_future_is_set_once():
@@ -188,7 +188,7 @@ def test_no_work_after_cancel(cancel_at, seed):
     kernel.run()
     assert len(log) == marks[0]
     assert task.done
-    assert not kernel._tasks
+    assert not kernel.tasks
 
 
 def test_children_end_with_their_parent():

@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from browsing import clean_page
 
 from lightwork.serve.http.main import BackgroundServer, Loaded, load
 from lightwork.serve.plan import Plan
@@ -63,21 +63,5 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def page(browser: Any, url: str) -> Iterator[Any]:
     """A page that has said nothing in its console and has asked nobody else, when the test ends."""
-    said: list[str] = []
-    asked: list[str] = []
-    # Playwright waits by eval, which the page's policy forbids; one test below goes without.
-    context = browser.new_context(
-        color_scheme="light", viewport={"width": 1280, "height": 900}, bypass_csp=True
-    )
-    context.set_default_timeout(60_000)
-    made = context.new_page()
-    made.on(
-        "console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None
-    )
-    made.on("pageerror", lambda error: said.append(str(error)))
-    made.on("request", lambda request: asked.append(request.url))
-    yield made
-    context.close()
-    assert said == []
-    others = [each for each in asked if urlsplit(each).netloc not in ("", urlsplit(url).netloc)]
-    assert others == []
+    with clean_page(browser, url) as made:
+        yield made

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import Page, choose
+from browsing import AXE, Page, axe_finds, choose
 
 from lightwork.cli import main
 from lightwork.plan.why import explain
@@ -22,7 +22,6 @@ from lightwork.serve.run_folder import EVENTS, read_run
 from lightwork.serve.simulate import simulate
 
 pytestmark = pytest.mark.multiproc
-AXE = Path(__file__).with_name("axe.js")
 Ask = Callable[[int], None]
 MANY = 50_000
 
@@ -363,10 +362,7 @@ def test_axe_finds_nothing(page: Page, url: str, ask: Ask, simulated: Path, sche
     page.click("#requests tbody button >> nth=0")
     page.wait_for_selector("#why-body table[data-sum]")
     page.click("#claims summary >> nth=0")
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    told = [f"{v['id']}: {v['help']}: {n['html'][:200]}" for v in found["violations"] for n in v["nodes"]]
-    assert told == []
+    assert axe_finds(page) == []
 
 
 def test_the_scoreboard_can_be_searched(page: Page, url: str):

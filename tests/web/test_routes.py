@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from browsing import started
 from starlette.testclient import TestClient
 
 from lightwork.claims.systems import SYSTEMS
@@ -21,7 +19,7 @@ from lightwork.plan.why import explain
 from lightwork.runtime.perfetto import write_chrome_trace
 from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.http.main import Loaded
-from lightwork.web.routes import FOLDER, saved_app
+from lightwork.web.routes import ASSETS, FOLDER, saved_app
 
 STEP = {"rank": "engine", "kind": "step", "name": "step 1", "start_s": 1.0, "end_s": 2.0}
 
@@ -57,11 +55,11 @@ def test_the_page_may_speak_to_its_own_server_only(http: httpx.Client):
     policy = reply.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "connect-src 'self'" in policy
-    named = re.findall(r"https?://[^\s\"')]+", reply.text)
-    assert named == []
+    ours = [reply.text, *(http.get(f"/ui/{name}").text for name in ASSETS if not name.startswith("uPlot"))]
+    assert [re.findall(r"https?://[^\s\"')]+", text) for text in ours] == [[]] * len(ours)
 
 
-@pytest.mark.parametrize("name", ["uPlot.js", "uPlot.css"])
+@pytest.mark.parametrize("name", ASSETS)
 def test_what_the_page_is_made_of_is_served(http: httpx.Client, name: str):
     assert http.get(f"/ui/{name}").content == (FOLDER / name).read_bytes()
     assert "MIT License" in (FOLDER / "uPlot.LICENSE").read_text(encoding="utf-8")
@@ -115,25 +113,6 @@ def saved(folder: Path) -> Path:
     trace.add(Span("0", "compute", "forward", 0.0, 1.0))
     write_chrome_trace(folder / "out.json", [trace])
     return folder / "out.json"
-
-
-@contextmanager
-def started(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A verb that serves the page, and where."""
-    asked = [sys.executable, "-m", "lightwork", *words]
-    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        try:
-            assert process.stderr is not None
-            said = ""
-            for line in process.stderr:
-                said += line
-                if found := re.search(r"(http://127\.0\.0\.1:\d+)/ui", line):
-                    yield process, found[1]
-                    break
-            else:
-                raise AssertionError(said)
-        finally:
-            process.kill()
 
 
 @pytest.mark.multiproc

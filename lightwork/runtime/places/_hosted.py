@@ -87,12 +87,14 @@ class Hosted:
             if self._closed:
                 child.kill()
                 return
-            self._kernel.post(self._ready, child, child.wait())
+            self._kernel.post(self._ready, order.life + 1, child, child.wait())
         except (LightworkError, OSError) as error:
             self._kernel.post(self._lost, order.life, str(error))
 
-    def _ready(self, child: Child, address: Any) -> None:
-        life = self._life
+    def _ready(self, life: int, child: Child, address: Any) -> None:
+        if self.peer.lost is not None or life != self._life:  # it was killed before it was there
+            child.kill()
+            return
         line = self._line = Line(
             self._kernel,
             child.pipe,
@@ -128,6 +130,10 @@ class Hosted:
         if life + 1 == self._life and self.peer.lost is None:
             self._stop()
             self._actors.mesh.part(self._number, why)
+
+    def kill(self) -> None:
+        """Lose it, now."""
+        self._lost(self._life - 1, "was killed")
 
     def _stop(self) -> None:
         if self._heartbeat is not None:

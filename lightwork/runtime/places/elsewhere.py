@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lightwork.errors import SpecError
+
 if TYPE_CHECKING:
     from lightwork.runtime.actors import Actors
     from lightwork.runtime.places import Desk
@@ -20,6 +22,10 @@ class Elsewhere:
 
     def restart(self) -> None:
         """Its process is its starter's."""
+
+    def kill(self) -> None:
+        """Raises SpecError."""
+        raise SpecError(f"{self.name} is killed by another process", expected="the process that started it")
 
     def close(self) -> None:
         """Its process is its starter's."""

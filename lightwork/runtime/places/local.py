@@ -22,5 +22,8 @@ class Local:
     def restart(self) -> None:
         """It is there as long as this process is."""
 
+    def kill(self) -> None:
+        """Its process is this one."""
+
     def close(self) -> None:
         """Its actors end with it."""

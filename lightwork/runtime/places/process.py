@@ -32,6 +32,10 @@ class Process:
         if self._hosted is not None:
             self._hosted.restart()
 
+    def kill(self) -> None:
+        if self._hosted is not None:
+            self._hosted.kill()
+
     def close(self) -> None:
         if self._hosted is not None:
             self._hosted.close()

@@ -41,6 +41,10 @@ class Ray:
         if self._hosted is not None:
             self._hosted.restart()
 
+    def kill(self) -> None:
+        if self._hosted is not None:
+            self._hosted.kill()
+
     def close(self) -> None:
         if self._hosted is not None:
             self._hosted.close()

@@ -49,6 +49,9 @@ class Simulated:
     def restart(self) -> None:
         """It is never lost."""
 
+    def kill(self) -> None:
+        """It has no process of its own."""
+
     def close(self) -> None:
         """Its actors end with this process."""
 
