@@ -13,6 +13,7 @@ from lightwork.runtime.effects import Use
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.resources import Fifo
+from lightwork.serve.embedding import Text, Vector, refused
 from lightwork.serve.notes import Notes
 from lightwork.serve.runner import Runner, Scores
 from lightwork.serve.schedulers import Step
@@ -67,6 +68,9 @@ class ExpertRunner:
 
     def run(self, step: Step) -> Coroutine[Any, Any, Scores]:
         return self._run(step)
+
+    async def embed(self, texts: Sequence[Text]) -> Sequence[Vector]:
+        raise refused("its models take turns")
 
     def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
         return self.inner.pull(pool, src, dst, num_tokens)

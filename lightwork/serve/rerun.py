@@ -21,6 +21,7 @@ from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.progress import Progress
 from lightwork.runtime.trace import Span, Trace
+from lightwork.serve.embedding import Text, Vector
 from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.form_times import FormTimes
@@ -306,6 +307,9 @@ class _Told:
     def run(self, step: Step) -> Awaitable[Scores]:
         self._begins()
         return self.inner.run(step)
+
+    def embed(self, texts: Sequence[Text]) -> Awaitable[Sequence[Vector]]:
+        return self.inner.embed(texts)
 
     def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
         return self.inner.pull(pool, src, dst, num_tokens)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from lightwork.decode.sampling import Floats, Pick
 from lightwork.memory.host import Run
+from lightwork.serve.embedding import Text, Vector
 from lightwork.serve.schedulers import Step
 
 
@@ -61,6 +62,11 @@ class Runner(Protocol):
 
     def run(self, step: Step) -> Awaitable[Scores]:
         """Where attention reads keys once that sequences share, `step.shared` tells which in the end."""
+        ...
+
+    def embed(self, texts: Sequence[Text]) -> Awaitable[Sequence[Vector]]:
+        """The vectors of texts of one model, pooled alike, computed between and beside the steps. Their value
+        raises UsageError where there are no hidden states."""
         ...
 
     def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:

@@ -13,6 +13,7 @@ from lightwork.memory.host import Run
 from lightwork.models.adapters import Adapter
 from lightwork.runtime.futures import Task
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve.embedding import Text, Vector
 from lightwork.serve.notes import Notes
 from lightwork.serve.runner import Runner, Scores
 from lightwork.serve.schedulers import Step
@@ -138,6 +139,9 @@ class TrainingRunner:
             self._notes.event("serve adapter", adapter.name, **epoch.told(self.kernel.now()))
             self._epoch = _Epoch(self.kernel.now(), epoch.updates[-1].tokens)
         return took_s
+
+    def embed(self, texts: Sequence[Text]) -> Awaitable[Sequence[Vector]]:
+        return self.inner.embed(texts)
 
     def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
         return self.inner.pull(pool, src, dst, num_tokens)

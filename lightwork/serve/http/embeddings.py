@@ -2,23 +2,21 @@
 unit length.
 
 Without a word of it, it is the last token's state: so does vLLM with models that were not trained for
-anything else. They are computed beside the scheduler, one at a time, and a step waits as long as one takes.
+anything else. They are computed by the engines that serve, see `serve.embedding`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
-from numpy.typing import NDArray
 
 from lightwork.errors import BusyError, CapacityError
+from lightwork.serve.embedding import Text, Vector
 from lightwork.serve.http.handling import Handling
 from lightwork.serve.http.schemas import EmbeddingBody
 from lightwork.serve.http.translate import Served, token_lists
@@ -30,16 +28,15 @@ class Embeddings:
     def __init__(self, handling: Handling) -> None:
         self.handling = handling
         self.served = handling.served
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lightwork-embed")
         self._waiting = 0
 
     async def create(self, body: EmbeddingBody, request: Request) -> Response:
         headers = self.handling.begin(body, body.model)
         texts = await self.handling.translate(request, _texts, body, self.served)
-        vectors = await self.handling.until_left(request, self._embed(texts, body.model))
-        num_tokens = sum(map(len, texts))
+        vectors = await self.handling.until_left(request, self._embed(texts))
+        num_tokens = sum(len(text.tokens) for text in texts)
         shown = [
-            {"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format)}
+            {"object": "embedding", "index": i, "embedding": _written(_unit(vector), body.encoding_format)}
             for i, vector in enumerate(vectors)
         ]
         reply = {
@@ -50,7 +47,7 @@ class Embeddings:
         }
         return JSONResponse(reply, headers=headers)
 
-    async def _embed(self, texts: Sequence[Sequence[int]], name: str) -> list[NDArray[np.float32]]:
+    async def _embed(self, texts: Sequence[Text]) -> list[Vector]:
         """Raises BusyError where too many texts wait."""
         most = self.served.limits.max_waiting
         if self._waiting + len(texts) > most:
@@ -60,19 +57,13 @@ class Embeddings:
                 fix="send it again later",
             )
         self._waiting += len(texts)
-        loop, model = asyncio.get_running_loop(), self.served.variants.get(name, "")
         try:
-            return [await loop.run_in_executor(self._thread, self._vector, text, model) for text in texts]
+            return await self.handling.service.embed(texts)
         finally:
             self._waiting -= len(texts)
 
-    def _vector(self, text: Sequence[int], model: str) -> NDArray[np.float32]:
-        pooling = self.served.pooling
-        states_Nd = self.handling.service.states(text, model, every=pooling.reads_all)
-        return _unit(pooling.vector(states_Nd))
 
-
-def _texts(body: EmbeddingBody, served: Served) -> list[list[int]]:
+def _texts(body: EmbeddingBody, served: Served) -> list[Text]:
     texts = token_lists(body.input, served, "input", add_special=body.add_special_tokens)
     longest = max(map(len, texts))
     if longest > served.limits.max_len:
@@ -81,15 +72,16 @@ def _texts(body: EmbeddingBody, served: Served) -> list[list[int]]:
             expected=f"at most {served.limits.max_len}",
             fix="shorten it",
         )
-    return texts
+    model = served.variants.get(body.model, "")
+    return [Text(tokens, model, served.pooling) for tokens in texts]
 
 
-def _unit(state: NDArray[np.float32]) -> NDArray[np.float32]:
+def _unit(state: Vector) -> Vector:
     """A vector of length 1; one without a direction stays what it is."""
     length = float(np.linalg.norm(state))
     return state / np.float32(length) if length else state
 
 
-def _written(vector: NDArray[np.float32], how: str) -> Any:
+def _written(vector: Vector, how: str) -> Any:
     """Numbers, or the base64 of their little-endian float32 bytes."""
     return base64.b64encode(vector.astype("<f4").tobytes()).decode() if how == "base64" else vector.tolist()
