@@ -199,6 +199,11 @@ class Service:
         stopped = self._draining or self.failure is not None
         return self._thread.is_alive() and not stopped and self.engine.alive
 
+    @property
+    def num_unfinished(self) -> int:
+        """Sequences, and requests for vectors, that have not ended. May be read from any thread."""
+        return self.engine.num_unfinished + len(self._embedded)
+
     def check_ready(self) -> None:
         """Raises NotReadyError, which says why, when no new requests are taken."""
         if self.ready:
