@@ -123,7 +123,7 @@ def until(loaded: Loaded, read: Callable[[Any], bool]) -> None:
 
     async def ask() -> None:
         while not await loaded.service.ask(read):
-            await asyncio.sleep(0.005)
+            pass
 
     asyncio.run(ask())
 
@@ -207,7 +207,7 @@ def test_texts_of_a_client_that_leaves_are_forgotten_everywhere(folder: Path) ->
             async with httpx.AsyncClient(base_url=url, timeout=60) as http:
                 asked = asyncio.ensure_future(http.post("/v1/embeddings", json=body))
                 while not await loaded.service.ask(waits):
-                    await asyncio.sleep(0.005)
+                    pass
                 asked.cancel()
 
         asyncio.run(leave())
@@ -309,8 +309,7 @@ def test_a_step_waits_for_a_part_of_a_text_at_most(folder: Path, monkeypatch: py
                 asked = asyncio.ensure_future(
                     http.post("/v1/embeddings", json={"model": NAME, "input": TEXTS[2]})
                 )
-                while not left.is_set():
-                    await asyncio.sleep(0.005)
+                assert await asyncio.to_thread(left.wait, 60)
                 asked.cancel()
 
         asyncio.run(leave())
