@@ -163,12 +163,14 @@ class Embedding:
         for vector in vectors:
             vector.add_callback(left)
         try:
-            for vector, value in zip(vectors, await made, strict=True):
-                vector.set(value)
+            found = [*zip(vectors, await made, strict=True)]
         except (Exception, CancelledError) as error:
             for vector in vectors:
                 if not vector.done:
                     vector.fail(error)
+            return
+        for vector, value in found:
+            vector.set(value)
         num_tokens = sum(len(text.tokens) for text in texts)
         self._notes.lasting("embed", "texts", begin_s, texts=len(texts), tokens=num_tokens)
 

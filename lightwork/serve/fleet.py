@@ -93,18 +93,19 @@ class Fleet:
         """
         request = Request(prompt=tuple(text.tokens), max_tokens=1, model=text.model)
         seq = Seq(-1, request, request.sampling, None, 0.0, [*text.tokens], len(text.tokens))
-        for left in reversed(range(MOST_LOSSES + 1)):
+        losses = 0
+        while True:
             chosen = self._place(seq)
             self._count(seq, chosen, 1)
             try:
                 vector: Vector = await self.engines[chosen].embed(text)
                 return vector
             except LostError:
-                if not left:
+                losses += 1
+                if losses > MOST_LOSSES:
                     raise
             finally:
                 self._count(seq, chosen, -1)
-        raise AssertionError("the last loss is raised")
 
     def cancel(self, seqs: Iterable[Seq]) -> None:
         for seq in seqs:

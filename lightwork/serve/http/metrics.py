@@ -30,7 +30,7 @@ class Metrics:
         self.kv_usage = g("kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1")
         self.prompt_tokens = c("prompt_tokens", "Prompt tokens computed")
         self.generation_tokens = c("generation_tokens", "Output tokens")
-        self.embedded = c("embedded_texts", "Texts whose vectors were asked for")
+        self.embedded = c("embedded_texts", "Texts embedded")
         self.prefix_queries = c("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self.prefix_hits = c("prefix_cache_hits", "Prompt tokens found there")
         self.preemptions = c("num_preemptions", "Sequences preempted")

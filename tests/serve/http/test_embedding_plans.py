@@ -319,6 +319,26 @@ def test_a_step_waits_for_a_part_of_a_text_at_most(folder: Path, monkeypatch: py
         assert len(parts) == 2  # of four
 
 
+def test_a_pass_that_fails_is_an_error_with_its_reason_in_the_log(
+    folder: Path, alone: dict[str, Vectors], caplog: pytest.LogCaptureFixture
+) -> None:
+    with served(Plan(model=str(folder), max_len=256)) as (loaded, url):
+        model: Any = loaded.model
+        states = model.states
+
+        def failing(*args: object) -> object:
+            model.states = states
+            raise ValueError("boom")
+
+        model.states = failing
+        body = {"model": NAME, "input": TEXTS}
+        failed = httpx.post(f"{url}/v1/embeddings", json=body, timeout=60)
+        assert (failed.status_code, failed.json()["error"]["type"]) == (500, "server_error")
+        assert "boom" not in failed.text
+        assert np.abs(embedded(url) - alone["compiled"]).max() < 1e-5
+    assert [str(r.exc_info[1]) for r in caplog.records if r.exc_info] == ["boom"]
+
+
 def test_fine_tunes_that_share_blocks_embed_as_they_do_alone(tmp_path: Path) -> None:
     base = resolve("tiny:llama")
     eight(base, tmp_path, lessons)
