@@ -27,7 +27,9 @@ from lightwork.serve.notes import Notes
 
 Vector = NDArray[np.float32]
 AT_ONCE = 512
-"""Tokens of a part, and of texts that are computed together: enough to keep a processor busy."""
+"""Tokens of texts that are computed together."""
+PART = 128
+"""Rows of a part on a CPU, as of its steps: more of them only keep those waiting who generate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ class Passes:
     pooling: Pooling
 
     @classmethod
-    def of(cls, texts: Sequence[Text], block_size: int) -> Passes:
+    def of(cls, texts: Sequence[Text], block_size: int, part: int) -> Passes:
+        """part: rows of one."""
         pooling, model = texts[0].pooling, texts[0].model
         rows = Rows.of_texts([np.array(text.tokens, np.int64) for text in texts], block_size)
         counts = [len(text.tokens) for text in texts]
@@ -76,7 +79,7 @@ class Passes:
         if not pooling.reads_all:
             rows, counts = replace(rows, scored=np.cumsum(counts) - 1), [1] * len(texts)
         num_blocks = int((rows.tables >= 0).sum())
-        return cls([*rows.parts(AT_ONCE)], num_blocks, counts, pooling)
+        return cls([*rows.parts(part)], num_blocks, counts, pooling)
 
 
 def pooled(states_Nd: Sequence[NDArray[np.float32]], counts: Sequence[int], pooling: Pooling) -> list[Vector]:
@@ -90,9 +93,11 @@ async def embed_here(
     texts: Sequence[Text],
     block_size: int,
     start: Callable[..., Future],
+    part: int,
 ) -> list[Vector]:
-    """Vectors by a model of this process. start(fn, *args): runs fn beside the kernel's thread."""
-    passes = Passes.of(texts, block_size)
+    """Vectors by a model of this process. start(fn, *args): runs fn beside the kernel's thread. part: see
+    `Passes.of`."""
+    passes = Passes.of(texts, block_size, part)
     kv = await start(model.new_kv, passes.num_blocks, block_size)
     states = [await start(model.states, rows, kv) for rows in passes.parts]
     return pooled(states, passes.counts, passes.pooling)

@@ -27,7 +27,7 @@ from lightwork.models import Model
 from lightwork.models.gpu_step import Feed, GpuStep
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
-from lightwork.serve.embedding import Text, Vector, embed_here
+from lightwork.serve.embedding import AT_ONCE, Text, Vector, embed_here
 from lightwork.serve.rows import build_rows, fed_rows
 from lightwork.serve.schedulers import Chunk, Step
 from lightwork.serve.scores import restrict, text_of
@@ -90,7 +90,7 @@ class GpuRunner:
     def embed(self, texts: Sequence[Text]) -> Coroutine[Any, Any, list[Vector]]:
         """By the model's own forward: the step's keeps buffers and graphs for the pool of its steps."""
         start = partial(self.kernel.offload, self._alone, thread="embed")
-        return embed_here(self.step.model, texts, self.kv.block_size, start)
+        return embed_here(self.step.model, texts, self.kv.block_size, start, AT_ONCE)
 
     def _alone(self, fn: Callable[..., T], *args: Any) -> T:
         """While a step is being captured nobody else may use the device."""

@@ -17,6 +17,7 @@ from lightwork.memory.host import Run, runs
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve import embedding
 from lightwork.serve.embedding import ShowsStates, Text, Vector, embed_here, refused
 from lightwork.serve.rows import build_rows, fed_rows
 from lightwork.serve.schedulers import Step
@@ -103,7 +104,7 @@ class LocalRunner:
         if not isinstance(self.model, ShowsStates):
             raise refused("the model is no decoder")
         start = partial(self.kernel.offload, thread="embed")
-        return await embed_here(self.model, texts, self.kv.block_size, start)
+        return await embed_here(self.model, texts, self.kv.block_size, start, embedding.PART)
 
     def pull(
         self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int

@@ -14,6 +14,7 @@ from lightwork.memory.host import Run
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve import embedding
 from lightwork.serve.embedding import Passes, Text, Vector
 from lightwork.serve.rows import build_rows, fed_rows
 from lightwork.serve.schedulers import Step
@@ -71,7 +72,7 @@ class WorkersRunner:
 
     async def embed(self, texts: Sequence[Text]) -> Sequence[Vector]:
         """By the last rank, which pools them; all stages have parts of them meanwhile, and steps between."""
-        passes = Passes.of(texts, self.kv.block_size)
+        passes = Passes.of(texts, self.kv.block_size, embedding.PART)
         under_way: deque[Future] = deque()
         for i, rows in enumerate(passes.parts):
             if len(under_way) == self.model.depth:

@@ -95,7 +95,7 @@ def test_a_pass_ends_if_one_of_its_texts_is_still_wanted() -> None:
 @pytest.mark.parametrize("pooling", [Pooling(), MEAN])
 def test_rows_of_texts_are_those_of_each_behind_the_other(pooling: Pooling) -> None:
     texts = [Text([*range(n)], "mine", pooling) for n in (5, 1, 700, 8)]
-    passes = Passes.of(texts, 4)
+    passes = Passes.of(texts, 4, 512)
     assert passes.num_blocks == 2 + 1 + 175 + 2
     assert [len(rows.tokens) for rows in passes.parts] == [512, 202]
     assert passes.counts == ([5, 1, 700, 8] if pooling.reads_all else [1] * 4)

@@ -271,7 +271,7 @@ def test_the_last_rank_pools_texts_as_one_process_does(
     started: Start, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, stages: int
 ) -> None:
     """Long texts in parts, of which each stage has one; also after one whose caller left in the middle."""
-    monkeypatch.setattr("lightwork.serve.embedding.AT_ONCE", 64)
+    monkeypatch.setattr("lightwork.serve.embedding.PART", 64)
     whole = Pooling(modes=("cls", "max", "mean"))
     texts = [
         Text([i * n % 250 for i in range(n)], "", pooling)

@@ -100,7 +100,7 @@ def test_vectors_are_those_of_one_process_and_replies_stay_as_they_are(
     ranks: list[str],
 ) -> None:
     """Six clients at once, and texts in several parts. Engines get texts as they get prompts."""
-    monkeypatch.setattr(embedding, "AT_ONCE", 64)
+    monkeypatch.setattr(embedding, "PART", 64)
     with (
         served(Plan(model=str(folder), max_len=256, **plan)) as (loaded, url),
         ThreadPoolExecutor(12) as callers,
@@ -288,7 +288,7 @@ def test_texts_that_wait_when_a_server_stops_are_answered(gated: tuple[Loaded, s
 
 def test_a_step_waits_for_a_part_of_a_text_at_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replies go on in between, and what its client does not want any more is not computed to its end."""
-    monkeypatch.setattr(embedding, "AT_ONCE", 64)
+    monkeypatch.setattr(embedding, "PART", 64)
     with served(Plan(model=str(folder), max_len=256)) as (loaded, url):
         model: Any = loaded.model
         states, parts, left = model.states, [], threading.Event()
