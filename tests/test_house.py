@@ -24,7 +24,12 @@ CLOCKS = {
 }
 PICKLES = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 UNSAFE_LOADS = {"torch": {"load"}, "np": {"load"}, "numpy": {"load"}}
-STANDARD = {"NO_COLOR", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"}
+STANDARD = {
+    "NO_COLOR",
+    "OPENAI_API_KEY",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+}
 ENVIRONMENT = {"LIGHTWORK_HOME", "LIGHTWORK_LOG"} | STANDARD
 UNFINISHED = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b")
 MACHINE_PATH = re.compile(r"(?<![\w.])/(work|root|home)/\w")

@@ -4,9 +4,11 @@ chat_model.py  what is said to a model and what comes back; `ChatModel`. Those t
                serving engine here, for real, simulated or a teacher), http_model.py (a URL), profile_model.py
                (latency and price), replay_model.py (what was said before)
 policies.py    who says what a model would; teacher.py: a policy inside the engine, token by token
+api_key.py     what a server behind a URL is shown
 replies.py     from texts to replies with calls; conversation_text.py: back from a prompt's text
 tool.py        `Tool`, `Toolbox`: the one place where calls are checked, limited and carried out, as
-               tool_runs.py does, what they print in quiet.py, what they return in shown_values.py
+               tool_runs.py does, what they print in quiet.py, what their child processes do in
+               child_output.py, what they return in shown_values.py
 functions.py   tools from Python functions, by their signatures.py; mcp_client.py: from MCP servers;
                mcp_server.py: ours for MCP clients
 context.py     what a program works with, and its budget

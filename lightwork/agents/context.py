@@ -8,6 +8,7 @@ from math import inf
 
 from lightwork.agents.chat_model import ChatModel, ChatRequest, ChatStream, Message, Reply, Usage
 from lightwork.agents.tool import Observation, Toolbox
+from lightwork.agents.worlds.plan_world import prompt
 from lightwork.errors import CapacityError, SpecError
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Span
@@ -41,20 +42,28 @@ def _silent(text: str) -> None:
 
 @dataclass(slots=True)
 class Context:
-    """models: by role; "" is whoever has none of its own. says: shown what models write, as they
-    write it."""
+    """models: by role; "" is whoever has none of its own. says: shown what models write, as they write it.
+    trained: the models have learnt to plan in PlanWorld: `asked` is all that they are told, they write calls
+    as lines of a plan, and the last one's result is the answer.
+    """
 
     kernel: Kernel
     models: Mapping[str, ChatModel]
     tools: Toolbox
     budget: Budget = field(default_factory=Budget)
     says: Callable[[str], object] = _silent
+    trained: bool = False
     usage: Usage = field(default_factory=Usage, init=False)
     turns: int = field(default=0, init=False)
     start_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.start_s = self.kernel.now()
+
+    def asked(self, question: str) -> Message:
+        """The question and the tools, as models read them that are trained."""
+        listed = [(tool.description, tool.name) for tool in self.tools.tools.values()]
+        return Message("user", prompt(listed, question))
 
     def stream(self, request: ChatRequest, role: str = "") -> ChatStream:
         """One turn of the model of this role, counted. Raises CapacityError if the budget has no more."""

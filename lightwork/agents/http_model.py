@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lightwork.agents.api_key import bearer
 from lightwork.agents.asyncio_thread import AsyncioThread
 from lightwork.agents.chat_model import ChatRequest, ChatStream, Reason, Reply, Usage
 from lightwork.agents.replies import function_dicts, message_dict, next_id, read_call
@@ -45,9 +46,10 @@ class HttpModel:
     """url: up to /v1. model: as the server calls it. retries: of requests that were turned away.
 
     Log-probabilities need a server that tells token ids ("return_tokens_as_token_ids", as lightwork's and
-    vLLM's do), a prefix one that continues a message ("continue_final_message", likewise). Replies fail with
-    RemoteError if the connection is lost, UsageError or CapacityError for requests that are refused,
-    BusyError or NotReadyError when all tries were in vain. Close it when done.
+    vLLM's do), a prefix one that continues a message ("continue_final_message", likewise). A priority is sent
+    as "priority", which those servers serve by or refuse. Replies fail with RemoteError if the connection is
+    lost, UsageError or CapacityError for requests that are refused, BusyError or NotReadyError when all tries
+    were in vain. Close it when done. Raises UsageError for an api_key that no header can carry.
     """
 
     def __init__(
@@ -63,10 +65,10 @@ class HttpModel:
                 expected="Kernel(WallClock())",
                 fix="a ProfileModel or a ReplayModel",
             )
+        headers = bearer(api_key)
         self.name = model
         self._kernel, self._url, self._retries = kernel, f"{url.rstrip('/')}/chat/completions", retries
         self._loop = AsyncioThread(f"lightwork-http {model}")
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.AsyncClient(
             headers=headers,
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S, pool=None),
@@ -231,13 +233,7 @@ class _Refused:
 
 
 def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
-    """A request as OpenAI's API takes it, to be streamed. Raises UsageError for what that cannot say."""
-    if request.priority:
-        raise UsageError(
-            f"the request's priority is {request.priority}, and a server is told of none",
-            expected="priority 0",
-            fix="open_model, whose engine has priorities",
-        )
+    """A request as OpenAI's API takes it, to be streamed."""
     messages = [_said(message_dict(message)) for message in request.messages]
     body: dict[str, Any] = {
         "model": model,
@@ -250,6 +246,8 @@ def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
     }
     if request.tenant:
         body["user"] = request.tenant
+    if request.priority:
+        body["priority"] = -request.priority  # in a body the lower is the sooner
     if request.stop:
         body["stop"] = [*request.stop]
     if request.tools:

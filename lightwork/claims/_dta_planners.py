@@ -121,5 +121,5 @@ def asked(form: Form, seed: int, questions: int = QUESTIONS) -> Asking:
 
 
 async def answer(kernel: Kernel, model: ChatModel, one: Episode) -> Result:
-    context = Context(kernel, {"": model}, Toolbox.of(kernel, world_tools(one)), Budget(turns=TURNS))
-    return await Dta(trained=True).run(context, one.question)
+    toolbox, budget = Toolbox.of(kernel, world_tools(one)), Budget(turns=TURNS)
+    return await Dta().run(Context(kernel, {"": model}, toolbox, budget, trained=True), one.question)

@@ -85,8 +85,8 @@ def over_http(plan: Plan, episodes: Sequence[Episode]) -> list[Result]:
 async def _ask_all(kernel: Kernel, model: ChatModel, episodes: Sequence[Episode]) -> list[Result]:
     runs = []
     for episode in episodes:
-        context = Context(kernel, {"": model}, Toolbox.of(kernel, world_tools(episode)))
-        runs.append(kernel.spawn(LlmCompiler(trained=True).run(context, episode.question)))
+        context = Context(kernel, {"": model}, Toolbox.of(kernel, world_tools(episode)), trained=True)
+        runs.append(kernel.spawn(LlmCompiler().run(context, episode.question)))
     return await kernel.gather(*runs)
 
 

@@ -10,6 +10,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from lightwork.agents.chat_model import ChatModel
+from lightwork.agents.child_output import ChildOutput
 from lightwork.agents.context import Budget, Context, Result
 from lightwork.agents.functions import load_tools
 from lightwork.agents.programs import Program
@@ -49,7 +50,8 @@ def read(question: str | None, sources: Sequence[str], seed: int) -> Asked:
             own, found = _world(source.removeprefix(WORLD), seed)
             question = question or own
         else:
-            found = load_tools(source)
+            with ChildOutput():
+                found = load_tools(source)
         tools += found
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.read().strip()
@@ -73,13 +75,13 @@ def _world(level: str, seed: int) -> tuple[str, list[Tool]]:
     return episode.question, world_tools(episode)
 
 
-def chosen(use: Sequence[str], model: str) -> tuple[Program, tuple[str, ...]]:
+def chosen(use: Sequence[str]) -> tuple[Program, tuple[str, ...]]:
     """The program of a command line, and the techniques left for the engine. Raises SpecError."""
     programs = {text: parse(text) for text in use}
     found = {text: one for text, one in programs.items() if kind_of(one) == "program"}
     if len(found) > 1:
         raise UsageError(f"{' and '.join(found)} are both programs", expected="one program")
-    program: Program = next(iter(found.values()), LlmCompiler(trained=model.startswith(BUILT_IN)))
+    program: Program = next(iter(found.values()), LlmCompiler())
     return program, tuple(text for text in use if text not in found)
 
 
@@ -97,6 +99,7 @@ class Run:
         self.trace = Trace("real: agent")
         self._asked, self._program, self._says = asked, program, says
         self._budget = Budget(turns=turns, calls=calls)
+        self._children = ChildOutput()
         self._begin_s = 0.0
 
     def answer(self, model: str, on: str | None, techniques: tuple[str, ...]) -> None:
@@ -104,12 +107,18 @@ class Run:
         kernel = Kernel(WallClock(), trace=self.trace)
         toolbox = Toolbox.of(kernel, self._asked.tools)
         with _opened(kernel, model, on, techniques) as opened:
-            context = Context(kernel, {"": opened}, toolbox, self._budget)
+            trained = opened.name.startswith(BUILT_IN)
+            context = Context(kernel, {"": opened}, toolbox, self._budget, trained=trained)
             self._begin_s = context.start_s
             if self._says is not None:
                 context.says = self._says
                 self._says(f"question  {self._asked.question}\n\n")
-            self.result = kernel.run(self._program.run(context, self._asked.question))
+            try:
+                with self._children:
+                    self.result = kernel.run(self._program.run(context, self._asked.question))
+            except Exception:
+                print(self._children.rest, end="", file=sys.stderr)  # a library may have said there why
+                raise
 
     def show(self) -> None:
         """Print the calls, when they ran, and the answer."""
@@ -142,7 +151,9 @@ class Run:
             print(f"answer  {self.result.answer}")
 
     def to_dict(self) -> dict[str, Any]:
-        """For machines. Times in seconds since the run began."""
+        """For machines. Times in seconds since the run began. printed: by child processes of tools, where it
+        is not known for which call.
+        """
         spans, result = self._spans(), self.result
         return {
             "question": self._asked.question,
@@ -153,6 +164,7 @@ class Run:
             "said": [message.content for message in result.messages if message.role == "assistant"],
             "turns": result.turns,
             "usage": asdict(result.usage),
+            "printed": str(self._children.rest),
         }
 
     def _spans(self) -> dict[str, Span]:
@@ -203,7 +215,7 @@ def _opened(kernel: Kernel, model: str, on: str | None, techniques: tuple[str, .
         from lightwork.cli._server import Server
 
         with Server(model, use=techniques) as server:
-            remote = HttpModel(kernel, f"{server.url}/v1", Chat(server).model())
+            remote = HttpModel(kernel, f"{server.url}/v1", Chat(server).model(), api_key=server.api_key)
             try:
                 yield remote
             finally:

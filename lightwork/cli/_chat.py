@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from lightwork.agents.api_key import bearer
 from lightwork.cli._gauges import per_s
 from lightwork.cli._output import is_terminal, paint
 from lightwork.cli._server import Server
@@ -151,7 +152,8 @@ class Chat:
             raise MissingExtraError("httpx", "serve") from error
         near = urlsplit(self.server.url).hostname in LOOPBACK  # a proxy cannot reach this machine's loopback
         timeout = httpx.Timeout(CONNECT_S, read=None)
-        return httpx.Client(base_url=self.server.url, timeout=timeout, trust_env=not near)
+        key, url = bearer(self.server.api_key), self.server.url
+        return httpx.Client(base_url=url, headers=key, timeout=timeout, trust_env=not near)
 
     def model(self) -> str:
         """What the server calls its model, the first of them."""
@@ -211,4 +213,6 @@ def _check(status: int, text: str) -> None:
     wrong = f"the server answers {status}: {message}"
     if status == 429:
         raise BusyError(wrong)
+    if status in (401, 403):
+        raise UsageError(wrong, expected="a key that it knows", fix="set OPENAI_API_KEY")
     raise (UsageError if 400 <= status < 500 else LightworkError)(wrong)

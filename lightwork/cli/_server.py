@@ -12,6 +12,7 @@ from subprocess import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
 from threading import Thread
 from types import TracebackType
 
+from lightwork.agents.api_key import api_key
 from lightwork.cli._output import StatusLine
 from lightwork.errors import LightworkError, UsageError
 
@@ -42,6 +43,11 @@ class Server:
     @property
     def is_remote(self) -> bool:
         return self.model.startswith(("http://", "https://"))
+
+    @property
+    def api_key(self) -> str | None:
+        """What a server that runs already is sent; a child of ours wants none."""
+        return api_key() if self.is_remote else None
 
     def __enter__(self) -> Server:
         if self.is_remote:

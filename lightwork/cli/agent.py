@@ -31,7 +31,7 @@ from lightwork.cli._verbs import verb
     default="tiny:llama",
     show_default=True,
     shell_complete=_completion.model,
-    help="A model that runs in this process, or the URL of a server.",
+    help="A model that runs in this process, or the URL of a server, which is sent OPENAI_API_KEY if set.",
 )
 @_options.use
 @_options.on("cpu", "Where it runs: cpu, cuda:0.")
@@ -64,7 +64,7 @@ def command(
 
     shown = not as_json and (show or sys.stdout.isatty())
     asked = _agent.read(question, tools, seed)
-    program, techniques = _agent.chosen(use, model)
+    program, techniques = _agent.chosen(use)
     run = _agent.Run(asked, program, _agent.write if shown else None, turns=turns, calls=calls)
     run.answer(model, on, techniques)
     if trace is not None:

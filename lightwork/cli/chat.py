@@ -1,7 +1,8 @@
 """Talk to a model, in the terminal or in a pipe.
 
-MODEL is served by a process that ends with the chat, or is the URL of a server that runs already. In a pipe,
-stdin is the prompt and stdout holds only the answer. In the terminal: /reset /use /stats /save /quit.
+MODEL is served by a process that ends with the chat, or is the URL of a server that runs already, which is
+sent the key in OPENAI_API_KEY if that is set. In a pipe, stdin is the prompt and stdout holds only the
+answer. In the terminal: /reset /use /stats /save /quit.
 """
 
 from __future__ import annotations

@@ -51,11 +51,16 @@ def in_turns(*replies: str) -> Policy:
 
 
 def run(
-    policy: Policy, *tools: Tool, dta: Dta | None = None, kernel: Kernel | None = None, **budget: Any
+    policy: Policy,
+    *tools: Tool,
+    dta: Dta | None = None,
+    kernel: Kernel | None = None,
+    trained: bool = False,
+    **budget: Any,
 ) -> Result:
     kernel = kernel or Kernel()
     model = ProfileModel(kernel, Profile(ttft_s=1.0), policy)
-    context = Context(kernel, {"": model}, Toolbox.of(kernel, tools), Budget(**budget))
+    context = Context(kernel, {"": model}, Toolbox.of(kernel, tools), Budget(**budget), trained=trained)
     return kernel.run((dta or Dta()).run(context, "what are the squares?"))  # type: ignore[no-any-return]
 
 
@@ -142,7 +147,7 @@ def test_a_layered_trajectory_is_said_again_with_the_same_observations():
 
 
 def planned(*turns: str, **budget: Any) -> Result:
-    return run(in_turns(*turns), squares(), dta=Dta(trained=True), **budget)
+    return run(in_turns(*turns), squares(), trained=True, **budget)
 
 
 def test_lines_of_a_plan_are_calls_of_a_turn():
@@ -154,7 +159,7 @@ def test_lines_of_a_plan_are_calls_of_a_turn():
     result = run(
         in_turns(*(m.content for m in said if m.role == "assistant")),
         *world_tools(one),
-        dta=Dta(trained=True),
+        trained=True,
     )
     assert result.answer == serial(one).answer
     assert [(m.role, m.content) for m in result.messages[1:]] == [(m.role, m.content) for m in said]

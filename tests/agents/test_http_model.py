@@ -128,6 +128,40 @@ def test_what_is_refused_has_its_error(url: str):
         ask(kernel, model, asked("?"))
 
 
+def counts(request: ChatRequest, said: str) -> str:
+    """Longer than anybody waits, or short."""
+    return "so " * (3000 if request.messages[0].content == "long" else 3)
+
+
+def test_the_more_urgent_is_served_first_where_there_are_priorities(url: str):
+    plan = Plan(max_len=4096, use=("ContextSwitch(policy=Priority())",))
+    loaded = load(plan, name="teacher", opener=partial(open_teacher, counts))
+    with BackgroundServer(loaded) as address, connected(f"{address}/v1") as (kernel, model):
+
+        async def main() -> tuple[str, Reply]:
+            running = model.stream(asked("long", max_tokens=3500))
+            async for _ in running:
+                break
+            urgent = await model.stream(asked("short", priority=2)).reply()
+            return urgent.text, running.cancel()
+
+        text, given_up = kernel.run(main())
+    assert text.strip() == "so so so"
+    assert 0 < len(given_up.text) < len("so " * 3000)
+    with (
+        connected(url) as (kernel, model),
+        pytest.raises(UsageError, match="priority is -2, and this server has none"),
+    ):
+        ask(kernel, model, asked("?", priority=2))
+
+
+@pytest.mark.parametrize("key", ["two words", "line\nbreak", "schlüssel"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str):
+    with pytest.raises(UsageError, match="cannot be sent") as refused, connected("nowhere", api_key=key):
+        pass
+    assert key not in str(refused.value)
+
+
 def test_a_virtual_clock_is_refused():
     with pytest.raises(SpecError, match="virtual"):
         HttpModel(Kernel(), "http://127.0.0.1:1/v1", "m")
@@ -297,8 +331,6 @@ def test_what_cannot_be_sent_fails_its_reply():
     with connected("http://127.0.0.1:9/v1") as (kernel, model):
         with pytest.raises(RemoteError, match="surrogates"):
             ask(kernel, model, asked("\ud800"))
-        with pytest.raises(UsageError, match="priority"):
-            ask(kernel, model, asked("?", priority=1))
         call = ToolCall("1", "weather", {"city": {1, 2}})
         with pytest.raises(TypeError, match="JSON"):
             ask(kernel, model, ChatRequest((Message("assistant", "", (call,)),)))
@@ -307,7 +339,10 @@ def test_what_cannot_be_sent_fails_its_reply():
 def test_what_is_sent_is_what_was_asked():
     with server(events(EVENT, LAST)) as (url, bodies), connected(url) as (kernel, model):
         ask(kernel, model, replace(REQUESTS[6], stop=("x",), prefix="It", tenant="somebody", max_tokens=9))
-    [body] = bodies
+        ask(kernel, model, asked("?", priority=3))
+    body, urgent = bodies
+    assert urgent["priority"] == -3  # as vLLM has it: the lower, the sooner
+    assert "priority" not in body
     assert body["messages"] == [
         {"role": "user", "content": "Oslo"},
         {

@@ -24,7 +24,7 @@ from lightwork.agents.mcp_client import connect_mcp
 pytestmark = pytest.mark.multiproc
 ROOT = str(Path(__file__).parents[2])
 OURS = """
-import sys, threading
+import os, sys, threading
 from datetime import date
 from typing import Any
 from lightwork.agents.functions import tool
@@ -37,6 +37,7 @@ def add(a: int, b: int = 1) -> int:
     a: the first.
     '''
     print("not for the protocol")
+    os.system("echo nor is this")
     return a + b
 
 @tool(effect="irreversible")

@@ -212,8 +212,8 @@ def test_the_built_in_planner_drives_tools(level: int) -> None:
     episodes = [PlanWorld(split="heldout").sample(rng, level) for _ in range(8)]
 
     async def ask(episode: Any) -> Result:
-        context = Context(kernel, {"": model}, Toolbox.of(kernel, world_tools(episode)))
-        return await LlmCompiler(trained=True).run(context, episode.question)
+        context = Context(kernel, {"": model}, Toolbox.of(kernel, world_tools(episode)), trained=True)
+        return await LlmCompiler().run(context, episode.question)
 
     results = kernel.run(kernel.gather(*[kernel.spawn(ask(episode)) for episode in episodes]))
     right = 0

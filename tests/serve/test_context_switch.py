@@ -25,7 +25,8 @@ from lightwork.runtime.trace import Span, Trace
 from lightwork.serve.engine import Engine
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan
-from lightwork.serve.schedulers.context_switch import ContextSwitch
+from lightwork.serve.schedulers.context_switch import ContextSwitch, ranks
+from lightwork.serve.schedulers.fast_switch import FastSwitch
 from lightwork.serve.schedulers.sarathi import Sarathi
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
@@ -216,6 +217,15 @@ def test_who_hangs_up_while_paused_leaves_nothing() -> None:
     serving.cancel()
     assert [seq.finished for seq in seqs] == ["length", "cancelled", "cancelled", "length"]
     assert engine.kv.free == engine.kv.total
+
+
+def test_who_is_served_by_priorities_is_known() -> None:
+    by_priority = ContextSwitch(policy=Priority())
+    assert ranks(by_priority)
+    assert ranks(FastSwitch(inner=by_priority))
+    assert ranks(ContextSwitch(inner=by_priority))
+    for plain in (ContextSwitch(), ContextSwitch(policy=FirstComeFirstServed()), Sarathi(), None):
+        assert not ranks(plain)
 
 
 def test_no_places_are_refused() -> None:

@@ -68,7 +68,7 @@ class AIOS:
     """models: by role, as in `Context`. places: calls that may be at a model at once, by role; whoever is not
     named queues by itself, as the serving engine does. policy: of all queues here. exclusive: groups of tools
     of which one runs at a time. confirm: None refuses whatever is irreversible. keep: how many of the latest
-    calls are held.
+    calls are held. trained: of the models, as in `Context`.
 
     calls: the record, in the order in which they were made. Raises SpecError if two tools have one name.
     """
@@ -87,11 +87,12 @@ class AIOS:
         exclusive: Iterable[Collection[str]] = (),
         confirm: Confirm | None = None,
         keep: int = 10_000,
+        trained: bool = False,
     ) -> None:
         self.kernel = kernel
         self.access = access or Access()
         self.calls: deque[Syscall] = deque(maxlen=keep)
-        self._models, self._tools = models, [*tools]
+        self._models, self._tools, self._trained = models, [*tools], trained
         self._memory, self._storage, self._confirm = memory, storage, confirm
         self._processes: dict[int, _Process] = {}
         self._pids, self._ids = count(1), count(1)
@@ -171,7 +172,8 @@ class AIOS:
         pid = process.pid
         models = {role: _Caller(model.name, self._asking(pid, role)) for role, model in self._models.items()}
         tools = [self._calling(pid, tool) for tool in process.tools.tools.values()]
-        return Context(self.kernel, models, Toolbox.of(self.kernel, tools), budget or Budget())
+        toolbox = Toolbox.of(self.kernel, tools)
+        return Context(self.kernel, models, toolbox, budget or Budget(), trained=self._trained)
 
     async def _check(self, process: _Process, call: ToolCall) -> None:
         now_s, agent, tool = self.kernel.now(), process.agent.name, process.tools.tools.get(call.name)

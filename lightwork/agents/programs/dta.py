@@ -8,8 +8,8 @@ Shapes:  n calls that need each other in L layers take L + 1 turns, the last of 
 Cost:    a turn lasts as long as its slowest call; the conversation is read L + 1 times, not n + 1.
 Claims:  lightwork claims dta_llama
 Differs: Finish beside other calls ends the run and they are not made. A turn without a call is told so, and
-         the budget bounds how often. A model that has learnt turns of PlanWorld (`trained`) writes calls as
-         plan lines, and ends with join(): the last call's result is the answer.
+         the budget bounds how often. A model that has learnt turns of PlanWorld (`Context.trained`) writes
+         calls as plan lines, and ends with join(): the last call's result is the answer.
 
 Trained by `agents.layering`, which makes such turns of one call at a time.
 """
@@ -24,7 +24,6 @@ from lightwork.agents.graph import Task, fill
 from lightwork.agents.plan_text import Bad, Join, PlanParser
 from lightwork.agents.tool import Observation
 from lightwork.agents.trajectories import FINISH
-from lightwork.agents.worlds.plan_world import prompt
 from lightwork.errors import CapacityError, LightworkError, UsageError
 
 INSTRUCTIONS = """Answer the question with the tools. In each turn, think first, then make every call that
@@ -51,14 +50,12 @@ class _Said:
 
 @dataclass(frozen=True, slots=True)
 class Dta:
-    """most: calls of a turn that are carried out; the others are told so. instructions: the system message.
-    trained: the model has learnt such turns of PlanWorld; it is told the tools and the question, and nothing
-    else.
+    """most: calls of a turn that are carried out; the others are told so. instructions: the system message,
+    "" none; models that are trained are given none.
     """
 
     most: int = 16
     instructions: str = INSTRUCTIONS
-    trained: bool = False
 
     async def run(self, context: Context, question: str) -> Result:
         messages = self._begin(context, question)
@@ -71,7 +68,7 @@ class Dta:
                 answer = said.answer
                 if answer is None:
                     found = await self._carry_out(context, said)
-                    messages += [self._told(one) for one in found]
+                    messages += [_told(context, one) for one in found]
                     if not found and not said.joined:
                         messages.append(Message("user", NO_CALL))
                     seen += found
@@ -83,14 +80,13 @@ class Dta:
         return Result(answer or "", why, tuple(seen), tuple(messages), context.usage, context.turns)
 
     def _begin(self, context: Context, question: str) -> list[Message]:
-        if self.trained:
-            tools = [(tool.description, tool.name) for tool in context.tools.tools.values()]
-            return [Message("user", prompt(tools, question))]
+        if context.trained:
+            return [context.asked(question)]
         begun = [Message("system", self.instructions)] if self.instructions else []
         return [*begun, Message("user", question)]
 
     async def _turn(self, context: Context, messages: list[Message]) -> Reply:
-        schemas = () if self.trained else (*context.tools.schemas(), FINISH_SCHEMA)
+        schemas = () if context.trained else (*context.tools.schemas(), FINISH_SCHEMA)
         reply = await context.ask(ChatRequest(tuple(messages), tools=schemas))
         context.says(f"{reply.text.strip()}\n")
         messages.append(reply.message())
@@ -108,17 +104,18 @@ class Dta:
         return [next(found) if isinstance(call, ToolCall) else call for call in calls]
 
     def _read(self, context: Context, reply: Reply, seen: list[Observation]) -> _Said:
-        if self.trained:
+        if context.trained:
             return _read_lines(context, reply.text, seen)
         for call in reply.calls:
             if call.name == FINISH and not call.raw:
                 return _Said(answer=str(call.arguments.get("answer", "")).strip())
         return _Said(reply.calls)
 
-    def _told(self, one: Observation) -> Message:
-        """A result as the model reads it; one that has learnt from plans finds it by its number."""
-        text = f"{one.call.id}. {one.text}" if self.trained else one.text
-        return Message("tool", text, call_id=one.call.id)
+
+def _told(context: Context, one: Observation) -> Message:
+    """A result as the model reads it; one that has learnt from plans finds it by its number."""
+    text = f"{one.call.id}. {one.text}" if context.trained else one.text
+    return Message("tool", text, call_id=one.call.id)
 
 
 def _read_lines(context: Context, text: str, seen: list[Observation]) -> _Said:

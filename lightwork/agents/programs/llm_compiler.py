@@ -7,7 +7,8 @@ Shapes:  a plan of n calls in L layers takes 2 turns and the longest chain of ca
 Cost:    a plan line for each call, about 20 tokens; the joiner reads every observation once.
 Claims:  llmcompiler
 Differs: what breaks the plan's rules is told to the joiner instead of raised. Calls begin at their own
-         newline, not at the next line's, and nothing polls. Results go to later calls as values.
+         newline, not at the next line's, and nothing polls. Results go to later calls as values. A model that
+         has learnt PlanWorld (`Context.trained`) plans once, and nothing is joined.
 
 Source of the prompts' form: section 3 and appendix; the wording is ours.
 """
@@ -22,7 +23,6 @@ from lightwork.agents.graph import Task
 from lightwork.agents.plan_run import PlanRun
 from lightwork.agents.plan_text import Bad
 from lightwork.agents.tool import Observation
-from lightwork.agents.worlds.plan_world import prompt
 from lightwork.errors import CapacityError
 
 PLANNER = """Plan calls of the tools below that answer the question, as many at once as possible.
@@ -41,22 +41,18 @@ FINAL = (
 
 @dataclass(frozen=True, slots=True)
 class LlmCompiler:
-    """max_replans: plans after the first. most, plan_tokens: calls and tokens of one plan. trained: the model
-    has learnt to plan: it is told the tools and the question and nothing else, and the last call's result is
-    the answer.
-    """
+    """max_replans: plans after the first. most, plan_tokens: calls and tokens of one plan."""
 
     max_replans: int = 1
     most: int = 128
     plan_tokens: int = 1024
-    trained: bool = False
 
     async def run(self, context: Context, question: str) -> Result:
         run = _Run(self, context, question)
         try:
             for left in range(self.max_replans, -1, -1):
                 await run.plan()
-                if self.trained:
+                if context.trained:
                     return run.last()
                 answer = await run.join(final=left == 0)
                 if answer is not None:
@@ -130,10 +126,9 @@ class _Run:
         return ChatRequest(self._planner_messages(), max_tokens=self.program.plan_tokens)
 
     def _planner_messages(self) -> tuple[Message, ...]:
+        if self.context.trained:
+            return self._ask(self.context.asked(self.question))
         tools = self.context.tools.tools.values()
-        if self.program.trained:
-            asked = prompt([(t.description, t.name) for t in tools], self.question)
-            return self._ask(Message("user", asked))
         listed = "\n".join(f"- {t.name}({', '.join(t.names)}): {t.description}" for t in tools)
         system = PLANNER.format(first=max(self.seen, default=0) + 1, tools=listed)
         asked = f"Question: {self.question}"

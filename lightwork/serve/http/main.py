@@ -32,6 +32,7 @@ from lightwork.serve.http.translate import Served, to_itself
 from lightwork.serve.opening import AnyModel, import_backend, open_engine
 from lightwork.serve.plan import Plan, Setting
 from lightwork.serve.run_folder import Recorder, new_folder, trace_place
+from lightwork.serve.schedulers.context_switch import ranks
 from lightwork.serve.service import Service, Taker
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def _served(plan: Plan, engine: Engine | Fleet, model: AnyModel, name: str) -> S
         route=composition.router() if composition is not None else to_itself,
         pooling=pooling,
         dimensions=read_dimensions(plan.model, model.spec.hidden_size * len(pooling.modes)),
+        ranked=ranks(chosen.get("scheduler")),
     )
 
 

@@ -67,7 +67,7 @@ class StreamOptions(Lenient):
 
 
 class Body(Lenient):
-    """What chat and completions share."""
+    """What chat and completions share. priority: vLLM's, the lower the sooner, unlike `Request.priority`."""
 
     unsupported = UNSUPPORTED
     hints = IGNORED
@@ -96,6 +96,7 @@ class Body(Lenient):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     user: str = ""
+    priority: int = 0
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -43,7 +43,8 @@ class Served:
 
     defaults: the model's generation_config.json. variants: other names it can be asked for under, as of now,
     and what `Request.model` is then. route: what it is for a prompt that is sent to `name`. pooling,
-    dimensions: of embeddings, see `models.pooling`.
+    dimensions: of embeddings, see `models.pooling`. ranked: whether sequences are
+    served by their priorities.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Served:
     route: Callable[[Sequence[int]], str] = to_itself
     pooling: Pooling = field(default_factory=Pooling)
     dimensions: Sequence[int] = ()
+    ranked: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -178,6 +180,13 @@ def _request(
         raise refused(
             "n", f"is {body.n}", expected=f"at most {served.limits.max_waiting}, the queue's length"
         )
+    if body.priority and not served.ranked:
+        raise refused(
+            "priority",
+            f"is {body.priority}, and this server has none",
+            expected="0",
+            fix="lightwork serve MODEL --use 'ContextSwitch(policy=Priority())'",
+        )
     room = min(served.limits.max_len, served.kv_tokens) - len(prompt)
     return Request(
         prompt=tuple(prompt),
@@ -187,6 +196,7 @@ def _request(
         n=body.n,
         prompt_logprobs=body.prompt_logprobs,
         tenant=body.user,
+        priority=-body.priority,
         model=served.variants[body.model] if body.model in served.variants else served.route(prompt),
         constraint=constraint,
     )

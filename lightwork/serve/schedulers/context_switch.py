@@ -132,6 +132,16 @@ class ContextSwitch:
         return ended
 
 
+def ranks(scheduler: object) -> bool:
+    """Whether some scheduler in this one gives places by the priorities of requests."""
+    if isinstance(scheduler, ContextSwitch):
+        least, most = (scheduler.policy.rank(Turn(0, 0, priority)) for priority in (0, 1))
+        if least != most:
+            return True
+    inner = getattr(scheduler, "inner", None)
+    return inner is not None and ranks(inner)
+
+
 def _first(queue: Iterable[Seq], most: int) -> list[Seq]:
     """Of those who have not ended."""
     return [*islice((seq for seq in queue if seq.finished is None), max(0, most))]

@@ -92,6 +92,7 @@ def test_null_stands_for_a_field_left_out(http: httpx.Client) -> None:
         ("logit_bias", {HALF: 1}),
         ("logit_bias", {"65": 1000}),
         ("seed", "x"),
+        ("priority", 0.5),
     ],
     ids=lambda v: str(v)[:20].encode("ascii", "replace").decode(),
 )
@@ -100,6 +101,14 @@ def test_a_wrong_value_names_its_field(http: httpx.Client, field: str, value: ob
         error = refusal(http, {**body, field: value})
         assert error["param"].split(".")[0] == field
         assert field in error["message"]
+
+
+def test_a_priority_is_refused_where_nobody_is_served_by_it(http: httpx.Client) -> None:
+    for body in (CHAT, TEXT):
+        assert post(http, {**body, "priority": 0}).status_code == 200
+        error = refusal(http, {**body, "priority": -1})
+        assert error["param"] == "priority"
+        assert "ContextSwitch(policy=Priority())" in error["message"]
 
 
 def test_half_a_surrogate_pair_is_refused_or_harmless(http: httpx.Client) -> None:
