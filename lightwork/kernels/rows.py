@@ -42,17 +42,27 @@ class Rows:
     @classmethod
     def of_text(cls, tokens: NDArray[np.int64], block_size: int) -> Rows:
         """One sequence from its start, in blocks 0, 1, ..., every row scored."""
-        at = np.arange(len(tokens))
+        return cls.of_texts([tokens], block_size)
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[NDArray[np.int64]], block_size: int) -> Rows:
+        """Sequences from their starts, each in the blocks behind those of the one before, every row
+        scored."""
+        lengths = np.array([len(tokens) for tokens in texts])
+        blocks = -(-lengths // block_size)
+        at = np.concatenate([np.arange(num) for num in lengths])
+        firsts, most = np.cumsum(blocks) - blocks, np.arange(blocks.max())
+        tables = np.where(most < blocks[:, None], firsts[:, None] + most, -1)
         return cls(
-            tokens=tokens,
+            tokens=np.concatenate(texts),
             positions=at,
-            slots=at,
-            seqs=np.zeros(len(tokens), np.int32),
-            index=at,
-            ancestors=np.zeros(len(tokens), np.uint64),
-            known=np.array([len(tokens)]),
-            tables=np.arange(-(-len(tokens) // block_size), dtype=np.int32)[None],
-            scored=at,
+            slots=at + np.repeat(firsts * block_size, lengths),
+            seqs=np.repeat(np.arange(len(texts), dtype=np.int32), lengths),
+            index=at.copy(),
+            ancestors=np.zeros(len(at), np.uint64),
+            known=lengths,
+            tables=tables.astype(np.int32),
+            scored=np.arange(len(at)),
         )
 
     def parts(self, most: int) -> Iterator[Rows]:

@@ -55,6 +55,7 @@ class _Step(NamedTuple):
     cos_sin: CosSin | None
     attend: Attend
     scored_N: Tensor
+    scores: bool
 
 
 class StreamedStage:
@@ -109,11 +110,18 @@ class StreamedStage:
 
         Raises CheckpointError if weights cannot be read, and what the peers raise.
         """
+        return self._run(rows, kv, scores=True)
+
+    def states(self, rows: Rows, kv: KVPool, x_Rd: Tensor | None = None) -> Tensor:
+        """As `Stage.states`: from the first rank [N, d], from others [N, 0]."""
+        return self._run(rows, kv, scores=False)
+
+    def _run(self, rows: Rows, kv: KVPool, *, scores: bool) -> Tensor:
         if self._stop is None or not self._stop.alive:
             self._world.perform(Spawn(copies(self.stream, self.copy), "weights"))
             self._stop = weakref.finalize(self, _stop, self._world, self.stream)
         with torch.inference_mode():
-            y: Tensor = self._world.run(self.strategy(rows, kv))
+            y: Tensor = self._world.run(self.strategy(rows, kv, scores=scores))
         return y
 
     def close(self) -> None:
@@ -126,13 +134,15 @@ class StreamedStage:
         """What brings an item to a slot. `fetch` carries it out."""
         return Move((item, slot), "disk", "memory")
 
-    async def strategy(self, rows: Rows, kv: KVPool) -> Tensor:
-        """A forward as a strategy of this rank, whoever carries it out and makes the copies."""
+    async def strategy(self, rows: Rows, kv: KVPool, *, scores: bool = True) -> Tensor:
+        """A forward as a strategy of this rank, whoever carries it out and makes the copies. scores: whether
+        it ends with them, or with what the head makes them of."""
         positions_R = torch.from_numpy(rows.positions)
         step = _Step(
             rotation(self.spec, positions_R, torch.float32),
             paged(self.spec, rows, kv, "cpu"),
             torch.from_numpy(rows.scored),
+            scores,
         )
         first = self.mine.rank == 0
         x_Rd = self._embed(rows) if first else torch.empty(len(positions_R), self.spec.hidden_size)
@@ -157,7 +167,8 @@ class StreamedStage:
         views = block.views(self._arena[slot], self._begins[name])
         if block.kind == HEAD:
             head = head_of(views)
-            return logits(head, normalise(head, self.spec, x_Rd[step.scored_N]))
+            states_Nd = normalise(head, self.spec, x_Rd[step.scored_N])
+            return logits(head, states_Nd) if step.scores else states_Nd
         layer = layer_of(views)
         if block.kind == "attention":
             return attention(block.layer, x_Rd, layer, self.spec, step.cos_sin, step.attend)

@@ -123,6 +123,11 @@ class Chains:
             _put(x_Rd, g, normalise(g.chain.weights, last, g.of(x_Rd, last.hidden_size)))
         return x_Rd
 
+    def states(self, rows: Rows, kv: KVPool) -> Tensor:
+        """As `hidden`, of rows of one application: [R, d] as wide as its last layer is."""
+        name = rows.models[0] if rows.models else ""
+        return self.hidden(rows, kv)[:, : self.chains[name].specs[-1].hidden_size]
+
     def score(self, rows: Rows, hidden_Nd: Tensor) -> Tensor:
         """Logits [N, V] of the scored rows, each by its own head."""
         if not len(hidden_Nd):

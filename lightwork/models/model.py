@@ -174,8 +174,8 @@ class Model:
     @torch.inference_mode()
     def states(self, rows: Rows, kv: KVPool) -> NDArray[np.float32]:
         """The hidden states of the scored rows behind the last norm, float32 [N, d]. From any thread."""
-        hidden_Rd = self._layer_by_layer(rows, kv)
-        states_Nd = hidden_Rd[torch.from_numpy(rows.scored).to(self.device)]
+        compute = self._layer_by_layer if self.chains is None else self.chains.states
+        states_Nd = compute(rows, kv)[torch.from_numpy(rows.scored).to(self.device)]
         return np.asarray(states_Nd.float().cpu().numpy())
 
     def _layer_by_layer(self, rows: Rows, kv: KVPool, plan: LayerPlan | None = None) -> Tensor:

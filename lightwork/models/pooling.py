@@ -6,7 +6,7 @@ T tokens  d hidden
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,25 @@ def read_pooling(uri: str) -> Pooling:
         return Pooling()
     place = _place(folder)
     return Pooling() if place is None else Pooling(modes=_modes(read_json(place, "config.json"), place))
+
+
+def read_dimensions(uri: str, whole: int) -> Sequence[int]:
+    """How many numbers of a vector, the first ones, are worth something by themselves: `whole`, all, and what
+    its checkpoint was trained for, ascending (Matryoshka, as vLLM reads it of config.json).
+
+    Raises CheckpointError for what is no such number.
+    """
+    folder = resolve(uri)
+    told = read_json(folder, "config.json", optional=True) if folder.is_dir() else {}
+    named = told.get("matryoshka_dimensions")
+    if named is None:
+        return range(1, whole + 1) if told.get("is_matryoshka") is True else (whole,)
+    if not isinstance(named, list) or not all(isinstance(n, int) and 1 <= n <= whole for n in named):
+        raise CheckpointError(
+            f"matryoshka_dimensions of {folder / 'config.json'} are {str(named)[:80]}",
+            expected=f"a list of numbers from 1 to {whole}",
+        )
+    return sorted({*named, whole})
 
 
 def _place(folder: Path) -> Path | None:

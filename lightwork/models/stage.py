@@ -64,6 +64,13 @@ class Stage:
 
         x_Rd: what the stage before gave; not needed by the first.
         """
+        hidden = self.states(rows, kv, x_Rd)
+        return logits(self.weights, hidden) if self.ends else hidden
+
+    @torch.inference_mode()
+    def states(self, rows: Rows, kv: KVPool, x_Rd: Tensor | None = None) -> Tensor:
+        """As `forward`; from each rank of the last stage the hidden states of the scored rows behind the last
+        norm, [N, d]."""
         positions_R = torch.from_numpy(rows.positions).to(self.device)
         if self.begins:
             x_Rd = self._embed(torch.from_numpy(rows.tokens).to(self.device), positions_R)
@@ -73,7 +80,7 @@ class Stage:
         if not self.ends:
             return x_Rd
         scored_N = torch.from_numpy(rows.scored).to(self.device)
-        return logits(self.weights, normalise(self.weights, self.spec, x_Rd[scored_N]))
+        return normalise(self.weights, self.spec, x_Rd[scored_N])
 
     def _embed(self, tokens_R: Tensor, positions_R: Tensor) -> Tensor:
         own = self.mine.vocabulary(self.whole)

@@ -11,6 +11,7 @@ notes.py       what an engine tells the trace
 compositions/  several models behind one engine; composing.py: what that needs beside one model
 expert_runner.py   steps that wait for their model's weights; prompt_router.py: whose prompt it is
 block_cluster.py   a simulated cluster of blocks (catalogue.py, block_prices.py); hops/ between them
+embedding.py   vectors of texts, which runners compute beside their steps
 transfers.py   KV that comes from another engine, or goes to host memory and back, beside the steps
 fleet.py       several engines behind a router (routers/): to callers one engine
 remote.py      an engine in another process or Ray actor, started again when it is lost; member.py is that

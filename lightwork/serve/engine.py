@@ -20,6 +20,7 @@ from lightwork.memory.kv import KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.drafting import Drafting
+from lightwork.serve.embedding import Embedding, Text, Vector
 from lightwork.serve.flights import Flights
 from lightwork.serve.forming import Forming
 from lightwork.serve.notes import Notes
@@ -97,6 +98,7 @@ class Engine:
         self._results = Results(
             kv, self._drafting, verifier or Match(), kernel.now, self._has_begun, self._finish
         )
+        self._embedding = Embedding(kernel, runner, self._notes)
         self._transfers = Transfers(kernel, runner, kv, self._notes, self._arrived_kv, self._copied)
 
     # -- requests
@@ -128,6 +130,10 @@ class Engine:
         """End what guesses tokens, if anything does; called when no more is asked."""
         if self._drafting is not None:
             self._drafting.close()
+
+    async def embed(self, text: Text) -> Vector:
+        """The vector of a text, beside the steps. Raises UsageError where the plan gives no hidden states."""
+        return await self._embedding.embed(text)
 
     def cancel(self, seqs: Iterable[Seq]) -> None:
         """End sequences whose caller has gone; their blocks are free at once, or when their step ends."""

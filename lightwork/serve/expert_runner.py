@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightwork.errors import InvariantError
@@ -12,6 +12,7 @@ from lightwork.runtime.effects import Use
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.resources import Fifo
+from lightwork.serve.embedding import Text, Vector, refused
 from lightwork.serve.notes import Notes
 from lightwork.serve.runner import AroundRunner, Runner, Scores
 from lightwork.serve.schedulers import Step
@@ -58,6 +59,9 @@ class ExpertRunner(AroundRunner):
 
     def run(self, step: Step) -> Coroutine[Any, Any, Scores]:
         return self._run(step)
+
+    async def embed(self, texts: Sequence[Text]) -> Sequence[Vector]:
+        raise refused("its models take turns")
 
     async def _run(self, step: Step) -> Scores:
         models = {chunk.seq.request.model for chunk in step.chunks}

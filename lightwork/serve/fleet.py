@@ -13,7 +13,9 @@ from functools import partial
 from typing import Any
 
 from lightwork.errors import InvariantError, LightworkError
+from lightwork.runtime.child import LostError
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve.embedding import Text, Vector
 from lightwork.serve.engine import Engine, Gauges
 from lightwork.serve.remote import RemoteEngine
 from lightwork.serve.routers import Member, Router
@@ -83,6 +85,27 @@ class Fleet:
             self._at[seq.id] = chosen
             self._count(seq, chosen, 1)
         return seqs
+
+    async def embed(self, text: Text) -> Vector:
+        """By the engine that the router would give the text as a prompt; by another if that is lost.
+
+        Raises what `Engine.embed` does, and LightworkError if no engine is left, or this text has lost three.
+        """
+        request = Request(prompt=tuple(text.tokens), max_tokens=1, model=text.model)
+        seq = Seq(-1, request, request.sampling, None, 0.0, [*text.tokens], len(text.tokens))
+        losses = 0
+        while True:
+            chosen = self._place(seq)
+            self._count(seq, chosen, 1)
+            try:
+                vector: Vector = await self.engines[chosen].embed(text)
+                return vector
+            except LostError:
+                losses += 1
+                if losses > MOST_LOSSES:
+                    raise
+            finally:
+                self._count(seq, chosen, -1)
 
     def cancel(self, seqs: Iterable[Seq]) -> None:
         for seq in seqs:

@@ -5,8 +5,10 @@ N scored rows  V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +27,12 @@ from lightwork.models import Model
 from lightwork.models.gpu_step import Feed, GpuStep
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve.embedding import AT_ONCE, Text, Vector, embed_here
 from lightwork.serve.rows import build_rows, fed_rows
 from lightwork.serve.schedulers import Chunk, Step
 from lightwork.serve.scores import restrict, text_of
+
+T = TypeVar("T")
 
 
 class GpuRunner:
@@ -50,6 +55,7 @@ class GpuRunner:
         self.host: Any = model.new_host_kv(kv.host.total, kv.block_size) if kv.host is not None else None
         self._mirror, self._fed = Mirror(model.device), Mirror(model.device)
         self._before: _Started | None = None
+        self._one_at_a_time = Lock()
         if self.step.device.type == "cuda":
             self.step.warm_up(self.pool)
 
@@ -81,7 +87,21 @@ class GpuRunner:
         """On a thread that gives way to steps."""
         return self.kernel.offload(self.pool.pull, self.host, runs, background=True)
 
+    def embed(self, texts: Sequence[Text]) -> Coroutine[Any, Any, list[Vector]]:
+        """By the model's own forward: the step's keeps buffers and graphs for the pool of its steps."""
+        start = partial(self.kernel.offload, self._alone, thread="embed")
+        return embed_here(self.step.model, texts, self.kv.block_size, start, AT_ONCE)
+
+    def _alone(self, fn: Callable[..., T], *args: Any) -> T:
+        """While a step is being captured nobody else may use the device."""
+        with self._one_at_a_time:
+            return fn(*args)
+
     def _start(self, step: Step, rows: Rows, first: list[int]) -> _Started:
+        with self._one_at_a_time:
+            return self._begin(step, rows, first)
+
+    def _begin(self, step: Step, rows: Rows, first: list[int]) -> _Started:
         """Put a step behind the one before, without waiting for it but for what only the host can choose."""
         before, self._before = self._before, None
         there = before is not None and not rows.models

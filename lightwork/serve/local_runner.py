@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from lightwork.memory.host import Run, runs
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve import embedding
+from lightwork.serve.embedding import ShowsStates, Text, Vector, embed_here, refused
 from lightwork.serve.rows import build_rows, fed_rows
 from lightwork.serve.schedulers import Step
 from lightwork.serve.scores import LogitScores
@@ -33,13 +35,6 @@ millisecond, and requests can wait so long."""
 PIECE_BYTES, PAUSES = 1 << 20, 4
 """Keys and values are copied so much at a time; while a step runs on the same cores, pauses last so many
 times as long as a piece."""
-
-
-@runtime_checkable
-class _States(Protocol):
-    """A model that can show the hidden states of the scored rows, [N, d]."""
-
-    def states(self, rows: Rows, kv: Any) -> NDArray[np.float32]: ...
 
 
 class Forward(Protocol):
@@ -105,19 +100,11 @@ class LocalRunner:
         start = self.kernel.attempt if expected_s < BRIEF_S else self.kernel.offload
         return start(self._forward, step, rows, first)
 
-    def states(self, tokens: Sequence[int], model: str, *, every: bool) -> NDArray[np.float32] | None:
-        """The hidden states of these tokens, or of the last one, [N, d]; None where a model has none.
-
-        model: as `Request.model`. From any thread, beside the steps, with keys and values of its own.
-        """
-        if not isinstance(self.model, _States) or getattr(self.model, "chains", None) is not None:
-            return None
-        size, last = self.kv.block_size, len(tokens) - 1
-        rows = replace(Rows.of_text(np.array(tokens, np.int64), size), models=(model,) if model else ())
-        if not every:
-            rows = replace(rows, scored=np.array([last]))
-        states: _States = self.model
-        return states.states(rows, self.model.new_kv(last // size + 1, size))
+    async def embed(self, texts: Sequence[Text]) -> list[Vector]:
+        if not isinstance(self.model, ShowsStates):
+            raise refused("the model is no decoder")
+        start = partial(self.kernel.offload, thread="embed")
+        return await embed_here(self.model, texts, self.kv.block_size, start, embedding.PART)
 
     def pull(
         self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int

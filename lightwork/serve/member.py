@@ -18,13 +18,15 @@ from typing import Any, BinaryIO
 
 from lightwork.decode.constraints import grammars
 from lightwork.decode.sampling import Pick
-from lightwork.errors import LightworkError
+from lightwork.errors import LightworkError, UsageError
 from lightwork.memory.host import runs
 from lightwork.runtime.child import outlive_signals
 from lightwork.runtime.clock import WallClock
+from lightwork.runtime.futures import Task
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.line import Line
 from lightwork.runtime.trace import Span, Trace
+from lightwork.serve.embedding import Text
 from lightwork.serve.messages import Figures, Memory, Order, Ready
 from lightwork.serve.opening import import_backend, open_one
 from lightwork.serve.sequence import FinishReason, Request
@@ -59,6 +61,7 @@ class Hosted:
         self._seqs: dict[int, Seq] = {}
         self._lent: dict[int, Seq] = {}
         self._pools: dict[int, Any] = {}
+        self._texts: dict[int, Task] = {}
         self._awaited: set[int] = set()
         self._compiling: set[int] = set()
         self.kernel = Kernel(WallClock(order.moment), trace=Trace("real: cpu", keep=0, observers=[self]))
@@ -160,6 +163,22 @@ class Hosted:
             self.say("pulled", id)
         self.engine.cancel([self._seqs[id] for id in ids if id in self._seqs])
 
+    def _on_embed(self, id: int, text: Text) -> None:
+        self._texts[id] = self.kernel.spawn(self._embed(id, text), name=f"text {id}")
+
+    async def _embed(self, id: int, text: Text) -> None:
+        vector, said = None, None
+        try:
+            vector = await self.engine.embed(text)
+        except Exception as error:
+            said = error if isinstance(error, UsageError) else _plain(error)
+        del self._texts[id]
+        self.say("embedded", id, vector, said)
+
+    def _on_forget(self, id: int) -> None:
+        if id in self._texts:
+            self._texts.pop(id).cancel()
+
     def _on_adopt(self, seq: Seq, number: int | None, table: Sequence[int]) -> None:
         self._when_compiled(seq.request, [seq.id], lambda: self._adopt(seq, number, table))
 
@@ -247,13 +266,17 @@ class Hosted:
         self.say("tokens", seq.id, picks)
 
     def finish(self, seq: Seq, reason: FinishReason, error: Exception | None) -> None:
-        plain = None if error is None else LightworkError(f"{type(error).__name__}: {error}")
-        self.say("finish", seq.id, reason, plain, Figures.of(seq))
+        self.say("finish", seq.id, reason, None if error is None else _plain(error), Figures.of(seq))
 
     def on(self, span: Span) -> None:
         """When a request came and why it ended is told by who knows."""
         if span.kind not in ("arrive", "finish"):
             self.say("span", span)
+
+
+def _plain(error: Exception) -> LightworkError:
+    """What can be sent of any error."""
+    return LightworkError(f"{type(error).__name__}: {error}")
 
 
 def _copy() -> BinaryIO:

@@ -13,16 +13,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from lightwork.decode.sampling import Pick
 from lightwork.errors import LightworkError
-from lightwork.runtime.child import Child
+from lightwork.runtime.child import Child, LostError
 from lightwork.runtime.futures import Future
 from lightwork.runtime.heartbeat import Heartbeat
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.line import Line, Link
 from lightwork.runtime.trace import Span
+from lightwork.serve.embedding import Text, Vector
 from lightwork.serve.engine import Gauges
 from lightwork.serve.messages import Figures, Ready
 from lightwork.serve.notes import Notes
@@ -76,6 +78,8 @@ class RemoteEngine:
         self._lent: dict[int, Sequence[int]] = {}
         self._pulling: dict[int, RemoteEngine] = {}
         self._readers: dict[int, RemoteEngine] = {}
+        self._texts: dict[int, tuple[Text, Future]] = {}
+        self._text_ids = count()
         self._told = Gauges(0, 0, 0.0)
         self._idle: list[Future] = []
         self._closing = False
@@ -107,6 +111,18 @@ class RemoteEngine:
             if seq.finished is None:
                 self._send("cancel", [seq.id])
                 self._end(seq, "cancelled")
+
+    async def embed(self, text: Text) -> Vector:
+        """As `Engine.embed`. Raises LostError if the process is lost meanwhile."""
+        id, vector = next(self._text_ids), self.kernel.future("a text's vector")
+        self._texts[id] = text, vector
+        self._send("embed", id, text)
+        try:
+            made: Vector = await vector
+            return made
+        finally:
+            if self._texts.pop(id, None) is not None:
+                self._send("forget", id)
 
     @property
     def num_unfinished(self) -> int:
@@ -207,6 +223,9 @@ class RemoteEngine:
             self._on_kv(id, None)
 
     def _hand_over(self, why: str, served: bool) -> None:
+        texts, self._texts = self._texts, {}
+        for _, vector in texts.values():
+            vector.fail(LostError(why))
         seqs, self._seqs = self._seqs, {}
         for seq in self.lost(seqs.values(), served):
             error = LightworkError(
@@ -235,6 +254,8 @@ class RemoteEngine:
         self.returned()
         for seq in self._seqs.values():
             self._send("adopt", _bare(seq), None, ())
+        for id, (text, _) in self._texts.items():
+            self._send("embed", id, text)
 
     def _on_failed(self, why: str) -> None:
         log.error("engine %d did not start: %s", self.number, why)
@@ -286,6 +307,10 @@ class RemoteEngine:
         if seq is not None:
             figures.write(seq)
             self._end(seq, reason, error)
+
+    def _on_embedded(self, id: int, vector: Vector | None, error: Exception | None) -> None:
+        if id in self._texts:
+            self._texts.pop(id)[1].end(vector, error)
 
     def _on_began(self, id: int, table: Sequence[int], figures: Figures) -> None:
         """It has lent the sequence and waits for word."""

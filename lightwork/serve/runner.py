@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from lightwork.decode.sampling import Floats, Pick
 from lightwork.memory.host import Run
+from lightwork.serve.embedding import Text, Vector
 from lightwork.serve.schedulers import Step
 
 
@@ -63,6 +64,11 @@ class Runner(Protocol):
         """Where attention reads keys once that sequences share, `step.shared` tells which in the end."""
         ...
 
+    def embed(self, texts: Sequence[Text]) -> Awaitable[Sequence[Vector]]:
+        """The vectors of texts of one model, pooled alike, computed between and beside the steps. Their value
+        raises UsageError where there are no hidden states."""
+        ...
+
     def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
         """Copy the KV of num_tokens tokens from blocks of another engine's pool into this one's."""
         ...
@@ -100,6 +106,9 @@ class AroundRunner:
 
     def run(self, step: Step) -> Awaitable[Scores]:
         return self.inner.run(step)
+
+    def embed(self, texts: Sequence[Text]) -> Awaitable[Sequence[Vector]]:
+        return self.inner.embed(texts)
 
     def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
         return self.inner.pull(pool, src, dst, num_tokens)

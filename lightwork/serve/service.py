@@ -13,17 +13,14 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lightwork.decode.constraints import grammars
 from lightwork.decode.sampling import Pick
 from lightwork.errors import LightworkError, NotReadyError, UsageError
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve.embedding import Embedded, Text, Vector
 from lightwork.serve.engine import Engine
 from lightwork.serve.fleet import Fleet
-from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.sequence import FinishReason, Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.text import TextOutput
@@ -190,6 +187,7 @@ class Service:
         self.takers = takers
         self.failure: BaseException | None = None
         self._outbox: list[tuple[Stream, Delta]] = []
+        self._embedded: set[Embedded] = set()
         self._draining = False
         self._when_stopped: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._serve, name="lightwork-engine", daemon=True)
@@ -198,7 +196,13 @@ class Service:
     @property
     def ready(self) -> bool:
         """True while new requests are taken."""
-        return self._thread.is_alive() and not self._draining and self.engine.alive
+        stopped = self._draining or self.failure is not None
+        return self._thread.is_alive() and not stopped and self.engine.alive
+
+    @property
+    def num_unfinished(self) -> int:
+        """Sequences, and requests for vectors, that have not ended. May be read from any thread."""
+        return self.engine.num_unfinished + len(self._embedded)
 
     def check_ready(self) -> None:
         """Raises NotReadyError, which says why, when no new requests are taken."""
@@ -253,21 +257,25 @@ class Service:
         self.kernel.post(lambda: loop.call_soon_threadsafe(_resolve, answer, read(self.engine)))
         return await answer
 
-    def states(self, tokens: Sequence[int], model: str, *, every: bool) -> NDArray[np.float32]:
-        """The hidden states of these tokens, or of the last one, [N, d]; takes as long as a step. From any
-        thread.
+    async def embed(self, texts: Sequence[Text]) -> list[Vector]:
+        """The vectors of texts; cancelled, those that have not begun are not computed.
 
-        model: as `Request.model`. Raises UsageError where the model is not in this process, or has none.
+        Raises UsageError where the plan gives no hidden states, and NotReadyError when the service has
+        stopped, stops meanwhile or is draining.
         """
-        runner = self.engine.runner if isinstance(self.engine, Engine) else None
-        states = runner.states(tokens, model, every=every) if isinstance(runner, LocalRunner) else None
-        if states is None:
-            raise UsageError(
-                "this server's plan gives no hidden states",
-                expected="a decoder that this process computes by itself, on a CPU",
-                fix="serve the model for embeddings apart: lightwork serve MODEL --on cpu",
-            )
-        return states
+        asked = Embedded(self.kernel, asyncio.get_running_loop(), texts)
+        self._embedded.add(asked)
+        try:
+            self.check_ready()  # whoever ends the service from here on, knows of these texts
+            self.kernel.post(asked.start, self.engine)
+            return await asked.answer
+        except LightworkError as error:
+            if not isinstance(error, UsageError):
+                self.check_ready()
+            raise
+        finally:
+            self._embedded.discard(asked)
+            self.kernel.post(asked.cancel)
 
     async def drain(self) -> None:
         """Take no new requests and end training; return when the accepted requests have finished and what was
@@ -284,6 +292,8 @@ class Service:
             if self._trains is not None:
                 await self._trains.end()
             await self.engine.drained()
+            for asked in [*self._embedded]:
+                await asked.done
             tell()
 
         self._when_stopped.append(tell)
@@ -324,6 +334,7 @@ class Service:
         while unfinished := engine.unfinished():
             engine.cancel(unfinished)
         self._flush()
+        self._end_embedded()
 
     def _serve(self) -> None:
         try:
@@ -332,8 +343,14 @@ class Service:
             self.failure = error
             self._flush()
         finally:
+            self._end_embedded()
             for tell in self._when_stopped:
                 tell()
+
+    def _end_embedded(self) -> None:
+        """Who waits for vectors waits in vain."""
+        for asked in [*self._embedded]:
+            asked.give_up(LightworkError("the service ended"))
 
     def _flush(self) -> None:
         items, self._outbox = self._outbox, []

@@ -12,6 +12,7 @@ from lightwork.memory.host import Run
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.effects import Use
 from lightwork.runtime.resources import Fifo
+from lightwork.serve.embedding import Text, Vector, refused
 from lightwork.serve.schedulers import Step
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.shared_keys import shared_keys
@@ -84,6 +85,9 @@ class SimulatedRunner:
     def pool(self) -> int:
         """The rank whose memory it is."""
         return self.rank
+
+    async def embed(self, texts: Sequence[Text]) -> Sequence[Vector]:
+        raise refused("it is simulated")
 
     def pull(
         self, pool: int, src: Sequence[int], dst: Sequence[int], num_tokens: int

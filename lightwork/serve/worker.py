@@ -15,7 +15,9 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightwork.errors import DeadlockError
@@ -28,8 +30,10 @@ from lightwork.runtime.child import LostError, outlive_signals
 from lightwork.runtime.drive import drive
 from lightwork.runtime.effects import Collective, Compute, Effect, Recv, Send
 from lightwork.runtime.threads import ThreadWorld
+from lightwork.serve.embedding import pooled
 from lightwork.serve.workers import (
     Allocate,
+    Embed,
     Forward,
     Held,
     Message,
@@ -52,6 +56,8 @@ class Worker:
         self.stage = stage
         self.pool: KVPool | None = None
         self.host: KVPool | None = None
+        self._texts: KVPool | None = None
+        self._states: list[NDArray[np.float32]] = []
 
     def compute(self, message: Message) -> Compute:
         return Compute((), self._carry_out, (message,), "step")
@@ -70,6 +76,8 @@ class Worker:
             to, source = (self.host, self.pool) if command.out else (self.pool, self.host)
             to.pull(source, command.runs)
             y = None
+        elif isinstance(command, Embed):
+            y = self._embed(command, x)
         else:
             assert isinstance(command, Forward)
             y = self._forward(command, x)
@@ -81,8 +89,25 @@ class Worker:
             self.pool.copy(
                 range(copy.src, copy.src + copy.num_slots), range(copy.dst, copy.dst + copy.num_slots)
             )
-        x_Rd = None if x is None else torch.from_numpy(x)
-        return self.stage.forward(command.rows, self.pool, x_Rd).numpy()
+        return self.stage.forward(command.rows, self.pool, _tensor(x)).numpy()
+
+    def _embed(self, command: Embed, x: Any) -> Any:
+        """Hidden states; from the last stage, with the last rows, the vectors of all texts."""
+        assert self.pool is not None
+        if command.num_blocks:  # whose texts were there before may have left
+            self._texts, self._states = self.stage.new_kv(command.num_blocks, self.pool.block_size), []
+        assert self._texts is not None
+        y: Any = self.stage.states(command.rows, self._texts, _tensor(x)).numpy()
+        if self.stage.ends:
+            self._states.append(y)
+            y = np.stack(pooled(self._states, command.counts, command.pooling)) if command.counts else None
+        if command.counts:
+            self._texts, self._states = None, []
+        return y
+
+
+def _tensor(x: Any) -> Tensor | None:
+    return None if x is None else torch.from_numpy(x)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from lightwork.memory.host import Run
 from lightwork.memory.kv import Copy
 from lightwork.memory.residencies import Residency
 from lightwork.models import import_models, read_shape, resolve
+from lightwork.models.pooling import Pooling
 from lightwork.models.spec import ModelSpec, read_json
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.parallel.all_reduces import AllReduce
@@ -114,10 +115,25 @@ class Swap:
     out: bool
 
 
-Command = Allocate | Forward | Swap
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Compute rows of texts, in keys and values of their own, which are made with the first of them.
+
+    num_blocks: of those; 0 if they are there. counts: with the last of them, how many hidden states each text
+    is pooled from. One after another, steps between them.
+    """
+
+    rows: Rows
+    num_blocks: int
+    counts: Sequence[int]
+    pooling: Pooling
+
+
+Command = Allocate | Forward | Swap | Embed
 Array = NDArray[np.float32]
 Message = tuple[Command | None, Array | None]
-"""A command, and the hidden states that the stage before computed; from the last stage: logits."""
+"""A command, and the hidden states that the stage before computed; from the last stage: logits, or the
+vectors of texts."""
 Answer = Callable[[list[Any], Exception | None], None]
 
 
@@ -141,7 +157,7 @@ def receive_message(pipe: Connection) -> Message:
 
 def without_tokens(command: Command) -> Command:
     """What ranks are told that need not know what is computed."""
-    if not isinstance(command, Forward):
+    if not isinstance(command, Forward | Embed):
         return command
     return replace(command, rows=replace(command.rows, tokens=command.rows.tokens[:0]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future as Made
 from typing import Any, TypeVar
@@ -13,10 +14,12 @@ from lightwork.memory.host import Run
 from lightwork.memory.kv import KVCache
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve import embedding
+from lightwork.serve.embedding import Passes, Text, Vector
 from lightwork.serve.rows import build_rows, fed_rows
 from lightwork.serve.schedulers import Step
 from lightwork.serve.scores import LogitScores
-from lightwork.serve.workers import Allocate, Command, Forward, Swap, Workers
+from lightwork.serve.workers import Allocate, Command, Embed, Forward, Swap, Workers
 
 T = TypeVar("T")
 
@@ -66,6 +69,21 @@ class WorkersRunner:
             send()
         self._before = made
         return future
+
+    async def embed(self, texts: Sequence[Text]) -> Sequence[Vector]:
+        """By the last rank, which pools them; all stages have parts of them meanwhile, and steps between."""
+        passes = Passes.of(texts, self.kv.block_size, embedding.PART)
+        under_way: deque[Future] = deque()
+        for i, rows in enumerate(passes.parts):
+            if len(under_way) == self.model.depth:
+                await under_way.popleft()
+            last = i + 1 == len(passes.parts)
+            blocks, counts = passes.num_blocks * (i == 0), passes.counts if last else ()
+            command = Embed(rows, blocks, counts, passes.pooling)
+            under_way.append(self._ask(command, lambda parts: parts[0]))
+        for part in under_way:
+            vectors: Sequence[Vector] = await part
+        return vectors
 
     def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Future:
         raise SpecError(

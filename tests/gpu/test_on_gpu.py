@@ -25,10 +25,12 @@ from lightwork.kernels.gpu.tasks import TILES
 from lightwork.kernels.rows import Rows
 from lightwork.models.gpu_step import GpuStep
 from lightwork.models.model import Model
+from lightwork.models.pooling import Pooling
 from lightwork.models.spec import Rope
 from lightwork.models.transformer import _rms, _rotate, rotary
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve.embedding import Text
 from lightwork.serve.gpu_runner import GpuRunner
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan
@@ -206,3 +208,19 @@ def test_a_plan_on_a_gpu_serves_with_the_kernels(checkpoint: Make) -> None:
         assert engine.runner.step.num_graphs > 0
     assert texts[0] == texts[1]
     assert all(len(text) == len(request.prompt) + 20 for text, request in zip(texts[0], load, strict=True))
+
+
+def test_texts_are_embedded_while_steps_are_captured_and_replayed(checkpoint: Make) -> None:
+    load = [Request(prompt=tuple(range(9 + i)), max_tokens=20 + i) for i in range(5)]
+    texts = [Text([*range(n)], "", Pooling(modes=("mean",))) for n in (7, 100, 40)]
+    said = []
+    for embeds in (True, False):
+        plan = Plan(model=str(checkpoint("llama")), on=DEVICE, max_len=200, kv_bytes=1 << 22)
+        engine, model, _ = open_engine(plan, Kernel(WallClock()))
+        asked = [engine.kernel.spawn(engine.embed(text)) for text in texts * 10 if embeds]
+        said.append([seq.tokens for seq in run_load(engine, [0.001 * i for i in range(5)], load)])
+        made = engine.kernel.run(engine.kernel.gather(*asked))
+        for text, vector in zip(texts * 10, made, strict=False):
+            alone = model.states(Rows.of_text(np.array(text.tokens), BLOCK), model.new_kv(NUM_BLOCKS, BLOCK))
+            np.testing.assert_allclose(vector, alone.mean(0), atol=2e-2, rtol=2e-2)
+    assert said[0] == said[1]

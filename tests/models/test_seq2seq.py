@@ -19,12 +19,13 @@ from lightwork import models
 from lightwork.decode.proposers import Draft, Drafter
 from lightwork.decode.proposers.copy import Copy
 from lightwork.decode.sampling import Sampling
-from lightwork.errors import CheckpointError, InvariantError, RangeError, SpecError
+from lightwork.errors import CheckpointError, InvariantError, RangeError, SpecError, UsageError
 from lightwork.kernels.rows import Rows
 from lightwork.memory.kv import KVCache
 from lightwork.models.encoder_decoder import EncoderDecoder
 from lightwork.models.spec import ModelSpec
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve.embedding import Text
 from lightwork.serve.engine import Engine
 from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.rows import build_rows
@@ -218,3 +219,10 @@ def test_other_places_refuse_an_encoder(folder: Path, tmp_path: Path) -> None:
         ModelSpec.from_config(
             SHAPE | {"architectures": ["MBartForConditionalGeneration"], "encoder_ffn_dim": 64}
         )
+
+
+def test_it_gives_no_vectors_of_texts(model: EncoderDecoder) -> None:
+    kernel, kv = Kernel(), KVCache(16, 4, prefix_cache=False)
+    engine = Engine(kernel, LocalRunner(kernel, model, kv), kv, Sarathi(), limits=Limits(max_len=64))
+    with pytest.raises(UsageError, match="no decoder"):
+        kernel.run(engine.embed(Text(SOURCES[1])))

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from secrets import token_hex
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lightwork.errors import LightworkError, MissingExtraError, SpecError
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
+from lightwork.serve.embedding import Text
 from lightwork.serve.fleet import Fleet
 from lightwork.serve.opening import open_engine
 from lightwork.serve.plan import Plan
@@ -133,6 +135,15 @@ def test_texts_are_those_of_one_engine_and_keys_move_by_memory(
     pulled = Counter(span.name for span in fleet.kernel.trace.spans if span.kind == "pull")
     assert pulled == {str(seq.id): 1 for seq in seqs}
     assert all(seq.arrived_s <= seq.started_s <= seq.finished_s for seq in seqs if seq.started_s)
+
+
+def test_texts_are_embedded_by_actors_as_by_one_process(fleet: Fleet) -> None:
+    alone, model, _ = open_engine(Plan(max_len=512), Kernel(WallClock()))
+    for request in LOAD[:3]:
+        text = Text(request.prompt)
+        ours, theirs = (engine.kernel.run(engine.embed(text)) for engine in (fleet, alone))
+        assert np.abs(ours - theirs).max() < 1e-5
+    model.close()
 
 
 def kill(actor: Any) -> None:

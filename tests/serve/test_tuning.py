@@ -151,6 +151,9 @@ def test_a_server_tells_of_each_epoch_and_trains_no_more_when_it_is_to_end(
         while "mine" not in loaded.model.variants:
             lines = (line.split() for line in http.get("/metrics").text.splitlines() if line[0] != "#")
             figures = {name: float(value) for name, value in lines}
+        bodies = [{"model": name, "input": [[*range(40)]]} for name in (loaded.name, "mine", loaded.name)]
+        vectors = [http.post("/v1/embeddings", json=body).json()["data"][0]["embedding"] for body in bodies]
+        assert vectors[0] == vectors[2] != vectors[1]
         _server(loaded.app, loaded.service).handle_exit(signal.SIGINT, None)
         assert asyncio.run(loaded.service.ask(lambda engine: engine.training.finished))
         assert http.post("/v1/completions", json={"model": "mine", "prompt": "one"}).is_success

@@ -20,23 +20,37 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lightwork import models
 from lightwork.cluster.devices import Link
 from lightwork.decode.sampling import Pick, Sampling
 from lightwork.errors import LightworkError, SpecError
 from lightwork.home import home
 from lightwork.kernels.rows import Rows
+from lightwork.memory.kv import KVCache
 from lightwork.memory.residencies.sliding import Sliding
+from lightwork.models.pooling import Pooling
 from lightwork.parallel.all_reduces.star import Star
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.trace import Trace
+from lightwork.serve.embedding import Embedding, Embeds, Text, Vector
 from lightwork.serve.engine import Engine
+from lightwork.serve.local_runner import LocalRunner
+from lightwork.serve.notes import Notes
 from lightwork.serve.opening import open_engine, own_cores
 from lightwork.serve.plan import Plan, make_engine, make_kv, tier_blocks
 from lightwork.serve.sequence import Request
 from lightwork.serve.sequence import Sequence as Seq
 from lightwork.serve.simulate import run_load
-from lightwork.serve.workers import Command, Forward, Workers, receive_message, send_message, start_workers
+from lightwork.serve.workers import (
+    Command,
+    Embed,
+    Forward,
+    Workers,
+    receive_message,
+    send_message,
+    start_workers,
+)
 from lightwork.serve.workers_runner import WorkersRunner
 
 pytestmark = [
@@ -248,6 +262,51 @@ def test_no_rank_but_the_first_is_sent_tokens(streaming: Workers, expected: list
     assert len(helper.steps()) == len(master.steps()) > 20
     assert sum(rows.tokens.size for rows in helper.steps()) == 0
     assert sum(rows.tokens.size for rows in master.steps()) > sum(len(r.prompt) for r in LOAD[:3])
+    for tap in taps:
+        tap.pipe.close()
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_the_last_rank_pools_texts_as_one_process_does(
+    started: Start, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, stages: int
+) -> None:
+    """Long texts in parts, of which each stage has one; also after one whose caller left in the middle."""
+    monkeypatch.setattr("lightwork.serve.embedding.PART", 64)
+    whole = Pooling(modes=("cls", "max", "mean"))
+    texts = [
+        Text([i * n % 250 for i in range(n)], "", pooling)
+        for pooling in (Pooling(), whole)
+        for n in (1, 63, 64, 300, 9)
+    ]
+    engine, model = engine_on(started(stages, 2)), models.load(str(checkpoint("llama")))
+    kernel = engine.kernel
+
+    async def embed(runner: Embeds) -> list[Vector]:
+        asked = Embedding(kernel, runner, Notes(kernel, "engine"))
+        leaves = kernel.spawn(asked.embed(texts[3]))
+        vectors = [kernel.spawn(asked.embed(text)) for text in texts]
+        while not asked._works:
+            await kernel.sleep(0.0)
+        leaves.cancel()
+        return await kernel.gather(*vectors)
+
+    cut = kernel.run(embed(engine.runner))
+    alone = kernel.run(embed(LocalRunner(kernel, model, KVCache(4, BLOCK_SIZE))))
+    for text, ours, theirs in zip(texts, cut, alone, strict=True):
+        assert ours.shape == (32 * len(text.pooling.modes),)
+        assert np.abs(ours - theirs).max() < 1e-5
+
+
+def test_no_rank_but_the_first_is_sent_texts(streaming: Workers) -> None:
+    pipes = streaming._into
+    taps = [Tap(pipe) for pipe in pipes]
+    engine = engine_on(streaming)
+    streaming._into = [tap.pipe for tap in taps]
+    vector = engine.kernel.run(engine.embed(Text(LOAD[1].prompt)))
+    streaming._into = pipes
+    assert vector.shape == (32,)
+    sizes = [[c.rows.tokens.size for c in tap.commands if isinstance(c, Embed)] for tap in taps]
+    assert sizes == [[len(LOAD[1].prompt)], [0]]
     for tap in taps:
         tap.pipe.close()
 

@@ -45,7 +45,7 @@ class DrainingServer(uvicorn.Server):
             signal.raise_signal(sig)
             return
         self._asked = True
-        left = self._service.engine.num_unfinished
+        left = self._service.num_unfinished
         say(f"draining {left} requests for at most {self._drain_s:g} s; Ctrl-C again stops them")
         if self._service.end_training():
             say("training ends here; what was trained so far is kept")

@@ -2,26 +2,29 @@
 unit length.
 
 Without a word of it, it is the last token's state: so does vLLM with models that were not trained for
-anything else. They are computed beside the scheduler, one at a time, and a step waits as long as one takes.
+anything else. They are computed by the engines that serve, see `serve.embedding`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
-from numpy.typing import NDArray
 
 from lightwork.errors import BusyError, CapacityError
+from lightwork.serve.embedding import Text, Vector
+from lightwork.serve.http.errors import refused
 from lightwork.serve.http.handling import Handling
 from lightwork.serve.http.schemas import EmbeddingBody
-from lightwork.serve.http.translate import Served, token_lists
+from lightwork.serve.http.translate import Served, texts_of, token_lists
+
+MOST_TEXTS = 2048
+"""Of a request, as OpenAI has it: clients send a thousand."""
 
 
 class Embeddings:
@@ -30,27 +33,17 @@ class Embeddings:
     def __init__(self, handling: Handling) -> None:
         self.handling = handling
         self.served = handling.served
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lightwork-embed")
         self._waiting = 0
 
     async def create(self, body: EmbeddingBody, request: Request) -> Response:
         headers = self.handling.begin(body, body.model)
         texts = await self.handling.translate(request, _texts, body, self.served)
-        vectors = await self.handling.until_left(request, self._embed(texts, body.model))
-        num_tokens = sum(map(len, texts))
-        shown = [
-            {"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format)}
-            for i, vector in enumerate(vectors)
-        ]
-        reply = {
-            "object": "list",
-            "data": shown,
-            "model": body.model,
-            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
-        }
-        return JSONResponse(reply, headers=headers)
+        vectors = await self.handling.until_left(request, self._embed(texts))
+        num_tokens = sum(len(text.tokens) for text in texts)
+        written = await asyncio.to_thread(_reply, body, vectors, num_tokens)
+        return Response(written, media_type="application/json", headers=headers)
 
-    async def _embed(self, texts: Sequence[Sequence[int]], name: str) -> list[NDArray[np.float32]]:
+    async def _embed(self, texts: Sequence[Text]) -> list[Vector]:
         """Raises BusyError where too many texts wait."""
         most = self.served.limits.max_waiting
         if self._waiting + len(texts) > most:
@@ -60,36 +53,89 @@ class Embeddings:
                 fix="send it again later",
             )
         self._waiting += len(texts)
-        loop, model = asyncio.get_running_loop(), self.served.variants.get(name, "")
         try:
-            return [await loop.run_in_executor(self._thread, self._vector, text, model) for text in texts]
+            return await self.handling.service.embed(texts)
         finally:
             self._waiting -= len(texts)
 
-    def _vector(self, text: Sequence[int], model: str) -> NDArray[np.float32]:
-        pooling = self.served.pooling
-        states_Nd = self.handling.service.states(text, model, every=pooling.reads_all)
-        return _unit(pooling.vector(states_Nd))
 
-
-def _texts(body: EmbeddingBody, served: Served) -> list[list[int]]:
-    texts = token_lists(body.input, served, "input", add_special=body.add_special_tokens)
-    longest = max(map(len, texts))
+def _texts(body: EmbeddingBody, served: Served) -> list[Text]:
+    if body.dimensions is not None and body.dimensions not in served.dimensions:
+        raise refused(
+            "dimensions",
+            f"is {body.dimensions}",
+            expected=f"{_numbers(served.dimensions)}: what the model was trained for, as config.json says",
+        )
+    given = texts_of(body.input, "input", min(MOST_TEXTS, served.limits.max_waiting))
+    found = token_lists(given, served, "input", add_special=body.add_special_tokens)
+    if body.truncate_prompt_tokens is not None:
+        found = [_cut(text, tokens, body, served) for text, tokens in zip(given, found, strict=True)]
+    longest = max(map(len, found))
     if longest > served.limits.max_len:
         raise CapacityError(
             f"a text of the input has {longest} tokens",
             expected=f"at most {served.limits.max_len}",
-            fix="shorten it",
+            fix="shorten it, or send truncate_prompt_tokens: -1",
         )
-    return texts
+    model = served.variants.get(body.model, "")
+    return [Text(tokens, model, served.pooling) for tokens in found]
 
 
-def _unit(state: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A vector of length 1; one without a direction stays what it is."""
-    length = float(np.linalg.norm(state))
-    return state / np.float32(length) if length else state
+def _numbers(numbers: Sequence[int]) -> str:
+    if isinstance(numbers, range):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return " or ".join(map(str, numbers))
 
 
-def _written(vector: NDArray[np.float32], how: str) -> Any:
-    """Numbers, or the base64 of their little-endian float32 bytes."""
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode() if how == "base64" else vector.tolist()
+def _cut(text: str | list[int], tokens: list[int], body: EmbeddingBody, served: Served) -> list[int]:
+    """A text of no more tokens than asked. Those that the tokenizer puts around it stay: the vector is often
+    the state of the last of them."""
+    asked, limit = body.truncate_prompt_tokens, served.limits.max_len
+    assert asked is not None
+    most = limit if asked == -1 else asked
+    if len(tokens) <= most <= limit:
+        return tokens
+    own = served.tokenizer.encode(text) if isinstance(text, str) else tokens
+    num_around = len(tokens) - len(own)
+    begin = next((i for i in range(num_around + 1) if tokens[i : i + len(own)] == own), None)
+    if begin is None:  # it writes a text otherwise where something is around it
+        own, num_around, begin = tokens, 0, 0
+    end, room = begin + len(own), most - num_around
+    if room < 1 or most > limit:
+        raise refused(
+            "truncate_prompt_tokens",
+            f"is {asked}",
+            expected=f"-1, or {num_around + 1} to {limit}",
+        )
+    kept = own[-room:] if body.truncation_side == "left" else own[:room]
+    return [*tokens[:begin], *kept, *tokens[end:]]
+
+
+def _reply(body: EmbeddingBody, vectors: Sequence[Vector], num_tokens: int) -> str:
+    """Vector by vector: nothing else runs while one is written."""
+    shown = [
+        _json({"object": "embedding", "index": i, "embedding": _written(vector, body)})
+        for i, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    told = _json({"object": "list", "model": body.model, "usage": usage})
+    return f'{told[:-1]},"data":[{",".join(shown)}]}}'
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _written(vector: Vector, body: EmbeddingBody) -> Any:
+    """As many numbers as asked, of unit length together; or the base64 of their little-endian float32
+    bytes."""
+    unit = _unit(vector[: body.dimensions])
+    if body.encoding_format == "base64":
+        return base64.b64encode(unit.astype("<f4").tobytes()).decode()
+    return unit.tolist()
+
+
+def _unit(vector: Vector) -> Vector:
+    """Of length 1; one without a direction stays what it is."""
+    length = float(np.linalg.norm(vector))
+    return vector / np.float32(length) if length else vector

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from lightwork.errors import SpecError, UsageError
-from lightwork.models.pooling import read_pooling
+from lightwork.models.pooling import read_dimensions, read_pooling
 from lightwork.runtime.clock import WallClock, unix_s
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.perfetto import write_chrome_trace
@@ -129,7 +129,7 @@ def _closing_if_refused(model: AnyModel) -> Iterator[None]:
 
 def _served(plan: Plan, engine: Engine | Fleet, model: AnyModel, name: str) -> Served:
     """What requests are translated for. Raises SpecError for a name that a variant has, CheckpointError for a
-    pooling that is not done."""
+    pooling that is not done, or dimensions that are none."""
     chosen = plan.techniques()
     composition: Composition | None = chosen.get("composition")
     tuning = chosen.get("tuning")
@@ -139,6 +139,7 @@ def _served(plan: Plan, engine: Engine | Fleet, model: AnyModel, name: str) -> S
             expected="names of their own",
             fix="--name another",
         )
+    pooling = read_pooling(plan.model)
     return Served(
         name=name,
         tokenizer=model.tokenizer,
@@ -148,7 +149,8 @@ def _served(plan: Plan, engine: Engine | Fleet, model: AnyModel, name: str) -> S
         defaults=model.generation,
         variants=model.variants,
         route=composition.router() if composition is not None else to_itself,
-        pooling=read_pooling(plan.model),
+        pooling=pooling,
+        dimensions=read_dimensions(plan.model, model.spec.hidden_size * len(pooling.modes)),
         ranked=ranks(chosen.get("scheduler")),
     )
 

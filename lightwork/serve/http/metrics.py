@@ -30,6 +30,7 @@ class Metrics:
         self.kv_usage = g("kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1")
         self.prompt_tokens = c("prompt_tokens", "Prompt tokens computed")
         self.generation_tokens = c("generation_tokens", "Output tokens")
+        self.embedded = c("embedded_texts", "Texts embedded")
         self.prefix_queries = c("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self.prefix_hits = c("prefix_cache_hits", "Prompt tokens found there")
         self.preemptions = c("num_preemptions", "Sequences preempted")
@@ -94,6 +95,10 @@ class Metrics:
         self.prefix_queries.inc(args["known"])
         self.prefix_hits.inc(args["cached"])
         self._asked_of(span, args, runs=True)
+
+    def _on_embed(self, span: Span, args: dict[str, int]) -> None:
+        self.prompt_tokens.inc(args["tokens"])
+        self.embedded.inc(args["texts"])
 
     def _on_update(self, span: Span, args: dict[str, float]) -> None:
         self.training_loss.set(args["loss"])

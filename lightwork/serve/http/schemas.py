@@ -189,15 +189,18 @@ class CompletionBody(Body):
 
 
 class EmbeddingBody(Lenient):
-    """One embedding per input."""
+    """One embedding per input. truncate_prompt_tokens: most tokens of a text, -1: as many as the context has;
+    a longer one is cut. truncation_side: what it loses, its beginning or its end."""
 
-    unsupported = {"dimensions": ()}
     hints = IGNORED
 
     model: str
     input: Text
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Count | None = None
     add_special_tokens: bool = True
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    truncation_side: Literal["left", "right"] = "left"
     user: str = ""
 
 

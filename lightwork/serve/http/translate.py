@@ -42,8 +42,9 @@ class Served:
     """What requests are translated against.
 
     defaults: the model's generation_config.json. variants: other names it can be asked for under, as of now,
-    and what `Request.model` is then. route: what it is for a prompt that is sent to `name`. pooling: of
-    embeddings. ranked: whether sequences are served by their priorities.
+    and what `Request.model` is then. route: what it is for a prompt that is sent to `name`. pooling,
+    dimensions: of embeddings, see `models.pooling`. ranked: whether sequences are
+    served by their priorities.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Served:
     variants: Mapping[str, str] = field(default_factory=dict)
     route: Callable[[Sequence[int]], str] = to_itself
     pooling: Pooling = field(default_factory=Pooling)
+    dimensions: Sequence[int] = ()
     ranked: bool = False
 
     @property
@@ -132,7 +134,7 @@ def completion_requests(body: CompletionBody, served: Served) -> list[Request]:
     """One engine request per prompt."""
     if body.stream and body.echo and body.logprobs is not None:
         raise refused("echo", "with logprobs cannot be streamed", expected="stream: false")
-    prompts = token_lists(body.prompt, served, "prompt")
+    prompts = token_lists(texts_of(body.prompt, "prompt"), served, "prompt")
     if len(prompts) * body.n > served.limits.max_waiting:
         raise refused(
             "prompt",
@@ -238,8 +240,8 @@ def _bias(body: Body, served: Served) -> tuple[tuple[int, float], ...]:
     return tuple(bias)
 
 
-def token_lists(given: Text, served: Served, field: str, *, add_special: bool = True) -> list[list[int]]:
-    """The tokens of each text that a field holds: one or several, as strings or as token ids."""
+def texts_of(given: Text, field: str, most: int = 256) -> list[str | list[int]]:
+    """What a field holds: one text or several, as strings or as token ids."""
     texts: list[str | list[int]]
     if isinstance(given, str):
         texts = [given]
@@ -247,8 +249,17 @@ def token_lists(given: Text, served: Served, field: str, *, add_special: bool = 
         texts = [[t for t in given if isinstance(t, int)]]
     else:
         texts = [t for t in given if not isinstance(t, int)]
-    if not 1 <= len(texts) <= 256:
-        raise refused(field, f"holds {len(texts)} texts", expected="1 to 256", fix="send several requests")
+    if not 1 <= len(texts) <= most:
+        raise refused(
+            field, f"holds {len(texts)} texts", expected=f"1 to {most}", fix="send several requests"
+        )
+    return texts
+
+
+def token_lists(
+    texts: Sequence[str | list[int]], served: Served, field: str, *, add_special: bool = True
+) -> list[list[int]]:
+    """The tokens of each text of a field."""
     made: list[list[int]] = []
     for text in texts:
         known = (

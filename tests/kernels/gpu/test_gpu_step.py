@@ -22,9 +22,11 @@ from lightwork.kernels.gpu.tasks import TILES, check_blocks, plan_tasks
 from lightwork.memory.kv import KVCache
 from lightwork.models.gpu_step import GpuStep, _first_rows, supports
 from lightwork.models.model import Model
+from lightwork.models.pooling import Pooling
 from lightwork.models.prompt_tokens import FILE, PromptTokens, write_prompt_tokens
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
+from lightwork.serve.embedding import Text
 from lightwork.serve.gpu_runner import GpuRunner
 from lightwork.serve.local_runner import LocalRunner
 from lightwork.serve.opening import runner_for
@@ -114,6 +116,24 @@ def test_served_texts_equal_those_of_torch(checkpoint: Make) -> None:
         texts.append([seq.tokens for seq in run_load(engine, [0.0] * len(load), load)])
     assert texts[0] == texts[1]
     assert re.fullmatch("a[bc](bc|d)*(b|x*)", model.tokenizer.decode(texts[0][-1][len(repeated) :]))
+
+
+def test_texts_are_embedded_beside_the_steps_on_the_device(checkpoint: Make) -> None:
+    """By the model's own forward, as without the kernels; replies stay what they are."""
+    model = models.load(str(checkpoint("llama", num_hidden_layers=1)))
+    load = [Request(prompt=tuple(TEXT[:4]), max_tokens=5, sampling=Sampling(temperature=0.0))]
+    texts = [Text(TEXT, "", Pooling(modes=modes)) for modes in (("lasttoken",), ("mean",))]
+    found = []
+    for runner, embeds in ((GpuRunner, True), (LocalRunner, True), (GpuRunner, False)):
+        kernel, kv = Kernel(WallClock()), KVCache(64, 4)
+        engine = make_engine(Plan(), kernel, kv, runner(kernel, model, kv), 200, model.spec.vocab_size)
+        asked = [kernel.spawn(engine.embed(text)) for text in texts if embeds]
+        (seq,) = run_load(engine, [0.0], load)
+        found.append((seq.tokens, [*kernel.run(kernel.gather(*asked))]))
+    (first, by_gpu), (second, by_torch), (third, _) = found
+    assert first == second == third
+    for ours, theirs in zip(by_gpu, by_torch, strict=True):
+        assert np.abs(ours - theirs).max() < 1e-5
 
 
 def test_probes_say_the_same_as_those_of_torch(checkpoint: Make, tmp_path: Path) -> None:

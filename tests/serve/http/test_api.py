@@ -257,6 +257,7 @@ FROZEN = [
     "lora_requests_info",
     "prompt_tokens_total",
     "generation_tokens_total",
+    "embedded_texts_total",
     "prefix_cache_queries_total",
     "prefix_cache_hits_total",
     "num_preemptions_total",

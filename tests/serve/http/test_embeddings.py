@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -12,9 +13,10 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import tokenizers
 
 from lightwork.errors import CheckpointError
-from lightwork.models.pooling import FIELDS, MODES, Pooling, read_pooling
+from lightwork.models.pooling import FIELDS, MODES, Pooling, read_dimensions, read_pooling
 from lightwork.serve.http.main import BackgroundServer, load
 from lightwork.serve.plan import Plan
 
@@ -67,7 +69,13 @@ def test_embeddings_leave_replies_that_are_generated_meanwhile_as_they_are(clien
         ({"input": [9999]}, "input"),
         ({"input": []}, "input"),
         ({"input": "x" * 400}, "256"),
-        ({"dimensions": 3}, "dimensions"),
+        ({"dimensions": 3}, "expected: 32: what the model was trained for"),
+        ({"dimensions": 0}, "dimensions"),
+        ({"input": [[1]] * 2049}, "2049 texts"),
+        ({"input": [[1]] * 601}, "1 to 600"),
+        ({"truncate_prompt_tokens": 257}, "-1, or 1 to 256"),
+        ({"truncate_prompt_tokens": 0}, "-1, or 1 to 256"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
         ({"encoding_format": "int8"}, "encoding_format"),
     ],
     ids=str,
@@ -88,6 +96,109 @@ def test_torch_and_the_compiled_step_embed_alike(
     with BackgroundServer(loaded) as url:
         plain = httpx.post(f"{url}/v1/embeddings", json=body, timeout=60).json()["data"][0]["embedding"]
     assert plain == pytest.approx(compiled, abs=2e-4)
+
+
+def test_a_thousand_texts_of_a_request_have_a_vector_each(
+    checkpoint: Callable[..., Path], http: httpx.Client
+) -> None:
+    """Strings and token ids, in their order; counted, in the metrics too."""
+    loaded = load(Plan(model=str(checkpoint("llama")), max_len=256), name=NAME)
+    texts = [f"{i % 50}" for i in range(1000)]
+    with BackgroundServer(loaded) as url, httpx.Client(base_url=url, timeout=60) as own:
+        reply = own.post("/v1/embeddings", json={"model": NAME, "input": texts}).json()
+        ids = [own.post("/tokenize", json={"prompt": text}).json()["tokens"] for text in texts[:50]]
+        same = own.post("/v1/embeddings", json={"model": NAME, "input": ids}).json()
+        metrics = own.get("/metrics").text
+    assert [each["index"] for each in reply["data"]] == [*range(1000)]
+    vectors, by_ids = (np.array([e["embedding"] for e in each["data"]]) for each in (reply, same))
+    assert np.abs(vectors - np.tile(by_ids, (20, 1))).max() < 1e-6
+    num_tokens = sum(map(len, ids))
+    assert reply["usage"] == {"prompt_tokens": 20 * num_tokens, "total_tokens": 20 * num_tokens}
+    assert "lightwork_embedded_texts_total 1050.0" in metrics
+    assert f"lightwork_prompt_tokens_total {21 * num_tokens:.1f}" in metrics
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_vectors_are_cut_to_dimensions_that_a_model_was_trained_for(
+    checkpoint: Callable[..., Path], tmp_path: Path, encoding: Any
+) -> None:
+    """The first numbers, of unit length again; all are always to be had."""
+    shutil.copytree(checkpoint("llama"), tmp_path / "cut")
+    config = json.loads((tmp_path / "cut" / "config.json").read_text())
+    (tmp_path / "cut" / "config.json").write_text(json.dumps({**config, "matryoshka_dimensions": [8, 16]}))
+    with (
+        BackgroundServer(load(Plan(model=str(tmp_path / "cut"), max_len=256), name=NAME)) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+
+        def vector(**fields: Any) -> Any:
+            made = client.embeddings.create(model=NAME, input="Hello", encoding_format=encoding, **fields)
+            told: Any = made.data[0].embedding
+            return np.frombuffer(base64.b64decode(told), "<f4") if encoding == "base64" else np.array(told)
+
+        whole = vector()
+        assert vector(dimensions=32).tolist() == whole.tolist()
+        assert np.allclose(vector(dimensions=8), whole[:8] / np.linalg.norm(whole[:8]), atol=1e-6)
+        assert vector(dimensions=16).shape == (16,)
+        with pytest.raises(openai.BadRequestError, match="8 or 16 or 32"):
+            vector(dimensions=9)
+
+
+def test_a_checkpoint_says_where_vectors_may_end(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    def told(**fields: object) -> str:
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        return str(tmp_path)
+
+    assert [*read_dimensions(told(), 64)] == [64]
+    assert [*read_dimensions(told(is_matryoshka=True), 64)] == [*range(1, 65)]
+    assert [*read_dimensions(told(matryoshka_dimensions=[32, 8]), 64)] == [8, 32, 64]
+    for wrong in ([0], [65], ["8"], 8):
+        with pytest.raises(CheckpointError, match="matryoshka_dimensions"):
+            read_dimensions(told(matryoshka_dimensions=wrong), 64)
+
+
+def test_a_text_that_is_too_long_is_cut_where_the_request_says_so(http: httpx.Client) -> None:
+    def made(given: object, **fields: object) -> tuple[list[float], int]:
+        reply = http.post("/v1/embeddings", json={"model": NAME, "input": given, **fields})
+        assert reply.status_code == 200, reply.text
+        return reply.json()["data"][0]["embedding"], reply.json()["usage"]["prompt_tokens"]
+
+    ids = [*range(200), *range(100)]
+    for asked, kept in ((-1, 256), (20, 20)):
+        for side, cut in (("left", ids[-kept:]), ("right", ids[:kept])):
+            ours, num_tokens = made(ids, truncate_prompt_tokens=asked, truncation_side=side)
+            assert ours == pytest.approx(made(cut)[0], abs=1e-6)
+            assert num_tokens == kept
+    assert made(ids[:9], truncate_prompt_tokens=20) == made(ids[:9])
+    assert made("abcdef", truncate_prompt_tokens=3)[0] == pytest.approx(made("def")[0], abs=1e-6)
+
+
+def test_what_a_tokenizer_puts_around_a_text_is_not_cut(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A beginning and an end, of whose state the vector is."""
+    shutil.copytree(checkpoint("llama"), tmp_path / "around")
+    file = tmp_path / "around" / "tokenizer.json"
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    specials = [("<s>", tokenizer.token_to_id("<s>")), ("</s>", tokenizer.token_to_id("</s>"))]
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=specials
+    )
+    tokenizer.save(str(file))
+    loaded = load(Plan(model=str(tmp_path / "around"), max_len=256), name=NAME)
+    with BackgroundServer(loaded) as url, httpx.Client(base_url=url, timeout=60) as own:
+
+        def made(given: object, **fields: object) -> httpx.Response:
+            return own.post("/v1/embeddings", json={"model": NAME, "input": given, **fields})
+
+        for side, text in (("left", "def"), ("right", "abc")):
+            cut = made("abcdef", truncate_prompt_tokens=5, truncation_side=side).json()
+            assert cut["usage"]["prompt_tokens"] == 5
+            ours, whole = (each["data"][0]["embedding"] for each in (cut, made(text).json()))
+            assert ours == pytest.approx(whole, abs=1e-6)
+        refused = made("abcdef", truncate_prompt_tokens=2)
+        assert refused.status_code == 400
+        assert "3 to 256" in refused.json()["error"]["message"]
 
 
 # -- pooling
