@@ -31,10 +31,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from lightwork.errors import RangeError
 from lightwork.learn.schedules import Schedule, at
 from lightwork.learn.shards import (
-    Called,
     Here,
     Map,
-    Processes,
+    Placed,
     Sums,
     alone,
     histogram,
@@ -42,7 +41,11 @@ from lightwork.learn.shards import (
     order_bits,
     parts,
 )
+from lightwork.runtime.actors import Actors
+from lightwork.runtime.clock import WallClock
 from lightwork.runtime.effects import Work
+from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.places.process import Process
 from lightwork.runtime.progress import Progress
 
 Floats = NDArray[Any]
@@ -50,6 +53,8 @@ Params = Mapping[str, Floats]
 """By name; W [H, D] is always there, sigma () too."""
 BLOCK = 4096
 """Rows at once: what an E-step holds beside the data is BLOCK x H."""
+FRESH = ("statistics", "evidence")
+"""Methods of a shard that need nothing of earlier calls."""
 LEAST = 1e-6
 """Of probabilities, so that nothing is impossible for ever."""
 
@@ -172,7 +177,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
             self.free_energy_ = []
             self._seen = None
             self._learned(self._start(X, check_random_state(self.random_state)))
-        total = Here([Shard(self, X)]).run("statistics", self._params, knobs, None)
+        total = alone(Here([Shard(self, X)]).run("statistics", self._params, knobs, None))
         share = (len(self.free_energy_) + 1) ** -0.6
         rows = len(X)
         new = {name: share * array / rows for name, array in total.arrays.items()}
@@ -196,7 +201,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         """The free energy per row: what the log-likelihood is at least."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        total = Here([Shard(self, X)]).run("statistics", self._params, self._knobs(1.0), None)
+        total = alone(Here([Shard(self, X)]).run("statistics", self._params, self._knobs(1.0), None))
         return self._free_energy(self._params, total, len(X))
 
     def sample(self, n_samples: int = 1) -> tuple[Floats, Floats]:
@@ -211,10 +216,11 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     def _over_jobs(self, X: Floats, params: Params | None) -> SparseCoder:
         shards = [self.shard(X[rows]) for rows in parts(self.n_jobs, len(X))]
         if self.n_jobs == 1:
-            alone(self.fit_over(Called(Here(shards)), X, params))
-        else:
-            with Processes(shards, fresh=("statistics", "evidence")) as processes:
-                alone(self.fit_over(Called(processes), X, params))
+            alone(self.fit_over(Here(shards), X, params))
+            return self
+        kernel = Kernel(WallClock())
+        with Actors(kernel, [Process() for _ in shards]) as actors:
+            kernel.run(self.fit_over(Placed(actors, shards, fresh=FRESH), X, params))
         return self
 
     async def _iterate(self, map: Map, params: Params) -> Params:
