@@ -92,7 +92,7 @@ def ours(coder: Any, params: dict[str, Any], rows: Any) -> tuple[float, Any, dic
     """CPU seconds of an iteration, evidence relative to what ProSper leaves out, and the new parameters."""
     knobs = coder._knobs(1.0)
     begin = cpu_s()
-    total = alone(Here([coder.shard(rows)]).run("statistics", params, knobs, None))
+    total = alone(Here([coder.shard(rows)]).run("statistics", params, knobs))
     new = coder._update(params, total, knobs)
     seconds = cpu_s() - begin
     return seconds, coder._local(params, rows, knobs, np.ones(len(rows), bool)).evidence, dict(new)

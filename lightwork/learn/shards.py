@@ -224,9 +224,11 @@ def order_bits(values: NDArray[np.float64]) -> NDArray[np.uint64]:
 
 
 async def kth_largest(map: Map, k: int) -> np.uint64:
-    """The order bits of the k-th largest of what shards hold; they answer `histogram(prefix, shift)`.
+    """Order bits that k of the values that shards hold reach, or more if the k-th largest is there more than
+    once; they answer `histogram(prefix, shift)`.
 
-    Eight rounds of 256 counts find it exactly, whatever the number of rows: 2 KB a round, and no values.
+    Eight rounds of 256 counts at most, whatever the number of rows: 2 KB a round, and no values. It is over
+    as soon as no more than k begin as the k-th largest does.
     """
     prefix, left = 0, k
     for shift in range(56, -8, -8):
@@ -235,6 +237,8 @@ async def kth_largest(map: Map, k: int) -> np.uint64:
         at = min(int(np.searchsorted(above, left)), 255)
         left -= int(above[at - 1]) if at else 0
         prefix = prefix << 8 | (255 - at)
+        if left == counts[255 - at]:
+            return np.uint64(prefix << shift)
     return np.uint64(prefix)
 
 

@@ -28,7 +28,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from lightwork.errors import RangeError
+from lightwork.errors import InvariantError, RangeError
 from lightwork.learn.schedules import Schedule, at
 from lightwork.learn.shards import (
     Here,
@@ -55,6 +55,10 @@ BLOCK = 4096
 """Rows at once: what an E-step holds beside the data is BLOCK x H."""
 FRESH = ("statistics", "evidence")
 """Methods of a shard that need nothing of earlier calls."""
+LEFT_OUT = 16
+"""A cut is taken to leave out one row in so many, where it is not known."""
+MOST_TAKEN = 1e6
+"""Off a sum, in terms of what is left: ten digits remain."""
 LEAST = 1e-6
 """Of probabilities, so that nothing is impossible for ever."""
 
@@ -177,7 +181,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
             self.free_energy_ = []
             self._seen = None
             self._learned(self._start(X, check_random_state(self.random_state)))
-        total = alone(Here([Shard(self, X)]).run("statistics", self._params, knobs, None))
+        total = alone(Here([Shard(self, X)]).run("statistics", self._params, knobs))
         share = (len(self.free_energy_) + 1) ** -0.6
         rows = len(X)
         new = {name: share * array / rows for name, array in total.arrays.items()}
@@ -201,7 +205,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         """The free energy per row: what the log-likelihood is at least."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        total = alone(Here([Shard(self, X)]).run("statistics", self._params, self._knobs(1.0), None))
+        total = alone(Here([Shard(self, X)]).run("statistics", self._params, self._knobs(1.0)))
         return self._free_energy(self._params, total, len(X))
 
     def sample(self, n_samples: int = 1) -> tuple[Floats, Floats]:
@@ -226,13 +230,14 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     async def _iterate(self, map: Map, params: Params) -> Params:
         for i in range(len(self.free_energy_), self.max_iter):
             knobs = self._knobs(at(self.temperature, i, self.max_iter))
-            cut, threshold = at(self.cut, i, self.max_iter), None
+            cut = at(self.cut, i, self.max_iter)
             share = 1.0 - (1.0 - within(self.n_components, knobs.gamma, self._active_rate(params))) * cut
             num = max(1, round(map.num_rows * share))
             if num < map.num_rows:
                 await map.run("evidence", params, knobs)
-                threshold = await kth_largest(map, num)
-            total = await map.run("statistics", params, knobs, threshold)
+                total = await map.run("cut", await kth_largest(map, num))
+            else:
+                total = await map.run("statistics", params, knobs)
             self.free_energy_.append(self._free_energy(params, total, map.num_rows))
             params = await map.alike(self._update_work(params), self._update, params, total, knobs)
             self._learned(params)
@@ -282,57 +287,103 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
 
 
 class Shard:
-    """Some rows, and what the last E-step said of each."""
+    """Some rows, and what the last E-step said of each.
+
+    Which rows a cut keeps is known when the evidence of all shards is. Most rows are kept: `evidence` sums
+    over all in the same pass, and `cut` takes off the others' sums.
+    """
 
     def __init__(self, model: SparseCoder, Y: Floats) -> None:
         self._model = model
         self._rows = np.ascontiguousarray(Y)
-        self._bits = np.zeros(len(Y), np.uint64)
+        self._last: _Pass | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    def statistics(self, params: Params, knobs: Knobs) -> Sums:
+        """The sums that the M-step needs, of all rows."""
+        found = self._pass(params, knobs)
+        return found.told(found.sums)
+
     def evidence(self, params: Params, knobs: Knobs) -> Sums:
-        """Find each row's evidence and keep it here."""
-        for rows, Y in self._blocks():
-            local = self._model._local(params, Y, knobs, np.zeros(len(Y), bool))
-            self._bits[rows] = order_bits(local.evidence)
+        """Find each row's evidence and keep it here, for a cut."""
+        self._last = self._pass(params, knobs)
         return Sums({})
 
     def histogram(self, prefix: int, shift: int) -> Sums:
-        return histogram(self._bits, prefix, shift)
+        return histogram(self._found().bits, prefix, shift)
 
-    def statistics(self, params: Params, knobs: Knobs, threshold: np.uint64 | None) -> Sums:
-        """The sums that the M-step needs, of rows whose evidence is at least the threshold."""
-        total = Sums({})
-        for rows, Y in self._blocks():
-            keep = np.ones(len(Y), bool) if threshold is None else self._bits[rows] >= threshold
-            local = self._model._local(params, Y, knobs, keep)
-            kept = Y[keep].astype(np.float64, copy=False)
+    def cut(self, threshold: np.uint64) -> Sums:
+        """As statistics, of rows whose evidence was at least the threshold."""
+        found = self._found()
+        keep = found.bits >= threshold
+        if 2 * np.count_nonzero(keep) > len(keep):
+            left = less(found.sums, self._pass(found.params, found.knobs, ~keep).sums)
+            if left is not None:
+                return found.told(left)
+        none = Sums({name: np.zeros_like(array) for name, array in found.sums.arrays.items()})
+        return found.told(none.merge(self._pass(found.params, found.knobs, keep).sums))
+
+    def _found(self) -> _Pass:
+        if self._last is None:
+            raise InvariantError("a cut of rows whose evidence is not known", expected="evidence before it")
+        return self._last
+
+    def _pass(self, params: Params, knobs: Knobs, among: NDArray[np.bool_] | None = None) -> _Pass:
+        """Over all rows, or some."""
+        total, evidence = Sums({}), np.zeros(len(self._rows))
+        for begin in range(0, len(self._rows), BLOCK):
+            rows: Any = slice(begin, min(begin + BLOCK, len(self._rows)))
+            rows = rows if among is None else begin + np.flatnonzero(among[rows])
+            Y = self._rows[rows]
+            if not len(Y):
+                continue
+            local = self._model._local(params, Y, knobs, np.ones(len(Y), bool))
+            evidence[rows] = local.evidence
             shared: dict[str, Any] = {
-                "evidence": np.float64(local.evidence.sum()),
-                "kept": np.float64(len(kept)),
-                "square": np.float64(np.einsum("nd,nd->", kept, kept)),
+                "kept": np.float64(len(Y)),
+                "square": np.einsum("nd,nd->", Y, Y, dtype=np.float64),
             }
             total = total.merge(Sums({**shared, **local.sums}))
-        return total
+        return _Pass(params, knobs, total, float(evidence.sum()), order_bits(evidence))
 
     def work(self, method: str, rows: int) -> tuple[Work, ...]:
-        """What a method takes over so many rows: scores of all units, states, and for statistics the sums."""
+        """What a method takes over so many rows: scores of all units, states, and sums."""
         if method == "histogram":
             return (Work(kind="vector", dtype="float64", ops=3 * rows, bytes=8 * rows),)
+        if method == "cut":
+            rows = -(-rows // LEFT_OUT)
         knobs, (units, dimensions) = self._model._knobs(1.0), (self._model.n_components, self._rows.shape[1])
         num = sum(comb(knobs.candidates, j) for j in range(2, knobs.gamma + 1))
-        products = 2 * rows * units * dimensions * (1 + (method == "statistics"))
+        products = 4 * rows * units * dimensions
         return (
             Work(dtype="float64", ops=products, bytes=rows * self._rows.itemsize * dimensions, rows=rows),
             Work(kind="vector", dtype="float64", ops=rows * (units + 2 * num * knobs.gamma), launches=0),
         )
 
-    def _blocks(self) -> Iterator[tuple[slice, Floats]]:
-        for begin in range(0, len(self._rows), BLOCK):
-            rows = slice(begin, min(begin + BLOCK, len(self._rows)))
-            yield rows, self._rows[rows]
+
+class _Pass(NamedTuple):
+    """Over the rows of a shard. evidence: the sum of all rows'; bits: the order of each's."""
+
+    params: Params
+    knobs: Knobs
+    sums: Sums
+    evidence: float
+    bits: NDArray[np.uint64]
+
+    def told(self, sums: Sums) -> Sums:
+        """Sums with the evidence; nothing of no rows."""
+        return Sums({"evidence": np.array(self.evidence), **sums.arrays}) if sums.arrays else sums
+
+
+def less(total: Sums, went: Sums) -> Sums | None:
+    """Sums without those of some rows; None if that leaves one of them too few digits."""
+    if not went.arrays:
+        return total
+    left = {name: array - went[name] for name, array in total.arrays.items()}
+    precise = all(np.all(np.abs(went[name]) <= MOST_TAKEN * np.abs(x)) for name, x in left.items())
+    return Sums(left) if precise else None
 
 
 def within(units: int, gamma: int, rate: float) -> float:
