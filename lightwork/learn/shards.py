@@ -24,7 +24,6 @@ from lightwork.runtime.actors import Actors
 from lightwork.runtime.actors import Here as Place
 from lightwork.runtime.drive import drive
 from lightwork.runtime.effects import Effect, Work
-from lightwork.runtime.futures import Future
 
 T = TypeVar("T")
 FAN_OUT = 2
@@ -118,9 +117,10 @@ Call = tuple[int, str, tuple[Any, ...]]
 class Placed:
     """An actor for each shard, at the places of `Actors` in turn: this process only if there is no other.
 
-    A shard is sent once. Sums go from actor to actor up the tree, and one comes here. A place that is lost
-    starts again: its shards are sent once more, and repeat what they had done since the last call of a method
-    that is named in `fresh`, which needs nothing of earlier calls. What others have done is not done twice.
+    A shard is sent once. Calls go down the tree from actor to actor and sums come up it, so this process says
+    and hears as much as one of them. A place that is lost starts again: its shards are sent once more, and
+    repeat what they had done since the last call of a method that is named in `fresh`, which needs nothing of
+    earlier calls. What others have done is not done twice.
 
     Raises what a shard raised, and LightworkError if a place is lost again and again.
     """
@@ -142,7 +142,7 @@ class Placed:
         for _ in range(MOST_RESTARTS):
             try:
                 calls = [*self._since, call] if await self._start() else [call]
-                total: Sums = await self._sums(0, calls)
+                total: Sums = await self._workers[0].sums(calls)
             except HostLostError as error:
                 lost = error
             else:
@@ -158,23 +158,21 @@ class Placed:
         return fn(state, *args)
 
     async def _start(self) -> bool:
-        """Whether actors had to be made, here for the first time or again. Then all places are there and know
-        where the others are, since they have been told of a place before it answers."""
-        actors, started = self._actors, False
-        while missing := [i for i, w in enumerate(self._workers) if w is None or actors.desks[w.place].lost]:
-            for rank in missing:
-                place = self._places[rank % len(self._places)]
-                place.restart()
-                self._workers[rank] = actors.create(Worker, self._shards[rank], on=place)
-            await actors.kernel.gather(*(self._workers[rank].num_rows() for rank in missing))
-            started = True
-        return started
-
-    def _sums(self, rank: int, calls: Sequence[Call]) -> Future:
-        """Of a rank and those below it, for whoever adds them up: they do not pass through here."""
-        below = [self._sums(child, calls) for child in children(rank, len(self._workers))]
-        future: Future = self._workers[rank].sums(calls, below)
-        return future
+        """Make the actors that are not there; returns whether some were not. When all have answered, all
+        places know where the others are."""
+        actors, workers = self._actors, self._workers
+        missing = [i for i, w in enumerate(workers) if w is None or actors.desks[w.place].lost]
+        for rank in missing:
+            place = self._places[rank % len(self._places)]
+            place.restart()
+            workers[rank] = actors.create(Worker, self._shards[rank], on=place)
+        if missing:
+            below = [
+                [workers[child] for child in children(rank, len(workers))] for rank in range(len(workers))
+            ]
+            met = [worker.meet(mine) for worker, mine in zip(workers, below, strict=True)]
+            await actors.kernel.gather(*met)
+        return bool(missing)
 
 
 class Worker:
@@ -184,26 +182,30 @@ class Worker:
         self._shard = shard
         self._next = 0
         self._own = Sums({})
+        self._below: Sequence[Any] = ()
 
     def begin(self, here: Place) -> None:
-        self._kernel = here.kernel
+        self._kernel, self._thread = here.kernel, f"lightwork-{here.key}"
 
-    def num_rows(self) -> int:
-        return len(self._shard)
+    def meet(self, below: Sequence[Any]) -> None:
+        """Whose sums are added to this one's."""
+        self._below = below
 
-    async def sums(self, calls: Sequence[Call], below: Sequence[Future]) -> Sums:
-        """Of the last call, added to those of other workers. What has been done is not done again."""
-        for future in below:
-            future.add_callback(bool)  # it sets out as soon as it is there
+    async def sums(self, calls: Sequence[Call]) -> Sums:
+        """Of the last call, here and below. What has been done is not done again."""
+        asked = [worker.sums(calls) for worker in self._below]
+        for future in asked:
+            future.add_callback(bool)  # it is wanted as soon as it is there
         total = await self._done(calls)
-        for future in below:
+        for future in asked:
             total = total.merge(await future)
         return total
 
     async def _done(self, calls: Sequence[Call]) -> Sums:
         for number, method, args in calls:
             if number >= self._next:
-                self._own = await self._kernel.offload(getattr(self._shard, method), *args)
+                done = self._kernel.offload(getattr(self._shard, method), *args, thread=self._thread)
+                self._own = await done
                 self._next = number + 1
         return self._own
 
