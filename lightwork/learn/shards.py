@@ -1,9 +1,11 @@
 """A map over shards of data that returns a monoid, reduced over a tree.
 
-A shard is an object that holds its rows and answers calls with `Sums`. `Here` keeps shards in this process;
-`Placed` makes an actor of each, at whatever places there are: processes, Ray actors, simulated hosts, or this
-process with a thread for each. All add up in the same order, that of the tree, so what comes out depends on
-the shards alone.
+A shard is an object that holds its rows and answers calls with `Sums`. Methods that need what earlier calls
+left in it are named in its attribute `continues`; without one, each call is on its own.
+
+`Here` keeps shards in this process; `Placed` makes an actor of each, at whatever places there are: processes,
+Ray actors, simulated hosts, or this process with a thread for each. All add up in the same order, that of the
+tree, so what comes out depends on the shards alone.
 
     with Actors(kernel, [Process(), Process()]) as actors:
         total = kernel.run(Placed(actors, shards).run("statistics", params))
@@ -119,23 +121,23 @@ class Placed:
 
     A shard is sent once. Calls go down the tree from actor to actor and sums come up it, so this process says
     and hears as much as one of them. A place that is lost starts again: its shards are sent once more, and
-    repeat what they had done since the last call of a method that is named in `fresh`, which needs nothing of
-    earlier calls. What others have done is not done twice.
+    repeat what they had done since the last call that was not of a method that `continues`. What others have
+    done is not done twice.
 
     Raises what a shard raised, and LightworkError if a place is lost again and again.
     """
 
-    def __init__(self, actors: Actors, shards: Sequence[Any], *, fresh: Sequence[str] = ()) -> None:
+    def __init__(self, actors: Actors, shards: Sequence[Any]) -> None:
         self.num_rows = sum(len(shard) for shard in shards)
         self._actors, self._shards = actors, shards
-        self._fresh = frozenset(fresh)
+        self._continues = frozenset(getattr(shards[0], "continues", ()))
         self._since: list[Call] = []
         self._num_calls = 0
         self._places = actors.places[1:] or actors.places
         self._workers: list[Any] = [None] * len(shards)
 
     async def run(self, method: str, *args: Any) -> Sums:
-        if method in self._fresh:
+        if method not in self._continues:
             self._since = []
         call = (self._num_calls, method, args)
         self._num_calls += 1

@@ -29,7 +29,7 @@ from lightwork.learn.shards import (
     parts,
 )
 from lightwork.learn.sparse import BSC
-from lightwork.learn.sparse.truncated_em import FRESH, Shard
+from lightwork.learn.sparse.truncated_em import Shard
 from lightwork.runtime import Kernel, WallClock
 from lightwork.runtime.actors import Actors
 from lightwork.runtime.places.process import Process
@@ -49,6 +49,8 @@ WIDE = 80_000
 
 class Rows:
     """A shard of numbers that remembers what it was told."""
+
+    continues = ("total", "grow", "grow_at_once", "grow_or_die_once")
 
     def __init__(self, values: Any) -> None:
         self._values = np.asarray(values, float)
@@ -155,7 +157,7 @@ def shards_of(*sizes: int) -> list[Rows]:
 
 def test_sums_are_the_same_to_the_last_bit_wherever_shards_are(actors: Actors) -> None:
     shards = shards_of(3, 1, 6, 4, 9)
-    here, placed = Here(shards), Placed(actors, shards, fresh=("scale",))
+    here, placed = Here(shards), Placed(actors, shards)
 
     async def main(map: Map) -> list[Any]:
         await map.run("scale", 2.0)
@@ -168,7 +170,7 @@ def test_sums_are_the_same_to_the_last_bit_wherever_shards_are(actors: Actors) -
 def test_a_shard_is_sent_once_and_its_sums_pass_up_the_tree(actors: Actors) -> None:
     if not hasattr(actors.places[-1], "pid"):
         pytest.skip("nothing is packed there")
-    placed = Placed(actors, shards_of(50_000, 50_000, 50_000, 50_000), fresh=("scale",))
+    placed = Placed(actors, shards_of(50_000, 50_000, 50_000, 50_000))
 
     async def main() -> tuple[int, int]:
         desks: Any = actors.desks[1:]
@@ -188,7 +190,7 @@ def test_a_killed_place_starts_again_and_knows_what_it_was_told(actors: Actors) 
     if not hasattr(place, "pid"):
         pytest.skip("no process to be killed")
     shards = shards_of(4, 5, 6)
-    placed = Placed(actors, shards, fresh=("scale",))
+    placed = Placed(actors, shards)
 
     async def main(map: Map, kill: bool) -> list[float]:
         await map.run("scale", 3.0)
@@ -211,7 +213,7 @@ def test_a_place_that_is_lost_in_the_middle_of_a_call_repeats_it_alone(
     if not hasattr(actors.places[-1], "pid"):
         pytest.skip("no process to be killed")
     shards = shards_of(4, 5, 6, 7)
-    placed = Placed(actors, shards, fresh=("scale",))
+    placed = Placed(actors, shards)
 
     async def main(map: Map, method: str) -> float:
         await map.run("scale", 3.0)
@@ -237,7 +239,7 @@ def test_a_fit_is_the_same_over_any_places_whatever_becomes_of_them(actors: Acto
         alone(coder.fit_over(Here(shards), X))
 
     def placed(coder: BSC, shards: list[Shard]) -> None:
-        actors.kernel.run(coder.fit_over(Placed(actors, shards, fresh=FRESH), X))
+        actors.kernel.run(coder.fit_over(Placed(actors, shards), X))
 
     def kill(phase: str, done: int, total: int) -> None:
         place: Any = actors.places[-1]

@@ -53,8 +53,6 @@ Params = Mapping[str, Floats]
 """By name; W [H, D] is always there, sigma () too."""
 BLOCK = 4096
 """Rows at once: what an E-step holds beside the data is BLOCK x H."""
-FRESH = ("statistics", "evidence")
-"""Methods of a shard that need nothing of earlier calls."""
 LEFT_OUT = 16
 """A cut is taken to leave out one row in so many, where it is not known."""
 MOST_TAKEN = 1e6
@@ -156,8 +154,8 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         return self._over_jobs(X, self._params)
 
     async def fit_over(self, map: Map, X: Floats, params: Params | None = None) -> None:
-        """Learn from shards, wherever they are: a strategy of effects. X: what to start from, unless from
-        params."""
+        """Learn from shards, wherever they are (`Here`, `Placed`, `Ranks`): a strategy. X: what to start
+        from, unless from params."""
         self._seen: Sums | None = None
         if params is None:
             params = self._start(X, check_random_state(self.random_state))
@@ -224,7 +222,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
             return self
         kernel = Kernel(WallClock())
         with Actors(kernel, [Process() for _ in shards]) as actors:
-            kernel.run(self.fit_over(Placed(actors, shards, fresh=FRESH), X, params))
+            kernel.run(self.fit_over(Placed(actors, shards), X, params))
         return self
 
     async def _iterate(self, map: Map, params: Params) -> Params:
@@ -292,6 +290,8 @@ class Shard:
     Which rows a cut keeps is known when the evidence of all shards is. Most rows are kept: `evidence` sums
     over all in the same pass, and `cut` takes off the others' sums.
     """
+
+    continues = ("histogram", "cut")
 
     def __init__(self, model: SparseCoder, Y: Floats) -> None:
         self._model = model
