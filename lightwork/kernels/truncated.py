@@ -134,6 +134,13 @@ def maxima(
     return left
 
 
+def room(Y_ND: Floats, W_HD: Floats) -> Floats:
+    """How much each row lacks of each component: sum over d of max(W_hd - y_d, 0), [N, H]."""
+    lacking = np.empty((len(Y_ND), len(W_HD)))
+    _loops().room(Y_ND, W_HD, lacking)
+    return lacking
+
+
 def slabs(
     inner_NH: Floats,
     gram_HH: Floats,

@@ -16,15 +16,15 @@ NEVER = 1e-16
 _LOWEST = float(np.log(NEVER))
 _HUGE = 1e300
 _LOG2 = float(np.log(2.0))
-_PER_LOG2 = 1.0 / _LOG2
-_ODD = tuple(1.0 / (2 * k + 1) for k in range(11))
-_FACTORIAL = tuple(1.0 / factorial(k) for k in range(14))
-_LOG2_HIGH = 6.93147180369123816490e-01  # its upper 32 bits
-_LOG2_LOW = 1.90821492927058770002e-10
+_ODD = tuple(2.0 / (_LOG2 * (2 * k + 1)) for k in range(8))
+"""log2((1 + s) / (1 - s)) / s by powers of s²; the next adds 1e-14 where |s| is largest."""
+_EXP2 = tuple(_LOG2**k / factorial(k) for k in range(13))
+"""2^x by powers of x; the next adds 2e-16 at 1/2."""
 _HALF_ROOT = 0x0010000000000000 - (0x3FF6A09E667F3BCD - 0x3FF0000000000000)
 """What takes a mantissa above sqrt(2) into the next power of two."""
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 _sums = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+_fused = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 _inline = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
 
 
@@ -142,6 +142,16 @@ def _count_states(
 # -- units that compete
 
 
+@_sums
+def room(Y_ND: Any, W_HD: Any, lacking_NH: Any) -> None:
+    for n in range(len(Y_ND)):
+        for h in range(len(W_HD)):
+            lacking = 0.0
+            for d in range(Y_ND.shape[1]):
+                lacking += max(W_HD[h, d] - Y_ND[n, d], 0.0)
+            lacking_NH[n, h] = lacking
+
+
 @_jit
 def maxima(
     Y_ND: Any, power_HD: Any, W_HD: Any, rho: Any, prior: Any, precision: Any, chosen_NP: Any, parent: Any,
@@ -152,8 +162,8 @@ def maxima(
     single, single_error = np.empty(len(W_HD)), np.empty(len(W_HD))
     score, error = np.empty(num_states), np.empty(num_states)
     sums, shown = np.empty((num_states, num_dims)), np.empty((num_states, num_dims))
-    powers = np.empty(num_states * num_dims)
-    scaled_HD = np.sign(W_HD) * np.abs(W_HD) ** (rho - 1.0)
+    shares = np.empty((chosen_NP.shape[1], num_dims))
+    scaled_HD = np.abs(W_HD) ** (rho - 1.0)
     left = 0.0
     for n in range(len(Y_ND)):
         y, chosen, means = Y_ND[n], chosen_NP[n], means_NH[n]
@@ -166,7 +176,7 @@ def maxima(
         for s in range(num_states):
             p = parent[s]
             _add(sums[p] if p >= 0 else power_HD[chosen[-1 - p]], power_HD[chosen[unit[s]]], sums[s])
-        _roots(sums.reshape(-1), 1.0 / rho, powers, shown.reshape(-1))
+        _roots(sums.reshape(-1), 1.0 / rho, shown.reshape(-1))
         for s in range(num_states):
             error[s] = _distance(y, shown[s])
             score[s] = depth[s] * prior + 0.5 * precision * (empty - error[s])
@@ -182,12 +192,15 @@ def maxima(
                 left += q * single_error[h]
                 weight_HD[h] += q
                 outer_HD[h] += q * y
+        shares[:] = 0.0
         for s in range(num_states):
             q = score[s] / total
             if q > 0.0:
                 left += q * error[s]
-                units = path[s, : depth[s]]
-                _share(q, y, chosen, units, scaled_HD, shown[s], sums[s], means, weight_HD, outer_HD)
+                _share(q, chosen, path[s, : depth[s]], scaled_HD, shown[s], sums[s], means, shares)
+        for i in range(len(chosen)):
+            weight_HD[chosen[i]] += shares[i]
+            outer_HD[chosen[i]] += shares[i] * y
     return left
 
 
@@ -205,53 +218,45 @@ def _add(before: Any, added: Any, sums: Any) -> None:
         sums[d] = before[d] + added[d]
 
 
-@_jit
-def _roots(t: Any, power: Any, powers: Any, out: Any) -> None:
+@_fused
+def _roots(t: Any, power: Any, out: Any) -> None:
     """out = sign(t) |t|^power, 0 < power <= 1, to 13 digits.
 
-    Logarithm and exponential without branches or calls, so that the loops become vector code: with t = m 2^e
-    and s = (m - 1) / (m + 1), log m = 2 s (1 + s² / 3 + s⁴ / 5 ...); exp by its series about a power of two.
-    powers: as long as t, for the latter.
+    Logarithm and exponential without branches or calls, so that the loop becomes vector code: with t = m 2^e
+    and s = (m - 1) / (m + 1), log2 m by odd powers of s, in pairs, which need not wait for each other; 2^x by
+    its series about the nearest whole number.
     """
-    bits, exponents = t.view(np.int64), powers.view(np.int64)
+    bits, out_bits = t.view(np.int64), out.view(np.int64)
     for i in range(len(t)):
         whole = bits[i] & 0x7FFFFFFFFFFFFFFF
-        above = (whole + _HALF_ROOT) >> 52  # so that m is between sqrt(1/2) and sqrt(2)
-        exponents[i] = whole - ((above - 1023) << 52)
-        out[i] = above - 1023
-    for i in range(len(t)):
-        s = (powers[i] - 1.0) / (powers[i] + 1.0)
-        square = s * s
-        log = _ODD[10]
-        for k in range(9, -1, -1):
-            log = log * square + _ODD[k]
-        x = power * (out[i] * _LOG2 + 2.0 * s * log)
-        whole_x = max(np.floor(x * _PER_LOG2 + 0.5), -1022.0)
-        rest = x - whole_x * _LOG2_HIGH - whole_x * _LOG2_LOW
-        exp = _FACTORIAL[13]
-        for k in range(12, -1, -1):
-            exp = exp * rest + _FACTORIAL[k]
-        exponents[i] = (np.int64(whole_x) + 1023) << 52
-        out[i] = exp
-    for i in range(len(t)):
-        out[i] = np.copysign(out[i] * powers[i], t[i]) if t[i] != 0.0 else 0.0
+        exponent = ((whole + _HALF_ROOT) >> 52) - 1023  # so that m is between sqrt(1/2) and sqrt(2)
+        out_bits[i] = whole - (exponent << 52)
+        s = (out[i] - 1.0) / (out[i] + 1.0)
+        q = s * s
+        low = (_ODD[1] * q + _ODD[0]) + (_ODD[3] * q + _ODD[2]) * (q * q)
+        high = (_ODD[5] * q + _ODD[4]) + (_ODD[7] * q + _ODD[6]) * (q * q)
+        x = power * (exponent + s * (low + high * (q * q) * (q * q)))
+        whole_x = max(np.floor(x + 0.5), -1022.0)
+        rest = x - whole_x
+        exp = _EXP2[12]
+        for k in range(11, -1, -1):
+            exp = exp * rest + _EXP2[k]
+        out_bits[i] = (np.int64(whole_x) + 1023) << 52
+        out[i] = np.copysign(exp * out[i], t[i]) if t[i] != 0.0 else 0.0
 
 
-@_jit
+@_fused
 def _share(
-    q: Any, y: Any, chosen: Any, units: Any, scaled_HD: Any, shown: Any, sums: Any, means: Any,
-    weight_HD: Any, outer_HD: Any,
-) -> None:  # fmt: skip
+    q: Any, chosen: Any, units: Any, scaled_HD: Any, shown: Any, sums: Any, means: Any, shares: Any
+) -> None:
     """Its units share what is seen: A_hd = min(|W_hd|^(rho-1) |m_d| / |t_d|, 1), and 1 where they cancel."""
-    for d in range(len(y)):  # its sums are no longer needed
+    for d in range(len(sums)):  # which are no longer needed
         sums[d] = abs(shown[d] / sums[d]) if sums[d] != 0.0 else _HUGE
     for i in units:
-        h = chosen[i]
-        means[h] += q
-        for d in range(len(y)):
-            share = q * min(abs(scaled_HD[h, d]) * sums[d], 1.0)
-            weight_HD[h, d] += share
-            outer_HD[h, d] += share * y[d]
+        means[chosen[i]] += q
+        scaled = scaled_HD[chosen[i]]
+        for d in range(len(sums)):
+            shares[i, d] += q * min(scaled[d] * sums[d], 1.0)
 
 
 # -- units with a normal strength

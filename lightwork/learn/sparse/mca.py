@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.kernels.truncated import best, maxima, states
+from lightwork.kernels.truncated import best, maxima, room, states
 from lightwork.learn.shards import Sums
 from lightwork.learn.sparse.truncated_em import (
     LEAST,
@@ -56,7 +56,7 @@ class MCA(SparseCoder):
 
     def _select(self, Y: Floats, W: Floats) -> Floats:
         """Score of each unit for each row [N, H]."""
-        result: Floats = -np.maximum(W[None] - Y[:, None], 0).sum(2)
+        result: Floats = -room(Y, W)
         return result
 
     def _local(self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_]) -> Local:
