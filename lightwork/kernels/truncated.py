@@ -42,6 +42,27 @@ class States(NamedTuple):
     path_value: NDArray[np.int32]
 
 
+class Found(NamedTuple):
+    """What is told of each point besides the sums, where active has rows: each has zeros to begin with.
+
+    active [N, H]: how probable it is that a unit is active. state, share [N, K]: the most probable states, in
+    order, and their probabilities; 0 is the empty state, then come the single ones, unit by unit, then those
+    of `States`. Where fewer than K states have a weight, the rest are empty states with probability 0.
+    """
+
+    active: Floats
+    state: NDArray[np.int32]
+    share: Floats
+
+    @classmethod
+    def of(cls, points: int, units: int, num_states: int) -> Found:
+        size = (points, num_states)
+        return cls(np.zeros((points, units)), np.zeros(size, np.int32), np.zeros(size))
+
+
+NOTHING = Found.of(0, 0, 0)
+
+
 @cache
 def states(candidates: int, gamma: int, num_values: int) -> States:
     """All of them. Raises RangeError for gamma > candidates."""
@@ -89,6 +110,7 @@ def linear(
     pairs_HH: Floats,
     counts_V: Floats,
     evidence_N: Floats,
+    found: Found = NOTHING,
 ) -> None:
     """Models whose units add up: y ~ N(W s, I / precision).
 
@@ -100,7 +122,7 @@ def linear(
     """
     _loops().linear(
         inner_NH, gram_HH, prior_V, values_V, precision, chosen_NP, *table, keep_N, means_NH, pairs_HH,
-        counts_V, evidence_N,
+        counts_V, evidence_N, found,
     )  # fmt: skip
 
 
@@ -118,6 +140,7 @@ def maxima(
     outer_HD: Floats,
     means_NH: Floats,
     evidence_N: Floats,
+    found: Found = NOTHING,
 ) -> float:
     """Models whose units compete: y_d ~ N(m_d, 1 / precision) with m_d the component of largest magnitude.
 
@@ -129,7 +152,7 @@ def maxima(
     """
     left: float = _loops().maxima(
         Y_ND, power_HD, sign_HD, rho, prior, precision, chosen_NP, table.parent, table.unit, table.depth,
-        table.path, keep_N, weight_HD, outer_HD, means_NH, evidence_N,
+        table.path, keep_N, weight_HD, outer_HD, means_NH, evidence_N, found,
     )  # fmt: skip
     return left
 
@@ -153,6 +176,7 @@ def slabs(
     keep_N: NDArray[np.bool_],
     stats: tuple[Floats, ...],
     evidence_N: Floats,
+    found: Found = NOTHING,
 ) -> None:
     """Units that are off, or on with a normal strength: y ~ N(sum s_h z_h W_h, I), z_h ~ N(mean_h, root_h²).
 
@@ -169,7 +193,7 @@ def slabs(
     """
     _loops().slabs(
         inner_NH, gram_HH, mean_H, root_H, prior_H, beta, chosen_NP, table.parent, table.unit, table.depth,
-        table.path, keep_N, *stats, evidence_N,
+        table.path, keep_N, *stats, evidence_N, found,
     )  # fmt: skip
 
 

@@ -41,6 +41,35 @@ def _weigh(single: Any, score: Any, top: Any) -> Any:
     return total
 
 
+@_jit
+def _tell(
+    single: Any, score: Any, none: Any, total: Any, chosen: Any, depth: Any, path: Any, found: Any, n: Any
+) -> None:  # fmt: skip
+    """The states of largest weight, in order, and how probable it is that each unit is active."""
+    active, state, share = found.active[n], found.state[n], found.share[n]
+    num_values = len(single) // len(active)
+    _insert(none / total, 0, state, share)
+    for i in range(len(single)):
+        active[i // num_values] += single[i] / total
+        _insert(single[i] / total, 1 + i, state, share)
+    for s in range(len(score)):
+        for i in range(depth[s]):
+            active[chosen[path[s, i]]] += score[s] / total
+        _insert(score[s] / total, 1 + len(single) + s, state, share)
+
+
+@_jit
+def _insert(weight: Any, which: Any, state: Any, share: Any) -> None:
+    """Into those of larger weight; the last falls out."""
+    at = len(share) - 1
+    if at < 0 or weight <= share[at]:
+        return
+    while at > 0 and weight > share[at - 1]:
+        state[at], share[at] = state[at - 1], share[at - 1]
+        at -= 1
+    state[at], share[at] = which, weight
+
+
 # -- units that add up
 
 
@@ -48,7 +77,7 @@ def _weigh(single: Any, score: Any, top: Any) -> Any:
 def linear(
     inner_NH: Any, gram_HH: Any, prior_V: Any, values_V: Any, precision: Any, chosen_NP: Any, parent: Any,
     unit: Any, value: Any, depth: Any, path: Any, path_value: Any, keep_N: Any, means_NH: Any, pairs_HH: Any,
-    counts_V: Any, evidence_N: Any,
+    counts_V: Any, evidence_N: Any, found: Any,
 ) -> None:  # fmt: skip
     num_units, num_values = len(gram_HH), len(values_V)
     single = np.empty((num_units, num_values))
@@ -65,6 +94,8 @@ def linear(
         top = _linear_scores(single, inside, values_V, chosen, *tree, score, top)
         total = _weigh(single, score, top)
         evidence_N[n] = top + np.log(total)
+        if len(found.active) > 0:
+            _tell(single.reshape(-1), score, np.exp(-top), total, chosen, depth, path, found, n)
         if keep_N[n]:
             _count_singles(single, total, values_V, means_NH[n], pairs_HH, counts_V)
             joint[:] = 0.0
@@ -156,7 +187,7 @@ def room(Y_ND: Any, W_HD: Any, lacking_NH: Any) -> None:
 def maxima(
     Y_ND: Any, power_HD: Any, W_HD: Any, rho: Any, prior: Any, precision: Any, chosen_NP: Any, parent: Any,
     unit: Any, depth: Any, path: Any, keep_N: Any, weight_HD: Any, outer_HD: Any, means_NH: Any,
-    evidence_N: Any,
+    evidence_N: Any, found: Any,
 ) -> Any:  # fmt: skip
     num_states, num_dims = len(parent), Y_ND.shape[1]
     single, single_error = np.empty(len(W_HD)), np.empty(len(W_HD))
@@ -183,6 +214,8 @@ def maxima(
             top = max(top, score[s])
         total = _weigh(single, score, top)
         evidence_N[n] = top + np.log(total)
+        if len(found.active) > 0:
+            _tell(single.reshape(-1), score, np.exp(-top), total, chosen, depth, path, found, n)
         if not keep_N[n]:
             continue
         left += np.exp(-top) / total * empty
@@ -266,7 +299,7 @@ def _share(
 def slabs(
     inner_NH: Any, gram_HH: Any, mean_H: Any, root_H: Any, prior_H: Any, beta: Any, chosen_NP: Any,
     parent: Any, unit: Any, depth: Any, path: Any, keep_N: Any, means_NH: Any, active_H: Any,
-    square_HH: Any, cross_HH: Any, pairs_HH: Any, evidence_N: Any,
+    square_HH: Any, cross_HH: Any, pairs_HH: Any, evidence_N: Any, found: Any,
 ) -> None:  # fmt: skip
     num_states, gamma = path.shape
     single, score = np.empty(len(gram_HH)), np.empty(num_states)
@@ -288,6 +321,8 @@ def slabs(
             top = max(top, score[s])
         total = _weigh(single, score, top)
         evidence_N[n] = top + np.log(total)
+        if len(found.active) > 0:
+            _tell(single.reshape(-1), score, np.exp(-top), total, chosen, depth, path, found, n)
         if not keep_N[n]:
             continue
         stats = (root_H, means_NH[n], active_H, square_HH, cross_HH, pairs_HH)

@@ -58,12 +58,11 @@ def seen(
     return np.sign(t) * np.abs(t) ** (1 / rho) if s.any() else np.zeros(DIMS)
 
 
-def by_all_states(
+def all_joints(
     coder: SparseCoder, params: dict[str, Any], Y: np.ndarray[Any, Any], knobs: Knobs
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Evidence [N] and posterior means [N, H], one state after the other, in D x D matrices."""
-    values = (0.0, *coder._values()) if isinstance(coder, Linear) else (0.0, 1.0)
-    joints, means = [], []
+) -> list[tuple[tuple[float, ...], np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """Each state, its log-joint [N] with the rows and its mean units [N, H], in D x D matrices."""
+    values, found = (0.0, *coder._values()), []
     for state in product(values, repeat=UNITS):
         s, W, sigma = np.array(state), params["W"], float(params["sigma"])
         chances = np.broadcast_to(params["prior"], (UNITS,)) if not isinstance(coder, Linear) else None
@@ -83,17 +82,22 @@ def by_all_states(
             z = np.zeros((len(Y), UNITS))
             gain = np.linalg.inv(W[on] @ W[on].T * knobs.beta / sigma**2 + np.diag(1 / params["psi"][on]))
             z[:, on] = params["mu"][on] + r @ W[on].T @ gain * knobs.beta / sigma**2
-            joints.append(knobs.beta_prior * log_prior + likelihood)
-            means.append(z)
+            found.append((state, knobs.beta_prior * log_prior + likelihood, z))
         else:
             r = Y - seen(coder, params, state, knobs)
             likelihood = -0.5 * (DIMS * log(2 * pi * sigma**2) + (r**2).sum(1) / sigma**2)
-            joints.append(knobs.beta_prior * log_prior + knobs.beta * likelihood)
-            means.append(np.broadcast_to(s, (len(Y), UNITS)))
-    joint = np.array(joints)
-    top = joint.max(0)
-    q = np.exp(joint - top)
-    return top + np.log(q.sum(0)), np.einsum("sn,snh->nh", q / q.sum(0), np.array(means))
+            joint = knobs.beta_prior * log_prior + knobs.beta * likelihood
+            found.append((state, joint, np.broadcast_to(s, (len(Y), UNITS))))
+    return found
+
+
+def by_all_states(
+    coder: SparseCoder, params: dict[str, Any], Y: np.ndarray[Any, Any], knobs: Knobs
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Evidence [N] and posterior means [N, H]."""
+    _, joints, means = zip(*all_joints(coder, params, Y, knobs), strict=True)
+    evidence = np.logaddexp.reduce(joints, axis=0)
+    return evidence, np.einsum("sn,snh->nh", np.exp(np.array(joints) - evidence), np.array(means))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -245,3 +249,53 @@ def test_what_is_no_coder_is_refused(tmp_path: Path) -> None:
         load(file)
     with pytest.raises(CheckpointError):
         load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_most_probable_states_are_those_of_all(model: type[SparseCoder]) -> None:
+    coder, params, Y = started(model)
+    coder.fit(Y)  # so that it has learnt something; what is asked for is of the parameters below
+    coder._learned(params)
+    values = (0.0, *coder._values())
+    told = coder.infer(Y, n_states=len(values) ** UNITS + 1)
+    np.testing.assert_allclose(told.probabilities.sum(1), 1.0, atol=1e-12)
+    assert (np.diff(told.probabilities, axis=1) <= 0).all()
+    assert (told.probabilities[:, -1] == 0).all()  # there is no such state
+    joints = all_joints(coder, params, Y, coder._knobs(1.0))
+    whole = np.logaddexp.reduce([joint for _, joint, _ in joints], axis=0)
+    shares = {state: np.exp(joint - whole) for state, joint, _ in joints}
+    active = sum(np.outer(share, np.array(state) != 0) for state, share in shares.items())
+    np.testing.assert_allclose(told.active, active, atol=1e-10)
+    for n in range(ROWS):
+        best = tuple(float(v) for v in told.states[n, 0])
+        assert told.probabilities[n, 0] == pytest.approx(shares[best][n], abs=1e-10)
+        assert told.probabilities[n, 0] == pytest.approx(
+            max(share[n] for share in shares.values()), abs=1e-10
+        )
+    np.testing.assert_array_equal(coder.infer(Y, n_states=3).states, told.states[:, :3])
+
+
+def test_rows_that_need_more_units_get_them() -> None:
+    W = np.eye(6) * 10
+    coder = BSC(6, n_candidates=3, n_active=2, random_state=0).fit(bars(BSC, 20, 0, size=3)[0][:, :6])
+    coder._learned({"W": W, "sigma": np.float64(1.0), "prior": np.array([0.2])})
+    units = np.array([[1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], float)
+    few, most, some = (coder.infer(units @ W, max_active=most) for most in (None, 6, 4))
+    assert few.n_active.tolist() == [2, 2, 2]
+    np.testing.assert_array_equal(most.states[:, 0], units)
+    assert most.n_active.tolist() == [2, 5, 6]
+    assert most.n_candidates.tolist() == [3, 6, 6]
+    assert some.n_active.tolist() == [2, 4, 4]
+    with pytest.raises(RangeError):
+        coder.infer(units @ W, n_states=0)
+
+
+def test_ternary_units_part_only_below_the_temperature_at_which_several_directions_grow() -> None:
+    X, _ = bars(TSC, 500, 0)
+    dimensions = {}
+    for temperature in (5.0, 2.0):
+        coder = TSC(10, n_active=3, temperature=temperature, cut=0.0, max_iter=10, random_state=0).fit(X)
+        energy = np.linalg.svd(coder.components_, compute_uv=False) ** 2
+        dimensions[temperature] = energy.sum() ** 2 / (energy**2).sum()  # how many are in use
+    assert dimensions[5.0] < 1.1
+    assert dimensions[2.0] > 4

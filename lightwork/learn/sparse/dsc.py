@@ -34,7 +34,7 @@ class DSC(Linear):
         n_candidates: int | None = None,
         n_active: int | None = None,
         max_iter: int = 50,
-        temperature: Schedule = ((0.0, 5.0), (0.8, 1.0)),
+        temperature: Schedule | None = None,
         cut: Schedule = ((0.0, 0.0), (0.66, 1.0)),
         n_jobs: int = 1,
         random_state: Any = None,

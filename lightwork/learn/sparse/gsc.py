@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.kernels.truncated import best, slabs, states
+from lightwork.kernels.truncated import NOTHING, Found, best, slabs, states
 from lightwork.learn.shards import Sums
 from lightwork.learn.sparse.truncated_em import (
     LEAST,
@@ -45,7 +45,9 @@ class GSC(SparseCoder):
     def _active_rate(self, params: Params) -> float:
         return float(params["prior"].mean())
 
-    def _local(self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_]) -> Local:
+    def _local(
+        self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_], found: Found = NOTHING
+    ) -> Local:
         sigma, units = float(params["sigma"]) / knobs.beta**0.5, self.n_components
         W = params["W"] / sigma
         scaled = Y.astype(np.float64) / sigma
@@ -62,12 +64,13 @@ class GSC(SparseCoder):
         names, shapes = ("active", "squares", "cross", "pairs"), ((units,), *[(units, units)] * 3)
         sums: dict[str, Any] = {name: np.zeros(shape) for name, shape in zip(names, shapes, strict=True)}
         table = states(knobs.candidates, knobs.gamma, 1)
-        slabs(inner, gram, mean, root, ratio_H, 1.0, chosen, table, keep, (means, *sums.values()), evidence)
+        stats = (means, *sums.values())
+        slabs(inner, gram, mean, root, ratio_H, 1.0, chosen, table, keep, stats, evidence, found)
         constant = -0.5 * Y.shape[1] * log(2 * pi * sigma**2) + knobs.beta_prior * float(
             np.log1p(-prior).sum()
         )
         evidence += constant - 0.5 * np.einsum("nd,nd->n", scaled, scaled)
-        return Local({"outer": means.T @ Y, "means": means.sum(0), **sums}, evidence, means)
+        return Local({"outer": means.T @ Y, "means": means.sum(0), **sums}, evidence, means, chosen)
 
     def _update(self, params: Params, total: Sums, knobs: Knobs) -> Params:
         kept, active, squares = float(total["kept"]), total["active"], total["squares"]

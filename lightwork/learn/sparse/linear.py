@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.kernels.truncated import best, linear, states
+from lightwork.kernels.truncated import NOTHING, Found, best, linear, states
 from lightwork.learn.shards import Sums
 from lightwork.learn.sparse.truncated_em import (
     LEAST,
@@ -37,10 +37,6 @@ DEAD = 1e-8
 class Linear(SparseCoder):
     """params: prior [V] is the probability of each value but zero."""
 
-    def _values(self) -> tuple[float, ...]:
-        """Of a unit, without zero."""
-        return (1.0,)
-
     def _start(self, X: Floats, rng: np.random.RandomState) -> Params:
         W, sigma = start_components(X, self.n_components, rng)
         values = self._values()
@@ -57,7 +53,9 @@ class Linear(SparseCoder):
         result: Floats = np.maximum.reduce(singles)
         return result
 
-    def _local(self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_]) -> Local:
+    def _local(
+        self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_], found: Found = NOTHING
+    ) -> Local:
         values, W, prior = np.array(self._values()), params["W"], params["prior"]
         precision = knobs.beta / float(params["sigma"]) ** 2
         gram, inner = W @ W.T, Y.astype(np.float64, copy=False) @ W.T
@@ -68,9 +66,23 @@ class Linear(SparseCoder):
         pairs, counts = np.zeros_like(gram), np.zeros(len(values))
         means, evidence = np.zeros_like(inner), np.empty(len(Y))
         table = states(knobs.candidates, knobs.gamma, len(values))
-        linear(inner, gram, ratio_V, values, precision, chosen, table, keep, means, pairs, counts, evidence)
+        linear(
+            inner,
+            gram,
+            ratio_V,
+            values,
+            precision,
+            chosen,
+            table,
+            keep,
+            means,
+            pairs,
+            counts,
+            evidence,
+            found,
+        )
         evidence += log_empty(Y, params, knobs, self.n_components * log(absent))
-        return Local({"outer": means.T @ Y, "pairs": pairs, "counts": counts}, evidence, means)
+        return Local({"outer": means.T @ Y, "pairs": pairs, "counts": counts}, evidence, means, chosen)
 
     def _update(self, params: Params, total: Sums, knobs: Knobs) -> Params:
         kept, outer, pairs = float(total["kept"]), total["outer"], total["pairs"]

@@ -29,6 +29,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lightwork.errors import RangeError
+from lightwork.kernels.truncated import NOTHING, Found
 from lightwork.learn.schedules import Schedule, at
 from lightwork.learn.shards import (
     Called,
@@ -42,6 +43,7 @@ from lightwork.learn.shards import (
     order_bits,
     parts,
 )
+from lightwork.learn.sparse.posteriors import Posterior, posterior
 from lightwork.runtime.effects import Work
 from lightwork.runtime.progress import Progress
 
@@ -65,18 +67,19 @@ class Knobs(NamedTuple):
 
 class Local(NamedTuple):
     """What an E-step finds in some rows. sums: over the rows that are kept. evidence: log of the sum over
-    states, [N]. means: posterior, [N, H]; rows that are not kept are zero.
+    states, [N]. means: posterior, [N, H]; rows that are not kept are zero. chosen: candidates, [N, H'].
     """
 
     sums: dict[str, Floats]
     evidence: Floats
     means: Floats
+    chosen: NDArray[np.int32]
 
 
 class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     """n_components: units, H. n_candidates: H' of each row, None: 8 or all. n_active: gamma, None: 4 or all
-    candidates. max_iter: iterations. temperature, cut: schedules. n_jobs: processes. random_state: seed.
-    progress: told after each iteration.
+    candidates. max_iter: iterations. temperature, cut: schedules; temperature None: the model's, `annealing`.
+    n_jobs: processes. random_state: seed. progress: told after each iteration.
 
     Learnt: components_ [H, D], prior_, noise_ (sigma), free_energy_ (per row, before each iteration),
     n_iter_.
@@ -84,6 +87,8 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
 
     anneal_prior = False
     """Whether T acts on the prior as well."""
+    annealing: Schedule = ((0.0, 5.0), (0.8, 1.0))
+    """Of T, unless another is given."""
 
     def __init__(
         self,
@@ -92,7 +97,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         n_candidates: int | None = None,
         n_active: int | None = None,
         max_iter: int = 50,
-        temperature: Schedule = ((0.0, 5.0), (0.8, 1.0)),
+        temperature: Schedule | None = None,
         cut: Schedule = ((0.0, 0.0), (0.66, 1.0)),
         n_jobs: int = 1,
         random_state: Any = None,
@@ -114,9 +119,15 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     def _start(self, X: Floats, rng: np.random.RandomState) -> Params:
         """Parameters to begin with."""
 
+    def _values(self) -> tuple[float, ...]:
+        """Of a unit, without zero."""
+        return (1.0,)
+
     @abstractmethod
-    def _local(self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_]) -> Local:
-        """The E-step over some rows [N, D]."""
+    def _local(
+        self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_], found: Found = NOTHING
+    ) -> Local:
+        """The E-step over some rows [N, D]. found: is filled."""
 
     @abstractmethod
     def _update(self, params: Params, total: Sums, knobs: Knobs) -> Params:
@@ -192,6 +203,16 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         return np.concatenate([local.means for _, local in self._blocks(X)]).astype(X.dtype, copy=False)
 
+    def infer(self, X: Any, n_states: int = 10, max_active: int | None = None) -> Posterior:
+        """The most probable states of each row, and how probable it is that each unit is active.
+
+        max_active: a row whose best state has n_active units is looked at again with one candidate and one
+        active unit more, and so on up to this many; None: not. Raises RangeError for less than one state.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return posterior(self, X, n_states, max_active)
+
     def score(self, X: Any, y: Any = None) -> float:
         """The free energy per row: what the log-likelihood is at least."""
         check_is_fitted(self)
@@ -219,7 +240,8 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
 
     async def _iterate(self, map: Map, params: Params) -> Params:
         for i in range(len(self.free_energy_), self.max_iter):
-            knobs = self._knobs(at(self.temperature, i, self.max_iter))
+            temperature = self.annealing if self.temperature is None else self.temperature
+            knobs = self._knobs(at(temperature, i, self.max_iter))
             cut, threshold = at(self.cut, i, self.max_iter), None
             share = 1.0 - (1.0 - within(self.n_components, knobs.gamma, self._active_rate(params))) * cut
             num = max(1, round(map.num_rows * share))
