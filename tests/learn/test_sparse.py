@@ -15,9 +15,10 @@ from sklearn.utils.estimator_checks import check_estimator
 from lightwork.errors import CheckpointError, RangeError
 from lightwork.learn.data import MODELS, bars, num_found
 from lightwork.learn.saved import load, save
+from lightwork.learn.shards import parts, reduced
 from lightwork.learn.sparse import BSC, DSC, GSC, MCA, MMCA, TSC
 from lightwork.learn.sparse.linear import Linear
-from lightwork.learn.sparse.truncated_em import Knobs, Shard, SparseCoder
+from lightwork.learn.sparse.truncated_em import Knobs, Part, Shard, SparseCoder
 
 UNITS, DIMS, ROWS = 4, 6, 12
 EXACT = {"n_candidates": UNITS, "n_active": UNITS, "temperature": 1.0, "cut": 0.0}
@@ -161,6 +162,10 @@ def test_workers_learn_what_one_does(model: type[SparseCoder]) -> None:
         {"n_active": 0},
         {"temperature": 0.5},
         {"temperature": [(0.5, 2.0), (0.2, 1.0)]},
+        {"partial": 0.0},
+        {"partial": 1.5},
+        {"jitter": {"pi": 0.1}},
+        {"jitter": {"W": -0.1}},
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
@@ -226,7 +231,8 @@ def test_a_shard_keeps_only_the_rows_of_largest_evidence() -> None:
 def test_an_interrupted_fit_ends_as_it_would_have(model: type[SparseCoder], tmp_path: Path) -> None:
     X, _ = bars(model, 100, 0)
     file = tmp_path / "coder.safetensors"
-    coder = model(10, max_iter=6, random_state=0)
+    noise: dict[str, Any] = {"partial": 0.8, "jitter": {"W": 0.5}}
+    coder = model(10, max_iter=6, random_state=0, **noise)
 
     def stop(phase: str, done: int, total: int) -> None:
         save(file, coder)
@@ -237,7 +243,7 @@ def test_an_interrupted_fit_ends_as_it_would_have(model: type[SparseCoder], tmp_
     with pytest.raises(KeyboardInterrupt):
         coder.fit(X)
     again = load(file).resume(X)
-    whole = model(10, max_iter=6, random_state=0).fit(X)
+    whole = model(10, max_iter=6, random_state=0, **noise).fit(X)
     np.testing.assert_array_equal(again.components_, whole.components_)
     assert again.free_energy_ == whole.free_energy_
 
@@ -299,3 +305,43 @@ def test_ternary_units_part_only_below_the_temperature_at_which_several_directio
         dimensions[temperature] = energy.sum() ** 2 / (energy**2).sum()  # how many are in use
     assert dimensions[5.0] < 1.1
     assert dimensions[2.0] > 4
+
+
+NOISY: dict[str, Any] = {
+    "partial": ((0.0, 0.4), (1.0, 0.9)), "jitter": {"W": ((0.0, 1.0), (0.5, 0.0)), "prior": 0.3, "sigma": 0.5}
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_noise_and_a_part_of_the_rows_leave_finite_parameters_and_come_again_by_seed(
+    model: type[SparseCoder],
+) -> None:
+    X, _ = bars(model, 200, 0)
+    one, again, other = (model(10, max_iter=8, random_state=s, **NOISY).fit(X) for s in (0, 0, 1))
+    np.testing.assert_array_equal(one.components_, again.components_)
+    assert (one.components_ != other.components_).any()
+    assert np.isfinite([*one.free_energy_, one.noise_, *one.prior_, *one.components_.ravel()]).all()
+
+
+def test_the_part_of_the_rows_does_not_depend_on_how_they_are_shared_out() -> None:
+    X, _ = bars(BSC, 101, 0)
+    coder, params, _ = started(BSC)
+    params["W"] = np.random.default_rng(0).standard_normal((UNITS, 25))
+    knobs = coder._knobs(1.0)
+    for num in (1, 40, 101):
+        part = Part((0, 3), num, 101)
+        whole = coder.shard(X).statistics(params, knobs, None, part)
+        four = [coder.shard(X[rows], rows.start) for rows in parts(4, 101)]
+        total = reduced([shard.statistics(params, knobs, None, part) for shard in four])
+        assert float(whole["kept"]) == float(total["kept"]) == num
+        np.testing.assert_allclose(total["outer"], whole["outer"], rtol=1e-12)
+
+
+def test_the_cut_is_of_the_part() -> None:
+    coder, params, Y = started(BSC)
+    shard, part, knobs = Shard(coder, Y), Part((0, 0), 7, ROWS), Knobs(1.0, 1.0, UNITS, UNITS)
+    shard.evidence(params, knobs)
+    shard.evidence(params, knobs, part)
+    bits = np.sort(shard._bits)
+    assert (bits[: ROWS - 7] == 0).all()
+    assert float(shard.statistics(params, knobs, bits[-5], part)["kept"]) == 5

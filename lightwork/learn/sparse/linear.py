@@ -95,6 +95,10 @@ class Linear(SparseCoder):
         )
         return {"W": W, "sigma": np.float64(sigma), "prior": self._update_prior(params, total, knobs)}
 
+    def _within_bounds(self, params: Params) -> Params:
+        params = super()._within_bounds(params)
+        return {**params, "prior": params["prior"] * min(1.0, (1.0 - LEAST) / params["prior"].sum())}
+
     def _update_prior(self, params: Params, total: Sums, knobs: Knobs) -> Floats:
         """By how many units are expected, all values alike."""
         rate, num = float(params["prior"].sum()), len(params["prior"])

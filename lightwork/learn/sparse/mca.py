@@ -54,6 +54,9 @@ class MCA(SparseCoder):
         result: Floats = np.maximum(W, FLOOR)
         return result
 
+    def _within_bounds(self, params: Params) -> Params:
+        return {**super()._within_bounds(params), "W": self._allowed(params["W"])}
+
     def _select(self, Y: Floats, W: Floats) -> Floats:
         """Score of each unit for each row [N, H]."""
         result: Floats = -room(Y, W)

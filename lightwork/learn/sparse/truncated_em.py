@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator, Mapping
 from copy import copy
-from math import comb, log, pi
+from math import ceil, comb, log, pi
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +65,18 @@ class Knobs(NamedTuple):
     gamma: int
 
 
+class Part(NamedTuple):
+    """Which rows an iteration looks at: num of all, which everybody draws alike from the seed."""
+
+    seed: tuple[int, int]
+    num: int
+    of: int
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Of all rows."""
+        return np.random.default_rng(self.seed).permutation(self.of) < self.num
+
+
 class Local(NamedTuple):
     """What an E-step finds in some rows. sums: over the rows that are kept. evidence: log of the sum over
     states, [N]. means: posterior, [N, H]; rows that are not kept are zero. chosen: candidates, [N, H'].
@@ -79,7 +91,9 @@ class Local(NamedTuple):
 class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     """n_components: units, H. n_candidates: H' of each row, None: 8 or all. n_active: gamma, None: 4 or all
     candidates. max_iter: iterations. temperature, cut: schedules; temperature None: the model's, `annealing`.
-    n_jobs: processes. random_state: seed. progress: told after each iteration.
+    partial: the share of rows that an iteration looks at, others each time. jitter: by parameter (W, prior,
+    sigma), the deviation of normal noise that is added before an iteration. n_jobs: processes. random_state:
+    seed; of which rows and what noise, too, where it is a number. progress: told after each iteration.
 
     Learnt: components_ [H, D], prior_, noise_ (sigma), free_energy_ (per row, before each iteration),
     n_iter_.
@@ -99,6 +113,8 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         max_iter: int = 50,
         temperature: Schedule | None = None,
         cut: Schedule = ((0.0, 0.0), (0.66, 1.0)),
+        partial: Schedule = 1.0,
+        jitter: Mapping[str, Schedule] | None = None,
         n_jobs: int = 1,
         random_state: Any = None,
         progress: Progress | None = None,
@@ -109,6 +125,8 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         self.max_iter = max_iter
         self.temperature = temperature
         self.cut = cut
+        self.partial = partial
+        self.jitter = jitter
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.progress = progress
@@ -136,6 +154,11 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     @abstractmethod
     def _draw(self, num: int, rng: np.random.RandomState) -> tuple[Floats, Floats]:
         """Observations without noise [N, D], and their units [N, H]."""
+
+    def _within_bounds(self, params: Params) -> Params:
+        """Parameters after noise was added to them."""
+        prior = np.clip(params["prior"], LEAST, 1.0 - LEAST)
+        return {**params, "prior": prior, "sigma": np.maximum(params["sigma"], LEAST)}
 
     def _active_rate(self, params: Params) -> float:
         """How probable it is that a unit is active."""
@@ -166,11 +189,11 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
             self.free_energy_: list[float] = []
         self._learned(await self._iterate(map, params))
 
-    def shard(self, X: Floats) -> Shard:
-        """Rows [N, D] as a map has them."""
+    def shard(self, X: Floats, first: int = 0) -> Shard:
+        """Rows [N, D] as a map has them. first: which of all rows is the first of these."""
         model = copy(self)
         model.progress = None  # it is told here, and need not fit through a pipe
-        return Shard(model, X)
+        return Shard(model, X, first)
 
     def partial_fit(self, X: Any, y: Any = None) -> SparseCoder:
         """One iteration over some rows, at temperature 1 and without a cut. Sums of earlier rows fade as
@@ -230,7 +253,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     # -- the rest
 
     def _over_jobs(self, X: Floats, params: Params | None) -> SparseCoder:
-        shards = [self.shard(X[rows]) for rows in parts(self.n_jobs, len(X))]
+        shards = [self.shard(X[rows], rows.start) for rows in parts(self.n_jobs, len(X))]
         if self.n_jobs == 1:
             alone(self.fit_over(Called(Here(shards)), X, params))
         else:
@@ -242,19 +265,44 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         for i in range(len(self.free_energy_), self.max_iter):
             temperature = self.annealing if self.temperature is None else self.temperature
             knobs = self._knobs(at(temperature, i, self.max_iter))
+            part, params = self._part(i, map.num_rows), self._jittered(i, params)
             cut, threshold = at(self.cut, i, self.max_iter), None
             share = 1.0 - (1.0 - within(self.n_components, knobs.gamma, self._active_rate(params))) * cut
-            num = max(1, round(map.num_rows * share))
-            if num < map.num_rows:
-                await map.run("evidence", params, knobs)
+            rows = map.num_rows if part is None else part.num
+            num = max(1, round(rows * share))
+            if num < rows:
+                await map.run("evidence", params, knobs, part)
                 threshold = await kth_largest(map, num)
-            total = await map.run("statistics", params, knobs, threshold)
-            self.free_energy_.append(self._free_energy(params, total, map.num_rows))
+            total = await map.run("statistics", params, knobs, threshold, part)
+            self.free_energy_.append(self._free_energy(params, total, rows))
             params = await map.alike(self._update_work(params), self._update, params, total, knobs)
             self._learned(params)
             if self.progress is not None:
                 self.progress("iterations", i + 1, self.max_iter)
         return params
+
+    def _seed(self, iteration: int) -> tuple[int, int]:
+        fixed = isinstance(self.random_state, int | np.integer)
+        return (int(self.random_state) if fixed else 0, iteration)
+
+    def _part(self, iteration: int, rows: int) -> Part | None:
+        """None: all rows. Raises RangeError for a share that is none."""
+        share = at(self.partial, iteration, self.max_iter)
+        if not 0 < share <= 1:
+            raise RangeError(f"{share:g} of the rows", expected="more than 0, at most 1")
+        num = ceil(share * rows)
+        return None if num == rows else Part(self._seed(iteration), num, rows)
+
+    def _jittered(self, iteration: int, params: Params) -> Params:
+        """Raises RangeError for a parameter that is none, or noise that is negative."""
+        scales = {name: at(by, iteration, self.max_iter) for name, by in (self.jitter or {}).items()}
+        if not {*scales} <= {"W", "prior", "sigma"} or not all(scale >= 0 for scale in scales.values()):
+            raise RangeError(f"jitter {scales}", expected="W, prior or sigma, and deviations of at least 0")
+        if not any(scales.values()):
+            return params
+        rng = np.random.default_rng(self._seed(iteration))
+        noise = {name: by * rng.standard_normal(params[name].shape) for name, by in sorted(scales.items())}
+        return self._within_bounds({**params, **{name: params[name] + by for name, by in noise.items()}})
 
     def _update_work(self, params: Params) -> tuple[Work, ...]:
         """Of an M-step: a system of H equations for D dimensions."""
@@ -300,17 +348,18 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
 class Shard:
     """Some rows, and what the last E-step said of each."""
 
-    def __init__(self, model: SparseCoder, Y: Floats) -> None:
-        self._model = model
+    def __init__(self, model: SparseCoder, Y: Floats, first: int = 0) -> None:
+        self._model, self._first = model, first
         self._rows = np.ascontiguousarray(Y)
         self._bits = np.zeros(len(Y), np.uint64)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def evidence(self, params: Params, knobs: Knobs) -> Sums:
-        """Find each row's evidence and keep it here."""
-        for rows, Y in self._blocks():
+    def evidence(self, params: Params, knobs: Knobs, part: Part | None = None) -> Sums:
+        """Find the evidence of each row of the part and keep it here."""
+        self._bits[:] = 0
+        for rows, Y in self._blocks(part):
             local = self._model._local(params, Y, knobs, np.zeros(len(Y), bool))
             self._bits[rows] = order_bits(local.evidence)
         return Sums({})
@@ -318,10 +367,12 @@ class Shard:
     def histogram(self, prefix: int, shift: int) -> Sums:
         return histogram(self._bits, prefix, shift)
 
-    def statistics(self, params: Params, knobs: Knobs, threshold: np.uint64 | None) -> Sums:
-        """The sums that the M-step needs, of rows whose evidence is at least the threshold."""
+    def statistics(
+        self, params: Params, knobs: Knobs, threshold: np.uint64 | None, part: Part | None = None
+    ) -> Sums:
+        """The sums that the M-step needs, of rows of the part whose evidence is at least the threshold."""
         total = Sums({})
-        for rows, Y in self._blocks():
+        for rows, Y in self._blocks(part):
             keep = np.ones(len(Y), bool) if threshold is None else self._bits[rows] >= threshold
             local = self._model._local(params, Y, knobs, keep)
             kept = Y[keep].astype(np.float64, copy=False)
@@ -345,9 +396,13 @@ class Shard:
             Work(kind="vector", dtype="float64", ops=rows * (units + 2 * num * knobs.gamma), launches=0),
         )
 
-    def _blocks(self) -> Iterator[tuple[slice, Floats]]:
+    def _blocks(self, part: Part | None) -> Iterator[tuple[Any, Floats]]:
+        """Which rows, and they themselves; of a block without rows of the part, none."""
+        mask = None if part is None else part.mask()[self._first :]
         for begin in range(0, len(self._rows), BLOCK):
-            rows = slice(begin, min(begin + BLOCK, len(self._rows)))
+            rows: Any = slice(begin, min(begin + BLOCK, len(self._rows)))
+            if mask is not None:
+                rows = begin + np.flatnonzero(mask[rows])
             yield rows, self._rows[rows]
 
 
