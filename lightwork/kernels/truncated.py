@@ -15,6 +15,7 @@ Models" (JMLR 11, 2010); the tree is ours.
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
@@ -120,7 +121,7 @@ def linear(
     Writes means_NH = <s> and evidence_N: the logarithm of the sum over states, relative to the empty one.
     Adds to pairs_HH sum <s s^T> and to counts_V how often each value is expected.
     """
-    _loops().linear(
+    _compiled("truncated_loops").linear(
         inner_NH, gram_HH, prior_V, values_V, precision, chosen_NP, *table, keep_N, means_NH, pairs_HH,
         counts_V, evidence_N, found,
     )  # fmt: skip
@@ -150,7 +151,7 @@ def maxima(
     Writes means_NH = <s> and evidence_N, relative to the empty state. Adds sum <A> to weight_HD and sum <A> y
     to outer_HD. Returns sum <|y - m|²> over the rows that are kept.
     """
-    left: float = _loops().maxima(
+    left: float = _compiled("truncated_loops").maxima(
         Y_ND, power_HD, sign_HD, rho, prior, precision, chosen_NP, table.parent, table.unit, table.depth,
         table.path, keep_N, weight_HD, outer_HD, means_NH, evidence_N, found,
     )  # fmt: skip
@@ -160,7 +161,7 @@ def maxima(
 def room(Y_ND: Floats, W_HD: Floats) -> Floats:
     """How much each row lacks of each component: sum over d of max(W_hd - y_d, 0), [N, H]."""
     lacking = np.empty((len(Y_ND), len(W_HD)))
-    _loops().room(Y_ND, W_HD, lacking)
+    _compiled("truncated_loops").room(Y_ND, W_HD, lacking)
     return lacking
 
 
@@ -170,7 +171,6 @@ def slabs(
     mean_H: Floats,
     root_H: Floats,
     prior_H: Floats,
-    beta: float,
     chosen_NP: NDArray[np.int32],
     table: States,
     keep_N: NDArray[np.bool_],
@@ -191,9 +191,33 @@ def slabs(
     stats: means <s z> [N, H]; then, added up: <s> [H], and <(s z)(s z)^T>, <(s z) s^T>, <s s^T> [H, H].
     evidence_N: relative to the empty state.
     """
-    _loops().slabs(
-        inner_NH, gram_HH, mean_H, root_H, prior_H, beta, chosen_NP, table.parent, table.unit, table.depth,
+    _compiled("slab_loops").slabs(
+        inner_NH, gram_HH, mean_H, root_H, prior_H, chosen_NP, table.parent, table.unit, table.depth,
         table.path, keep_N, *stats, evidence_N, found,
+    )  # fmt: skip
+
+
+def joint_slabs(
+    inner_NH: Floats,
+    gram_HH: Floats,
+    mean_H: Floats,
+    psi_HH: Floats,
+    prior_H: Floats,
+    chosen_NP: NDArray[np.int32],
+    table: States,
+    keep_N: NDArray[np.bool_],
+    stats: tuple[Floats, ...],
+    evidence_N: Floats,
+    found: Found = NOTHING,
+) -> None:
+    """As slabs, of strengths that vary together: of active units S, z_S ~ N(mean_S, psi_SS).
+
+    z then has covariance (1 + psi_SS G_SS)^-1 psi_SS, by elimination for each state: nothing of it grows from
+    a state to its children as M's factor does.
+    """
+    _compiled("slab_loops").joint_slabs(
+        inner_NH, gram_HH, mean_H, psi_HH, prior_H, chosen_NP, table.depth, table.path, keep_N, *stats,
+        evidence_N, found,
     )  # fmt: skip
 
 
@@ -205,9 +229,8 @@ def best(score_NH: Floats, num: int) -> NDArray[np.int32]:
     return np.sort(found, axis=1).astype(np.int32)
 
 
-def _loops() -> Any:
+def _compiled(name: str) -> Any:
     try:
-        from lightwork.kernels import truncated_loops
+        return import_module(f"lightwork.kernels.{name}")
     except ModuleNotFoundError:
         raise MissingExtraError("numba", "learn") from None
-    return truncated_loops

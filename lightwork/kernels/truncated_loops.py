@@ -1,7 +1,8 @@
 """The compiled loops of truncated.py, whose functions say what they are given and write.
 
 Of each point: scores of all states down their tree, their weights by softmax, and sums of what the weights
-say. A state whose weight is below NEVER of the largest adds nothing.
+say. A state whose weight is below NEVER of the largest adds nothing. slab_loops.py has those of units with a
+normal strength.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ _EXP2 = tuple(_LOG2**k / factorial(k) for k in range(13))
 """2^x by powers of x; the next adds 2e-16 at 1/2."""
 _HALF_ROOT = 0x0010000000000000 - (0x3FF6A09E667F3BCD - 0x3FF0000000000000)
 """What takes a mantissa above sqrt(2) into the next power of two."""
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 _sums = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 _fused = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 _inline = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
 
 
 @_inline
-def _weigh(single: Any, score: Any, top: Any) -> Any:
+def weigh(single: Any, score: Any, top: Any) -> Any:
     """Scores become weights, relative to the largest; returns the weights' sum, the empty state's with it."""
     total = np.exp(-top)
     flat = single.reshape(-1)
@@ -41,8 +42,8 @@ def _weigh(single: Any, score: Any, top: Any) -> Any:
     return total
 
 
-@_jit
-def _tell(
+@jit
+def tell(
     single: Any, score: Any, none: Any, total: Any, chosen: Any, depth: Any, path: Any, found: Any, n: Any
 ) -> None:  # fmt: skip
     """The states of largest weight, in order, and how probable it is that each unit is active."""
@@ -58,7 +59,7 @@ def _tell(
         _insert(score[s] / total, 1 + len(single) + s, state, share)
 
 
-@_jit
+@jit
 def _insert(weight: Any, which: Any, state: Any, share: Any) -> None:
     """Into those of larger weight; the last falls out."""
     at = len(share) - 1
@@ -73,7 +74,7 @@ def _insert(weight: Any, which: Any, state: Any, share: Any) -> None:
 # -- units that add up
 
 
-@_jit
+@jit
 def linear(
     inner_NH: Any, gram_HH: Any, prior_V: Any, values_V: Any, precision: Any, chosen_NP: Any, parent: Any,
     unit: Any, value: Any, depth: Any, path: Any, path_value: Any, keep_N: Any, means_NH: Any, pairs_HH: Any,
@@ -92,10 +93,10 @@ def linear(
                 inside[i, j] = precision * gram_HH[chosen[i], chosen[j]]
         tree = (parent, unit, value, depth, path, path_value)
         top = _linear_scores(single, inside, values_V, chosen, *tree, score, top)
-        total = _weigh(single, score, top)
+        total = weigh(single, score, top)
         evidence_N[n] = top + np.log(total)
         if len(found.active) > 0:
-            _tell(single.reshape(-1), score, np.exp(-top), total, chosen, depth, path, found, n)
+            tell(single.reshape(-1), score, np.exp(-top), total, chosen, depth, path, found, n)
         if keep_N[n]:
             _count_singles(single, total, values_V, means_NH[n], pairs_HH, counts_V)
             joint[:] = 0.0
@@ -109,7 +110,7 @@ def linear(
                 pairs_HH[chosen[i], chosen[i]] += joint[i, i]
 
 
-@_jit
+@jit
 def _linear_singles(inner: Any, gram: Any, prior_V: Any, values_V: Any, precision: Any, single: Any) -> Any:
     """Scores of states of one unit; returns the largest, or the empty state's, 0."""
     top = 0.0
@@ -121,7 +122,7 @@ def _linear_singles(inner: Any, gram: Any, prior_V: Any, values_V: Any, precisio
     return top
 
 
-@_jit
+@jit
 def _linear_scores(
     single: Any, inside: Any, values_V: Any, chosen: Any, parent: Any, unit: Any, value: Any, depth: Any,
     path: Any, path_value: Any, score: Any, top: Any,
@@ -139,7 +140,7 @@ def _linear_scores(
     return top
 
 
-@_jit
+@jit
 def _count_singles(single: Any, total: Any, values_V: Any, means: Any, pairs_HH: Any, counts_V: Any) -> None:
     for h in range(len(single)):
         mean = square = 0.0
@@ -152,7 +153,7 @@ def _count_singles(single: Any, total: Any, values_V: Any, means: Any, pairs_HH:
         pairs_HH[h, h] += square
 
 
-@_jit
+@jit
 def _count_states(
     score: Any, total: Any, values_V: Any, chosen: Any, depth: Any, path: Any, path_value: Any, means: Any,
     joint: Any, counts_V: Any,
@@ -183,7 +184,7 @@ def room(Y_ND: Any, W_HD: Any, lacking_NH: Any) -> None:
             lacking_NH[n, h] = lacking
 
 
-@_jit
+@jit
 def maxima(
     Y_ND: Any, power_HD: Any, W_HD: Any, rho: Any, prior: Any, precision: Any, chosen_NP: Any, parent: Any,
     unit: Any, depth: Any, path: Any, keep_N: Any, weight_HD: Any, outer_HD: Any, means_NH: Any,
@@ -212,10 +213,10 @@ def maxima(
             error[s] = _distance(y, shown[s])
             score[s] = depth[s] * prior + 0.5 * precision * (empty - error[s])
             top = max(top, score[s])
-        total = _weigh(single, score, top)
+        total = weigh(single, score, top)
         evidence_N[n] = top + np.log(total)
         if len(found.active) > 0:
-            _tell(single.reshape(-1), score, np.exp(-top), total, chosen, depth, path, found, n)
+            tell(single.reshape(-1), score, np.exp(-top), total, chosen, depth, path, found, n)
         if not keep_N[n]:
             continue
         left += np.exp(-top) / total * empty
@@ -245,7 +246,7 @@ def _distance(a: Any, b: Any) -> Any:
     return squares
 
 
-@_jit
+@jit
 def _add(before: Any, added: Any, sums: Any) -> None:
     for d in range(len(sums)):
         sums[d] = before[d] + added[d]
@@ -290,142 +291,3 @@ def _share(
         scaled = scaled_HD[chosen[i]]
         for d in range(len(sums)):
             shares[i, d] += q * min(scaled[d] * sums[d], 1.0)
-
-
-# -- units with a normal strength
-
-
-@_jit
-def slabs(
-    inner_NH: Any, gram_HH: Any, mean_H: Any, root_H: Any, prior_H: Any, beta: Any, chosen_NP: Any,
-    parent: Any, unit: Any, depth: Any, path: Any, keep_N: Any, means_NH: Any, active_H: Any,
-    square_HH: Any, cross_HH: Any, pairs_HH: Any, evidence_N: Any, found: Any,
-) -> None:  # fmt: skip
-    num_states, gamma = path.shape
-    single, score = np.empty(len(gram_HH)), np.empty(num_states)
-    factor, half = np.empty((num_states, gamma, gamma)), np.empty((num_states, gamma))
-    one, kappa = np.empty((gamma, gamma)), np.empty(gamma)
-    scaled_HH = root_H.reshape(-1, 1) * gram_HH * root_H
-    for n in range(len(inner_NH)):
-        chosen = chosen_NP[n]
-        top = _slab_singles(inner_NH[n], gram_HH, mean_H, root_H, prior_H, beta, single)
-        for s in range(num_states):
-            size, p = depth[s], parent[s]
-            units = chosen[path[s, :size]]
-            L, before = factor[s], factor[p]
-            if p < 0:
-                before = L
-                L[0, 0] = np.sqrt(1.0 + scaled_HH[units[0], units[0]])
-            _grow(before, L, scaled_HH, units)
-            score[s] = _slab_score(inner_NH[n], gram_HH, mean_H, root_H, prior_H, beta, units, L, half[s])
-            top = max(top, score[s])
-        total = _weigh(single, score, top)
-        evidence_N[n] = top + np.log(total)
-        if len(found.active) > 0:
-            _tell(single.reshape(-1), score, np.exp(-top), total, chosen, depth, path, found, n)
-        if not keep_N[n]:
-            continue
-        stats = (root_H, means_NH[n], active_H, square_HH, cross_HH, pairs_HH)
-        for h in range(len(single)):
-            if single[h] > 0.0:
-                L = np.array([[np.sqrt(1.0 + scaled_HH[h, h])]])
-                v = np.array([root_H[h] * (inner_NH[n, h] - gram_HH[h, h] * mean_H[h]) / L[0, 0]])
-                units = np.array([h], dtype=chosen.dtype)
-                _strengths(units, L, v, mean_H, root_H, one, kappa)
-                _count_slabs(single[h] / total, units, one, kappa, *stats)
-        for s in range(num_states):
-            if score[s] > 0.0:
-                units = chosen[path[s, : depth[s]]]
-                _strengths(units, factor[s], half[s], mean_H, root_H, one, kappa)
-                _count_slabs(score[s] / total, units, one, kappa, *stats)
-
-
-@_jit
-def _slab_singles(
-    b: Any, gram_HH: Any, mean_H: Any, root_H: Any, prior_H: Any, beta: Any, single: Any
-) -> Any:
-    top = 0.0
-    for h in range(len(single)):
-        m = 1.0 + root_H[h] ** 2 * gram_HH[h, h]
-        v = root_H[h] * (b[h] - gram_HH[h, h] * mean_H[h])
-        moved = mean_H[h] * (mean_H[h] * gram_HH[h, h] - 2.0 * b[h])
-        single[h] = prior_H[h] - 0.5 * beta * (np.log(m) + moved - v * v / m)
-        top = max(top, single[h])
-    return top
-
-
-@_jit
-def _grow(before: Any, L: Any, scaled_HH: Any, units: Any) -> None:
-    """The Cholesky factor of a child: its parent's, and a row."""
-    last = len(units) - 1
-    for i in range(last):
-        for j in range(i + 1):
-            L[i, j] = before[i, j]
-    rest = 1.0 + scaled_HH[units[last], units[last]]
-    for i in range(last):
-        value = scaled_HH[units[i], units[last]]
-        for j in range(i):
-            value -= L[i, j] * L[last, j]
-        L[last, i] = value / L[i, i]
-        rest -= L[last, i] ** 2
-    L[last, last] = np.sqrt(rest)
-
-
-@_jit
-def _slab_score(
-    b: Any, gram_HH: Any, mean_H: Any, root_H: Any, prior_H: Any, beta: Any, units: Any, L: Any, half: Any
-) -> Any:
-    """Relative to the empty state; half becomes L^-1 v."""
-    quadratic = moved = log_prior = 0.0
-    determinant = 1.0
-    for i in range(len(units)):
-        h = units[i]
-        shared = 0.0
-        for g in units:
-            shared += gram_HH[h, g] * mean_H[g]
-        half[i] = root_H[h] * (b[h] - shared)
-        moved += mean_H[h] * (shared - 2.0 * b[h])
-        log_prior += prior_H[h]
-        for j in range(i):
-            half[i] -= L[i, j] * half[j]
-        half[i] /= L[i, i]
-        quadratic += half[i] ** 2
-        determinant *= L[i, i]
-    return log_prior - 0.5 * beta * (2.0 * np.log(determinant) + moved - quadratic)
-
-
-@_jit
-def _strengths(units: Any, L: Any, half: Any, mean_H: Any, root_H: Any, one: Any, kappa: Any) -> None:
-    """one = L^-1, and kappa: the strengths' means, mean + root L^-T half."""
-    size = len(units)
-    for k in range(size):
-        for i in range(k, size):
-            value = 1.0 if i == k else 0.0
-            for j in range(k, i):
-                value -= L[i, j] * one[j, k]
-            one[i, k] = value / L[i, i]
-    for i in range(size):
-        value = 0.0
-        for k in range(i, size):
-            value += one[k, i] * half[k]
-        kappa[i] = mean_H[units[i]] + root_H[units[i]] * value
-
-
-@_jit
-def _count_slabs(
-    q: Any, units: Any, one: Any, kappa: Any, root_H: Any, means: Any, active_H: Any, square_HH: Any,
-    cross_HH: Any, pairs_HH: Any,
-) -> None:  # fmt: skip
-    size = len(units)
-    for i in range(size):
-        h = units[i]
-        means[h] += q * kappa[i]
-        active_H[h] += q
-        for j in range(size):
-            g = units[j]
-            inverse = 0.0
-            for k in range(max(i, j), size):
-                inverse += one[k, i] * one[k, j]
-            square_HH[h, g] += q * (kappa[i] * kappa[j] + root_H[h] * root_H[g] * inverse)
-            cross_HH[h, g] += q * kappa[i]
-            pairs_HH[h, g] += q

@@ -65,7 +65,7 @@ def all_joints(
     """Each state, its log-joint [N] with the rows and its mean units [N, H], in D x D matrices."""
     values, found = (0.0, *coder._values()), []
     for state in product(values, repeat=UNITS):
-        s, W, sigma = np.array(state), params["W"], float(params["sigma"])
+        s, W, noise = np.array(state), params["W"], params["sigma"]
         chances = np.broadcast_to(params["prior"], (UNITS,)) if not isinstance(coder, Linear) else None
         if chances is None:
             of = dict(zip(values, [1 - params["prior"].sum(), *params["prior"]], strict=True))
@@ -74,19 +74,19 @@ def all_joints(
             log_prior = float(np.where(s > 0, np.log(chances), np.log(1 - chances)).sum())
         if isinstance(coder, GSC):
             on = s > 0
-            S = sigma**2 / knobs.beta * np.eye(DIMS)
-            C = S + (W[on].T * params["psi"][on]) @ W[on]
+            S = (noise if noise.ndim == 2 else np.eye(DIMS) * noise**2) / knobs.beta
+            psi = (params["psi"] if params["psi"].ndim == 2 else np.diag(params["psi"]))[np.ix_(on, on)]
+            C = S + W[on].T @ psi @ W[on]
             r = Y - params["mu"][on] @ W[on]
             likelihood = -0.5 * (
                 np.linalg.slogdet(2 * pi * C)[1] + np.einsum("nd,de,ne->n", r, np.linalg.inv(C), r)
             )
             z = np.zeros((len(Y), UNITS))
-            gain = np.linalg.inv(W[on] @ W[on].T * knobs.beta / sigma**2 + np.diag(1 / params["psi"][on]))
-            z[:, on] = params["mu"][on] + r @ W[on].T @ gain * knobs.beta / sigma**2
+            z[:, on] = params["mu"][on] + r @ np.linalg.inv(C) @ W[on].T @ psi
             found.append((state, knobs.beta_prior * log_prior + likelihood, z))
         else:
             r = Y - seen(coder, params, state, knobs)
-            likelihood = -0.5 * (DIMS * log(2 * pi * sigma**2) + (r**2).sum(1) / sigma**2)
+            likelihood = -0.5 * (DIMS * log(2 * pi * noise**2) + (r**2).sum(1) / noise**2)
             joint = knobs.beta_prior * log_prior + knobs.beta * likelihood
             found.append((state, joint, np.broadcast_to(s, (len(Y), UNITS))))
     return found
@@ -112,6 +112,85 @@ def test_sums_over_states_are_those_over_all_of_them(model: type[SparseCoder], b
     np.testing.assert_allclose(local.means, means, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("noise", ["scalar", "diagonal", "full"])
+@pytest.mark.parametrize("strengths", ["diagonal", "full"])
+def test_sums_over_states_with_noise_and_strengths_of_any_form(noise: Any, strengths: Any) -> None:
+    _, params, Y = started(GSC)
+    coder, rng = GSC(UNITS, noise=noise, strengths=strengths, **EXACT), np.random.default_rng(4)
+    roots = rng.standard_normal((DIMS, DIMS)), rng.standard_normal((UNITS, UNITS))
+    sigma, psi = (root @ root.T + 0.3 * np.eye(len(root)) for root in roots)
+    forms = {"scalar": params["sigma"], "diagonal": np.sqrt(np.diag(sigma)), "full": sigma}
+    params |= {"sigma": forms[noise], "psi": psi if strengths == "full" else np.diag(psi)}
+    knobs = Knobs(0.5, 1.0, UNITS, UNITS)
+    local = coder._local(params, Y, knobs, np.ones(ROWS, bool))
+    evidence, means = by_all_states(coder, params, Y, knobs)
+    np.testing.assert_allclose(local.evidence, evidence, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(local.means, means, rtol=0, atol=1e-10)
+
+
+def slab_rows(sigma: Any, psi: Any) -> Any:
+    """Of three units with disjoint components and the covariances given, and their components."""
+    rng = np.random.default_rng(5)
+    W = np.repeat(np.eye(3), 2, axis=1) * 4.0
+    z = rng.multivariate_normal([2.0, 2.0, 2.0], psi, 3000)
+    on = rng.random((3000, 3)) < 0.5
+    return (on * z) @ W + rng.multivariate_normal(np.zeros(6), sigma, 3000), W
+
+
+@pytest.mark.parametrize("noise", ["diagonal", "full"])
+def test_noise_of_any_form_is_found(noise: Any) -> None:
+    sigma = np.diag([0.2, 0.4, 0.6, 0.8, 1.0, 1.2]) ** 2
+    if noise == "full":
+        sigma[4, 5] = sigma[5, 4] = 0.9
+    X, W = slab_rows(sigma, 0.1 * np.eye(3))
+    temperature = 1.0 if noise == "full" else None
+    coder = GSC(3, noise=noise, temperature=temperature, cut=0.0, max_iter=60, random_state=0).fit(X)
+    assert num_found(coder.components_, W) == 3
+    found = np.diag(coder.noise_**2) if noise == "diagonal" else coder.noise_
+    np.testing.assert_allclose(found, sigma, atol=0.1)
+    rows, _ = coder.sample(4000)
+    np.testing.assert_allclose(np.cov(rows.T), np.cov(X.T), atol=3.0)  # of up to 30
+
+
+def test_strengths_that_vary_together_are_found() -> None:
+    psi = np.array([[1.0, 0.8, 0.0], [0.8, 1.0, 0.0], [0.0, 0.0, 1.0]]) * 0.5
+    X, W = slab_rows(0.09 * np.eye(6), psi)
+    coder = GSC(3, strengths="full", temperature=1.0, max_iter=40, random_state=0).fit(X)
+    order = np.abs(coder.components_ @ W.T).argmax(0)
+    assert sorted(order) == [0, 1, 2]
+    found = coder.variances_[np.ix_(order, order)]
+    np.testing.assert_allclose(found, found.T, atol=1e-12)
+    assert np.linalg.eigvalsh(found).min() > 0
+    scale = np.sqrt(np.diag(found))
+    together = found / np.outer(scale, scale)
+    assert together[0, 1] == pytest.approx(0.8, abs=0.1)
+    assert np.abs(together[:2, 2]).max() < 0.1
+
+
+@pytest.mark.parametrize("noise", ["diagonal", "full"])
+def test_with_noise_of_any_form_the_free_energy_never_falls(noise: Any) -> None:
+    X, _ = bars(GSC, 120, 0, size=3)
+    sizes: dict[str, Any] = {"n_candidates": 6, "n_active": 6, "temperature": 1.0, "cut": 0.0}
+    found = np.array(GSC(6, noise=noise, max_iter=25, random_state=0, **sizes).fit(X).free_energy_)
+    assert np.diff(found).min() > -1e-9 * np.abs(found).max()
+
+
+def test_full_noise_and_strengths_are_saved_resumed_and_disturbed(tmp_path: Path) -> None:
+    X, _ = bars(GSC, 100, 0)
+    coder = GSC(10, noise="full", strengths="full", max_iter=4, jitter={"sigma": 1.0}, random_state=0).fit(X)
+    save(tmp_path / "coder.safetensors", coder)
+    again = load(tmp_path / "coder.safetensors")
+    np.testing.assert_array_equal(again.transform(X), coder.transform(X))
+    assert coder.noise_.shape == (25, 25)
+    assert coder.variances_.shape == (10, 10)
+
+
+@pytest.mark.parametrize("form", [{"noise": "spherical"}, {"strengths": "scalar"}])
+def test_forms_that_do_not_exist_are_refused(form: dict[str, Any]) -> None:
+    with pytest.raises(RangeError):
+        GSC(4, **form).fit(bars(GSC, 20, 0)[0])
+
+
 @pytest.mark.parametrize("model", [BSC, TSC, DSC, GSC])
 def test_without_annealing_the_free_energy_never_falls(model: type[SparseCoder]) -> None:
     X, _ = bars(model, 120, 0, size=3)
@@ -135,6 +214,8 @@ def test_scikit_learns_checks_pass(model: type[SparseCoder]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check_estimator(model(max_iter=4))
+        if model is GSC:
+            check_estimator(GSC(max_iter=4, noise="full", strengths="full"))
 
 
 def test_rows_in_float32_give_nearly_the_same() -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lightwork.kernels.truncated import NOTHING, Found, best, linear, states
 from lightwork.learn.shards import Sums
 from lightwork.learn.sparse.truncated_em import (
+    DEAD,
     LEAST,
     Floats,
     Knobs,
@@ -29,9 +30,6 @@ from lightwork.learn.sparse.truncated_em import (
     log_empty,
     start_components,
 )
-
-DEAD = 1e-8
-"""A unit that is expected in fewer rows than this share keeps its component."""
 
 
 class Linear(SparseCoder):

@@ -54,6 +54,8 @@ BLOCK = 4096
 """Rows at once: what an E-step holds beside the data is BLOCK x H."""
 LEAST = 1e-6
 """Of probabilities, so that nothing is impossible for ever."""
+DEAD = 1e-8
+"""A unit that is expected in fewer rows than this share keeps its component."""
 
 
 class Knobs(NamedTuple):
@@ -248,7 +250,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         check_is_fitted(self)
         rng = check_random_state(self.random_state)
         mean, units = self._draw(n_samples, rng)
-        return mean + self.noise_ * rng.standard_normal(mean.shape), units
+        return mean + coloured(rng.standard_normal(mean.shape), self._params["sigma"]), units
 
     # -- the rest
 
@@ -314,7 +316,8 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         self._params = params
         self.components_ = params["W"]
         self.prior_ = params["prior"]
-        self.noise_ = float(params["sigma"])
+        sigma = params["sigma"]
+        self.noise_ = sigma if np.ndim(sigma) else float(sigma)
         self.n_iter_ = max(1, len(self.free_energy_))
 
     def _knobs(self, temperature: float) -> Knobs:
@@ -424,6 +427,12 @@ def start_components(X: Floats, units: int, rng: np.random.RandomState) -> tuple
     W = X.mean(axis=0, dtype=np.float64) + spread / 4 * rng.standard_normal((units, X.shape[1]))
     sigma: Any = np.float64(spread)
     return W, sigma
+
+
+def coloured(white: Floats, spread: Floats) -> Floats:
+    """Normal numbers [N, D] of what deviations, or of what covariance [D, D]; white: of deviation 1."""
+    result: Floats = white @ np.linalg.cholesky(spread).T if np.ndim(spread) == 2 else spread * white
+    return result
 
 
 def log_empty(Y: Floats, params: Params, knobs: Knobs, log_absent: float) -> Floats:
