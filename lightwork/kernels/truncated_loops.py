@@ -205,8 +205,7 @@ def maxima(
             single_error[h] = _distance(y, W_HD[h])
             single[h] = prior + 0.5 * precision * (empty - single_error[h])
             top = max(top, single[h])
-        for s in range(num_states):
-            p = parent[s]
+        for s, p in enumerate(parent):
             _add(sums[p] if p >= 0 else power_HD[chosen[-1 - p]], power_HD[chosen[unit[s]]], sums[s])
         _roots(sums.reshape(-1), 1.0 / rho, shown.reshape(-1))
         for s in range(num_states):

@@ -45,10 +45,9 @@ from lightwork.runtime.progress import Progress
 class GSC(SparseCoder):
     """See SparseCoder. noise: scalar, diagonal or full, Sigma. strengths: diagonal or full, Psi.
 
-    Above T = 1, full noise is apt to take all that varies for noise: give temperature=1.0.
-
     prior_: [H], how often each unit is on. means_, variances_ [H]: of its strength; of full strengths the
-    covariance [H, H]. noise_: sigma; of diagonal noise each number's [D], of full noise the covariance [D, D].
+    covariance [H, H]. noise_: sigma; of diagonal noise one for each number [D], of full noise the covariance
+    [D, D]. Above T = 1, full noise is apt to take all that varies for noise: give temperature=1.0.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class GSC(SparseCoder):
         W[dead] = params["W"][dead]
         mu = np.where(dead, params["mu"], total["means"] / np.maximum(active, LEAST * LEAST))
         prior = np.clip(active / kept, LEAST, 1 - LEAST)
-        psi, sigma = self._update_psi(params["psi"], mu, total), self._update_noise(params, W, total)
+        psi, sigma = self._update_psi(params["psi"], mu, total), self._update_noise(params["sigma"], W, total)
         return {"W": W, "sigma": sigma, "prior": prior, "mu": mu, "psi": psi}
 
     def _update_psi(self, psi: Floats, mu: Floats, total: Sums) -> Floats:
@@ -144,8 +143,8 @@ class GSC(SparseCoder):
         new: Floats = np.where(seen, spread / np.where(seen, pairs, 1.0), psi)
         return np.maximum(new, LEAST) if psi.ndim == 1 else _positive(new, LEAST)
 
-    def _update_noise(self, params: Params, W: Floats, total: Sums) -> Floats:
-        kept, outer, squares, sigma = float(total["kept"]), total["outer"], total["squares"], params["sigma"]
+    def _update_noise(self, sigma: Floats, W: Floats, total: Sums) -> Floats:
+        kept, outer, squares = float(total["kept"]), total["outer"], total["squares"]
         if sigma.ndim == 2:
             shared = outer.T @ W
             return _positive((total["scatter"] - shared - shared.T + W.T @ squares @ W) / kept, LEAST**2)
@@ -196,7 +195,7 @@ def _log_root(sigma: Floats, dimensions: int) -> float:
 
 
 def _positive(matrix: Floats, least: float) -> Floats:
-    """The nearest symmetric matrix whose eigenvalues are at least so large."""
+    """The nearest symmetric matrix whose eigenvalues are at least so large, and large enough for a factor."""
     sizes, directions = np.linalg.eigh((matrix + matrix.T) / 2)
-    result: Floats = (directions * np.maximum(sizes, least)) @ directions.T
+    result: Floats = (directions * np.maximum(sizes, max(least, 1e-10 * sizes[-1]))) @ directions.T
     return result
