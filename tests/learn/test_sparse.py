@@ -18,7 +18,8 @@ from lightwork.learn.saved import load, save
 from lightwork.learn.shards import parts, reduced
 from lightwork.learn.sparse import BSC, DSC, GSC, MCA, MMCA, TSC
 from lightwork.learn.sparse.linear import Linear
-from lightwork.learn.sparse.truncated_em import Knobs, Part, Shard, SparseCoder
+from lightwork.learn.sparse.shard import Part, Shard
+from lightwork.learn.sparse.truncated_em import Knobs, SparseCoder
 
 UNITS, DIMS, ROWS = 4, 6, 12
 EXACT = {"n_candidates": UNITS, "n_active": UNITS, "temperature": 1.0, "cut": 0.0}

@@ -28,6 +28,7 @@ from lightwork.errors import RangeError
 from lightwork.kernels.truncated import NOTHING, Found, best, joint_slabs, slabs, states
 from lightwork.learn.schedules import Schedule
 from lightwork.learn.shards import Sums
+from lightwork.learn.sparse.covariances import coloured, log_root, positive, residual, scatter, whitened
 from lightwork.learn.sparse.truncated_em import (
     DEAD,
     LEAST,
@@ -36,7 +37,6 @@ from lightwork.learn.sparse.truncated_em import (
     Local,
     Params,
     SparseCoder,
-    coloured,
     start_components,
 )
 from lightwork.runtime.progress import Progress
@@ -101,7 +101,7 @@ class GSC(SparseCoder):
         self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_], found: Found = NOTHING
     ) -> Local:
         sigma, dimensions = params["sigma"], Y.shape[1]
-        W, scaled = (_whitened(rows, sigma) * knobs.beta**0.5 for rows in (params["W"], Y))
+        W, scaled = (whitened(rows, sigma) * knobs.beta**0.5 for rows in (params["W"], Y))
         inner, gram, units = scaled @ W.T, W @ W.T, self.n_components
         mean, psi, prior = params["mu"], params["psi"], params["prior"]
         ratio_H = knobs.beta_prior * (np.log(prior) - np.log1p(-prior))
@@ -115,13 +115,12 @@ class GSC(SparseCoder):
             joint_slabs(inner, gram, mean, psi, ratio_H, chosen, table, keep, stats, evidence, found)
         else:
             slabs(inner, gram, mean, np.sqrt(psi), ratio_H, chosen, table, keep, stats, evidence, found)
-        constant = knobs.beta_prior * np.log1p(-prior).sum() - _log_root(sigma, dimensions)
+        constant = knobs.beta_prior * np.log1p(-prior).sum() - log_root(sigma, dimensions)
         constant += 0.5 * dimensions * log(knobs.beta / (2 * pi))
         evidence += constant - 0.5 * np.einsum("nd,nd->n", scaled, scaled)
         sums |= {"outer": means.T @ Y, "means": means.sum(0)}
         if sigma.ndim > 0:
-            kept = Y[keep].astype(np.float64, copy=False)
-            sums["scatter"] = kept.T @ kept if sigma.ndim == 2 else np.square(kept).sum(0)
+            sums["scatter"] = scatter(Y[keep], sigma)
         return Local(sums, evidence, means, chosen)
 
     def _update(self, params: Params, total: Sums, knobs: Knobs) -> Params:
@@ -131,7 +130,7 @@ class GSC(SparseCoder):
         W[dead] = params["W"][dead]
         mu = np.where(dead, params["mu"], total["means"] / np.maximum(active, LEAST * LEAST))
         prior = np.clip(active / kept, LEAST, 1 - LEAST)
-        psi, sigma = self._update_psi(params["psi"], mu, total), self._update_noise(params["sigma"], W, total)
+        psi, sigma = self._update_psi(params["psi"], mu, total), residual(params["sigma"], W, total, LEAST**2)
         return {"W": W, "sigma": sigma, "prior": prior, "mu": mu, "psi": psi}
 
     def _update_psi(self, psi: Floats, mu: Floats, total: Sums) -> Floats:
@@ -141,24 +140,11 @@ class GSC(SparseCoder):
         if psi.ndim == 1:
             spread, pairs, seen = np.diag(spread), np.diag(pairs), np.diag(seen)
         new: Floats = np.where(seen, spread / np.where(seen, pairs, 1.0), psi)
-        return np.maximum(new, LEAST) if psi.ndim == 1 else _positive(new, LEAST)
-
-    def _update_noise(self, sigma: Floats, W: Floats, total: Sums) -> Floats:
-        kept, outer, squares = float(total["kept"]), total["outer"], total["squares"]
-        if sigma.ndim == 2:
-            shared = outer.T @ W
-            return _positive((total["scatter"] - shared - shared.T + W.T @ squares @ W) / kept, LEAST**2)
-        left = -2 * np.sum(W * outer, 0) + np.sum(W * (squares @ W), 0)
-        if sigma.ndim == 1:
-            spread: Floats = (total["scatter"] + left) / kept
-        else:
-            spread = np.array((float(total["square"]) + left.sum()) / (kept * len(left)))
-        result: Floats = np.sqrt(np.maximum(spread, LEAST**2))
-        return result
+        return np.maximum(new, LEAST) if psi.ndim == 1 else positive(new, LEAST)
 
     def _within_bounds(self, params: Params) -> Params:
         sigma, bounded = params["sigma"], super()._within_bounds(params)
-        return bounded if sigma.ndim < 2 else {**bounded, "sigma": _positive(sigma, LEAST**2)}
+        return bounded if sigma.ndim < 2 else {**bounded, "sigma": positive(sigma, LEAST**2)}
 
     def _learned(self, params: Params) -> None:
         super()._learned(params)
@@ -177,25 +163,4 @@ def _alone(inner_NH: Floats, size_H: Floats, mean_H: Floats, psi_H: Floats, rati
     volume = 1.0 + psi_H * size_H
     moved = mean_H * (mean_H * size_H - 2 * inner_NH) - psi_H * (inner_NH - size_H * mean_H) ** 2 / volume
     result: Floats = ratio_H - 0.5 * (np.log(volume) + moved)
-    return result
-
-
-def _whitened(rows: Floats, sigma: Floats) -> Floats:
-    """Rows [N, D] in which noise is white. sigma: deviations, or a covariance."""
-    if sigma.ndim < 2:
-        return rows.astype(np.float64, copy=False) / sigma
-    result: Floats = np.linalg.solve(np.linalg.cholesky(sigma), rows.T.astype(np.float64)).T
-    return np.ascontiguousarray(result)
-
-
-def _log_root(sigma: Floats, dimensions: int) -> float:
-    """log |Sigma| / 2."""
-    roots = np.diag(np.linalg.cholesky(sigma)) if sigma.ndim == 2 else np.broadcast_to(sigma, dimensions)
-    return float(np.log(roots).sum())
-
-
-def _positive(matrix: Floats, least: float) -> Floats:
-    """The nearest symmetric matrix whose eigenvalues are at least so large, and large enough for a factor."""
-    sizes, directions = np.linalg.eigh((matrix + matrix.T) / 2)
-    result: Floats = (directions * np.maximum(sizes, max(least, 1e-10 * sizes[-1]))) @ directions.T
     return result

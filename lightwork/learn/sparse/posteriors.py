@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 
 from lightwork.errors import RangeError
 from lightwork.kernels.truncated import Found, states
+from lightwork.learn.sparse.shard import BLOCK
 
 if TYPE_CHECKING:
     from lightwork.learn.sparse.truncated_em import Knobs, SparseCoder
-
-BLOCK = 4096
-"""Rows at once."""
 
 
 class Posterior(NamedTuple):
