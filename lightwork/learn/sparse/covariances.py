@@ -1,4 +1,4 @@
-"""Noise of three forms, which sigma's shape tells: a deviation (), one for each number [D], a covariance [D, D]."""
+"""Noise of three forms, which sigma's shape tells: a deviation (), one a number [D], a covariance [D, D]."""
 
 from __future__ import annotations
 
