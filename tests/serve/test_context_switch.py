@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engines import expected, make_engine, request
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lightwork.decode.sampling import Sampling
@@ -154,6 +154,17 @@ def test_blocks_are_given_up_only_when_they_are_needed() -> None:
 
 
 @settings(max_examples=100, deadline=None)
+@example(  # the next needs blocks that two paused ones share
+    sizes=[(14, 7), (14, 6), (1, 9), (1, 10), (14, 6)],
+    policy=RoundRobin(quantum=0.005, unit="seconds"),
+    places=3,
+    keep=True,
+    blocks=9,
+    max_seqs=3,
+    cache=True,
+    chunk=3,
+    ahead_s=1e-4,
+)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 14)), min_size=1, max_size=10),
     policy=st.sampled_from(

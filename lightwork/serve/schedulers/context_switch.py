@@ -95,6 +95,9 @@ class ContextSwitch:
         arrived, state.untold = state.untold, []
         inside = replace(view, running=[*mine, *back], waiting=new, arrived=arrived)
         step = self.inner.plan(state.inner, inside)
+        paused = [seq for seq in queue if seq.id in came and seq.id not in state.begun and not seq.busy]
+        if step.changes_nothing and not inside.running and paused:
+            return _give_up(state, paused[-1:])  # blocks that the paused share are nobody's gain alone
         for seq in step.preempted:
             state.begun.pop(seq.id, None)
         for seq in step.admitted:
