@@ -21,7 +21,7 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
 import numpy as np
 
-from lightwork.learn.shards import Here
+from lightwork.learn.shards import Here, alone
 from lightwork.learn.sparse import BSC, DSC, GSC, MCA, MMCA
 from lightwork.runtime.clock import cpu_s
 
@@ -92,7 +92,7 @@ def ours(coder: Any, params: dict[str, Any], rows: Any) -> tuple[float, Any, dic
     """CPU seconds of an iteration, evidence relative to what ProSper leaves out, and the new parameters."""
     knobs = coder._knobs(1.0)
     begin = cpu_s()
-    total = Here([coder.shard(rows)]).run("statistics", params, knobs, None)
+    total = alone(Here([coder.shard(rows)]).run("statistics", params, knobs))
     new = coder._update(params, total, knobs)
     seconds = cpu_s() - begin
     return seconds, coder._local(params, rows, knobs, np.ones(len(rows), bool)).evidence, dict(new)

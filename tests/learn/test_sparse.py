@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from sklearn.utils.estimator_checks import check_estimator
 
-from lightwork.errors import CheckpointError, RangeError
+from lightwork.errors import CheckpointError, InvariantError, RangeError
 from lightwork.learn.data import MODELS, bars, num_found
 from lightwork.learn.saved import load, save
-from lightwork.learn.shards import parts, reduced
+from lightwork.learn.shards import order_bits, parts, reduced
 from lightwork.learn.sparse import BSC, DSC, GSC, MCA, MMCA, TSC
 from lightwork.learn.sparse.linear import Linear
 from lightwork.learn.sparse.shard import Part, Shard
@@ -299,14 +299,40 @@ def test_a_part_at_a_time_comes_near_the_whole() -> None:
     assert np.isfinite(fresh.components_).all()
 
 
-def test_a_shard_keeps_only_the_rows_of_largest_evidence() -> None:
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("num", [1, 5, 11, 12])
+@pytest.mark.parametrize("outlier", [1.0, 1e9])
+def test_a_cut_gives_the_sums_of_the_rows_of_largest_evidence(
+    model: type[SparseCoder], num: int, outlier: float
+) -> None:
+    """Also where those of the others are so large that taking them off would leave no digits."""
+    coder, params, Y = started(model)
+    Y[3] *= outlier
+    knobs = Knobs(1.0, 1.0, UNITS, UNITS)
+    evidence = coder._local(params, Y, knobs, np.ones(ROWS, bool)).evidence
+    rows = np.sort(np.argsort(evidence)[-num:])
+    expected = Shard(coder, Y[rows]).statistics(params, knobs).arrays
+    shard = Shard(coder, Y)
+    shard.evidence(params, knobs)
+    for _ in range(2):  # it may be asked again
+        found = shard.cut(order_bits(evidence[rows]).min())
+        assert float(found["kept"]) == num
+        np.testing.assert_allclose(found["evidence"], evidence.sum(), rtol=1e-12)
+        for name in expected.keys() - {"evidence"}:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+def test_a_shard_of_which_nothing_is_kept_still_tells_its_evidence() -> None:
     coder, params, Y = started(BSC)
     shard = Shard(coder, Y)
-    knobs = Knobs(1.0, 1.0, UNITS, UNITS)
-    shard.evidence(params, knobs)
-    bits = np.sort(shard._bits)
-    total = shard.statistics(params, knobs, bits[-5])
-    assert float(total["kept"]) == 5
+    with pytest.raises(InvariantError, match="evidence is not known"):
+        shard.cut(np.uint64(0))
+    whole = shard.statistics(params, Knobs(1.0, 1.0, UNITS, UNITS))
+    shard.evidence(params, Knobs(1.0, 1.0, UNITS, UNITS))
+    found = shard.cut(np.uint64(2**64 - 1))
+    assert found["evidence"] == whole["evidence"]
+    assert found.arrays.keys() == whole.arrays.keys()
+    assert not any(found[name].any() for name in found.arrays.keys() - {"evidence"})
 
 
 @pytest.mark.parametrize("model", [BSC, DSC, GSC])
@@ -412,9 +438,9 @@ def test_the_part_of_the_rows_does_not_depend_on_how_they_are_shared_out() -> No
     knobs = coder._knobs(1.0)
     for num in (1, 40, 101):
         part = Part((0, 3), num, 101)
-        whole = coder.shard(X).statistics(params, knobs, None, part)
+        whole = coder.shard(X).statistics(params, knobs, part)
         four = [coder.shard(X[rows], rows.start) for rows in parts(4, 101)]
-        total = reduced([shard.statistics(params, knobs, None, part) for shard in four])
+        total = reduced([shard.statistics(params, knobs, part) for shard in four])
         assert float(whole["kept"]) == float(total["kept"]) == num
         np.testing.assert_allclose(total["outer"], whole["outer"], rtol=1e-12)
 
@@ -422,8 +448,12 @@ def test_the_part_of_the_rows_does_not_depend_on_how_they_are_shared_out() -> No
 def test_the_cut_is_of_the_part() -> None:
     coder, params, Y = started(BSC)
     shard, part, knobs = Shard(coder, Y), Part((0, 0), 7, ROWS), Knobs(1.0, 1.0, UNITS, UNITS)
-    shard.evidence(params, knobs)
-    shard.evidence(params, knobs, part)
-    bits = np.sort(shard._bits)
-    assert (bits[: ROWS - 7] == 0).all()
-    assert float(shard.statistics(params, knobs, bits[-5], part)["kept"]) == 5
+    rows = np.flatnonzero(part.mask())
+    evidence = coder._local(params, Y[rows], knobs, np.ones(7, bool)).evidence
+    for num in (2, 5):
+        shard.evidence(params, knobs, part)
+        found = shard.cut(np.sort(order_bits(evidence))[-num])
+        kept = rows[np.argsort(evidence)[-num:]]
+        assert float(found["kept"]) == num
+        np.testing.assert_allclose(found["evidence"], evidence.sum(), rtol=1e-12)
+        np.testing.assert_allclose(found["outer"], Shard(coder, Y[kept]).statistics(params, knobs)["outer"])

@@ -32,10 +32,9 @@ from lightwork.errors import RangeError
 from lightwork.kernels.truncated import NOTHING, Found
 from lightwork.learn.schedules import Schedule, at
 from lightwork.learn.shards import (
-    Called,
     Here,
     Map,
-    Processes,
+    Placed,
     Sums,
     alone,
     kth_largest,
@@ -43,8 +42,12 @@ from lightwork.learn.shards import (
 )
 from lightwork.learn.sparse.covariances import coloured
 from lightwork.learn.sparse.posteriors import Posterior, posterior
-from lightwork.learn.sparse.shard import BLOCK, Part, Shard
+from lightwork.learn.sparse.shard import BLOCK, FRESH, Part, Shard
+from lightwork.runtime.actors import Actors
+from lightwork.runtime.clock import WallClock
 from lightwork.runtime.effects import Work
+from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.places.process import Process
 from lightwork.runtime.progress import Progress
 
 Floats = NDArray[Any]
@@ -194,7 +197,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
             self.free_energy_ = []
             self._seen = None
             self._learned(self._start(X, check_random_state(self.random_state)))
-        total = Here([Shard(self, X)]).run("statistics", self._params, knobs, None)
+        total = alone(Here([Shard(self, X)]).run("statistics", self._params, knobs))
         share = (len(self.free_energy_) + 1) ** -0.6
         rows = len(X)
         new = {name: share * array / rows for name, array in total.arrays.items()}
@@ -228,7 +231,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         """The free energy per row: what the log-likelihood is at least."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        total = Here([Shard(self, X)]).run("statistics", self._params, self._knobs(1.0), None)
+        total = alone(Here([Shard(self, X)]).run("statistics", self._params, self._knobs(1.0)))
         return self._free_energy(self._params, total, len(X))
 
     def sample(self, n_samples: int = 1) -> tuple[Floats, Floats]:
@@ -243,10 +246,11 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     def _over_jobs(self, X: Floats, params: Params | None) -> SparseCoder:
         shards = [self.shard(X[rows], rows.start) for rows in parts(self.n_jobs, len(X))]
         if self.n_jobs == 1:
-            alone(self.fit_over(Called(Here(shards)), X, params))
-        else:
-            with Processes(shards, fresh=("statistics", "evidence")) as processes:
-                alone(self.fit_over(Called(processes), X, params))
+            alone(self.fit_over(Here(shards), X, params))
+            return self
+        kernel = Kernel(WallClock())
+        with Actors(kernel, [Process() for _ in shards]) as actors:
+            kernel.run(self.fit_over(Placed(actors, shards, fresh=FRESH), X, params))
         return self
 
     async def _iterate(self, map: Map, params: Params) -> Params:
@@ -254,14 +258,15 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
             temperature = self.annealing if self.temperature is None else self.temperature
             knobs = self._knobs(at(temperature, i, self.max_iter))
             part, params = self._part(i, map.num_rows), self._jittered(i, params)
-            cut, threshold = at(self.cut, i, self.max_iter), None
+            cut = at(self.cut, i, self.max_iter)
             share = 1.0 - (1.0 - within(self.n_components, knobs.gamma, self._active_rate(params))) * cut
             rows = map.num_rows if part is None else part.num
             num = max(1, round(rows * share))
             if num < rows:
                 await map.run("evidence", params, knobs, part)
-                threshold = await kth_largest(map, num)
-            total = await map.run("statistics", params, knobs, threshold, part)
+                total = await map.run("cut", await kth_largest(map, num))
+            else:
+                total = await map.run("statistics", params, knobs, part)
             self.free_energy_.append(self._free_energy(params, total, rows))
             params = await map.alike(self._update_work(params), self._update, params, total, knobs)
             self._learned(params)
