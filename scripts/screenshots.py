@@ -36,6 +36,8 @@ VERBS = {
     "demo": ["demo"],
     "technique": ["techniques", "Sarathi"],
     "claims": ["claims", "sarathi"],
+    "agent": ["agent", "--tools", "world:2"],
+    "learn": ["learn", "fit", "bars", "--model", "BSC"],
 }
 
 

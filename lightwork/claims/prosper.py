@@ -64,7 +64,7 @@ def _all_bars(model: type[SparseCoder], words: str, **settings: Any) -> None:
 
 
 _all_bars(BSC, "binary sparse coding", n_active=5)
-_all_bars(TSC, "ternary sparse coding", n_active=3)
+_all_bars(TSC, "ternary sparse coding, 200 steps", n_active=3, max_iter=200)
 _all_bars(DSC, "discrete sparse coding", n_active=3)
 _all_bars(GSC, "Gaussian sparse coding", n_active=4)
 _all_bars(MCA, "maximal causes analysis, 100 steps", n_active=5, max_iter=100)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from lightwork.errors import InvariantError
-from lightwork.memory.host import Run
 from lightwork.memory.residents import Residents
 from lightwork.runtime.effects import Use
 from lightwork.runtime.futures import Future
 from lightwork.runtime.kernel import Kernel
 from lightwork.runtime.resources import Fifo
 from lightwork.serve.notes import Notes
-from lightwork.serve.runner import Runner, Scores
+from lightwork.serve.runner import AroundRunner, Runner, Scores
 from lightwork.serve.schedulers import Step
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ Copy = Callable[[str, int], Awaitable[object]]
 log = logging.getLogger(__name__)
 
 
-class ExpertRunner:
+class ExpertRunner(AroundRunner):
     """Runs one step at a time, all of whose rows are of one model.
 
     copy: one runs at a time. compute_from(slot): the next steps are of that one. prefetch: whether weights
@@ -48,7 +47,7 @@ class ExpertRunner:
         prefetch: bool = True,
         name: str = "engine",
     ) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.residents = residents
         self.prefetch = prefetch
         self._kernel = kernel
@@ -57,25 +56,8 @@ class ExpertRunner:
         self._notes = Notes(kernel, name)
         self._coming: Future | None = None
 
-    @property
-    def alive(self) -> bool:
-        return self.inner.alive
-
-    @property
-    def pool(self) -> Any:
-        return self.inner.pool
-
     def run(self, step: Step) -> Coroutine[Any, Any, Scores]:
         return self._run(step)
-
-    def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
-        return self.inner.pull(pool, src, dst, num_tokens)
-
-    def swap_out(self, runs: Sequence[Run]) -> Awaitable[object]:
-        return self.inner.swap_out(runs)
-
-    def swap_in(self, runs: Sequence[Run]) -> Awaitable[object]:
-        return self.inner.swap_in(runs)
 
     async def _run(self, step: Step) -> Scores:
         models = {chunk.seq.request.model for chunk in step.chunks}

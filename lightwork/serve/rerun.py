@@ -2,12 +2,14 @@
 
 What an engine decides depends on what it was asked and when, counted in decisions and not in seconds. So each
 request comes when as many decisions had been told, and as many steps begun, as when it came for the first
-time. On a virtual clock also at the same second, and then every span has to be the same, to the last bit.
+time; and where steps overlap, the next one is planned when as many decisions had been told. On a virtual
+clock also at the same second, and then every span has to be the same, to the last bit.
 """
 
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +17,6 @@ from typing import Any
 from lightwork.decode.proposers.pearl import Pearl
 from lightwork.decode.sampling import Pick
 from lightwork.errors import SpecError
-from lightwork.memory.host import Run
 from lightwork.models.tokenizer import Tokenizer
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
@@ -28,7 +29,7 @@ from lightwork.serve.opening import open_engine, open_one
 from lightwork.serve.plan import Plan, contains
 from lightwork.serve.row_times import RowTimes
 from lightwork.serve.run_folder import DECIDED, Came, Recorded, begun, to_line
-from lightwork.serve.runner import Runner, Scores
+from lightwork.serve.runner import AroundRunner, Runner, Scores
 from lightwork.serve.schedulers import Step
 from lightwork.serve.sequence import FinishReason
 from lightwork.serve.sequence import Sequence as Seq
@@ -152,13 +153,14 @@ class _Again:
         self.tokenizer, self.timed, self.ordered = tokenizer, timed, ordered
         self.due = list(reversed(run.came))
         self.told = [span for span in run.trace.spans if timed or span.kind in DECIDED]
+        self.before = {} if timed else _before_steps(run.trace.spans)
         self.decided = self.same = 0
         self.difference: Difference | None = None
         self.seqs: dict[int, Seq] = {}
         self._woken = False
         for one in engine.engines if isinstance(engine, Fleet) else [engine]:
             if isinstance(one, Engine):
-                one.runner = _Told(one.runner, self.wake)
+                one.runner = _InTurn(one.runner, self._comes, self.wake)
 
     def serve(self) -> None:
         """Raises what serving raises."""
@@ -212,6 +214,15 @@ class _Again:
         if not self.ordered or self.difference is not None:
             return True
         return self.decided >= came.after and begun(self.engine) >= came.begun
+
+    def _comes(self) -> bool:
+        """Whether the next step is planned now: what a step beside another one contains depends on whether
+        that one had ended, and on who had come."""
+        under_way = isinstance(self.engine, Engine) and self.engine.computing is not None
+        if self.timed or not self.ordered or self.difference is not None or not under_way:
+            return True
+        soon = bool(self.due) and self._is_due(self.due[-1])
+        return not soon and self.decided >= self.before.get(f"step {begun(self.engine) + 1}", 0)
 
     # -- what is told
 
@@ -280,38 +291,24 @@ class _Stops:
         self.texts.pop(seq.id, None)
 
 
-class _Told:
-    """A runner around another one, that tells when a step begins."""
+def _before_steps(spans: Sequence[Span]) -> dict[str, int]:
+    """How many decisions had been told when each step was planned."""
+    told_s = [span.end_s for span in spans if span.kind in DECIDED]
+    return {span.name: bisect_right(told_s, span.start_s) for span in spans if span.kind == "step"}
 
-    def __init__(self, inner: Runner, begins: Callable[[], object]) -> None:
-        self.inner = inner
+
+class _InTurn(AroundRunner):
+    """A runner around another one, that takes a step when it may come, and tells when it begins."""
+
+    def __init__(self, inner: Runner, comes: Callable[[], bool], begins: Callable[[], object]) -> None:
+        super().__init__(inner)
+        self._comes = comes
         self._begins = begins
 
     @property
     def depth(self) -> int:
-        return self.inner.depth
-
-    @property
-    def feeds(self) -> bool:
-        return self.inner.feeds
-
-    @property
-    def alive(self) -> bool:
-        return self.inner.alive
-
-    @property
-    def pool(self) -> Any:
-        return self.inner.pool
+        return self.inner.depth if self._comes() else 0
 
     def run(self, step: Step) -> Awaitable[Scores]:
         self._begins()
         return self.inner.run(step)
-
-    def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
-        return self.inner.pull(pool, src, dst, num_tokens)
-
-    def swap_out(self, runs: Sequence[Run]) -> Awaitable[object]:
-        return self.inner.swap_out(runs)
-
-    def swap_in(self, runs: Sequence[Run]) -> Awaitable[object]:
-        return self.inner.swap_in(runs)

@@ -74,3 +74,38 @@ class Runner(Protocol):
     def swap_in(self, runs: Sequence[Run]) -> Awaitable[object]:
         """Copy blocks back from host memory, likewise."""
         ...
+
+
+class AroundRunner:
+    """A runner that adds something to the steps of another one; all else is that one's."""
+
+    def __init__(self, inner: Runner) -> None:
+        self.inner = inner
+
+    @property
+    def depth(self) -> int:
+        return self.inner.depth
+
+    @property
+    def feeds(self) -> bool:
+        return self.inner.feeds
+
+    @property
+    def alive(self) -> bool:
+        return self.inner.alive
+
+    @property
+    def pool(self) -> Any:
+        return self.inner.pool
+
+    def run(self, step: Step) -> Awaitable[Scores]:
+        return self.inner.run(step)
+
+    def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
+        return self.inner.pull(pool, src, dst, num_tokens)
+
+    def swap_out(self, runs: Sequence[Run]) -> Awaitable[object]:
+        return self.inner.swap_out(runs)
+
+    def swap_in(self, runs: Sequence[Run]) -> Awaitable[object]:
+        return self.inner.swap_in(runs)

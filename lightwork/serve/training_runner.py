@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from statistics import fmean
 from typing import Any
 
-from lightwork.memory.host import Run
 from lightwork.models.adapters import Adapter
 from lightwork.runtime.futures import Task
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.notes import Notes
-from lightwork.serve.runner import Runner, Scores
+from lightwork.serve.runner import AroundRunner, Runner, Scores
 from lightwork.serve.schedulers import Step
 from lightwork.serve.simulated_runner import ScriptedScores, dummy_token
 from lightwork.serve.training import GRAIN, Slice, Trainer, Training, Update, window
@@ -38,34 +37,27 @@ class _Epoch:
         return {"loss": loss, "tokens": tokens, "share": self.trained_s / max(now_s - self.begin_s, 1e-9)}
 
 
-class TrainingRunner:
+class TrainingRunner(AroundRunner):
     """inner: runs the rows of steps. trainer: computes the slices, training knows which, and cost how long
     they take. What a step has no time for after all is left to the next. After an error of the trainer there
     are no more slices; serving goes on. publish: serves what has been trained.
     """
 
+    depth = 1  # the next step is planned when it is known how far this one came
+    feeds = False
+
     def __init__(
         self, kernel: Kernel, inner: Runner, trainer: Trainer, training: Training, cost: TrainingCost
     ) -> None:
         self.kernel = kernel
-        self.inner = inner
+        super().__init__(inner)
         self.trainer = trainer
         self.training = training
         self.cost = cost
-        self.depth = 1  # the next step is planned when it is known how far this one came
-        self.feeds = False
         self.publish: Callable[[Adapter], Coroutine[Any, Any, object]] | None = None
         self._epoch: _Epoch | None = None
         self._end: Task | None = None
         self._notes = Notes(kernel, "training")
-
-    @property
-    def alive(self) -> bool:
-        return self.inner.alive
-
-    @property
-    def pool(self) -> Any:
-        return self.inner.pool
 
     async def run(self, step: Step) -> Scores:
         end_s = self.kernel.now() + step.limit_s if step.chunks else inf  # else nobody waits
@@ -138,12 +130,3 @@ class TrainingRunner:
             self._notes.event("serve adapter", adapter.name, **epoch.told(self.kernel.now()))
             self._epoch = _Epoch(self.kernel.now(), epoch.updates[-1].tokens)
         return took_s
-
-    def pull(self, pool: Any, src: Sequence[int], dst: Sequence[int], num_tokens: int) -> Awaitable[object]:
-        return self.inner.pull(pool, src, dst, num_tokens)
-
-    def swap_out(self, runs: Sequence[Run]) -> Awaitable[object]:
-        return self.inner.swap_out(runs)
-
-    def swap_in(self, runs: Sequence[Run]) -> Awaitable[object]:
-        return self.inner.swap_in(runs)

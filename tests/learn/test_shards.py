@@ -29,7 +29,7 @@ from lightwork.learn.shards import (
     parts,
 )
 from lightwork.learn.sparse import BSC
-from lightwork.learn.sparse.truncated_em import Shard
+from lightwork.learn.sparse.shard import Shard
 from lightwork.runtime import Kernel, WallClock
 from lightwork.runtime.actors import Actors
 from lightwork.runtime.places.process import Process

@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator, Mapping
 from copy import copy
-from math import comb, log, pi
+from math import ceil, comb, log, pi
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from lightwork.errors import InvariantError, RangeError
+from lightwork.errors import RangeError
+from lightwork.kernels.truncated import NOTHING, Found
 from lightwork.learn.schedules import Schedule, at
 from lightwork.learn.shards import (
     Here,
@@ -36,11 +37,12 @@ from lightwork.learn.shards import (
     Placed,
     Sums,
     alone,
-    histogram,
     kth_largest,
-    order_bits,
     parts,
 )
+from lightwork.learn.sparse.covariances import coloured
+from lightwork.learn.sparse.posteriors import Posterior, posterior
+from lightwork.learn.sparse.shard import BLOCK, Part, Shard
 from lightwork.runtime.actors import Actors
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.effects import Work
@@ -51,14 +53,10 @@ from lightwork.runtime.progress import Progress
 Floats = NDArray[Any]
 Params = Mapping[str, Floats]
 """By name; W [H, D] is always there, sigma () too."""
-BLOCK = 4096
-"""Rows at once: what an E-step holds beside the data is BLOCK x H."""
-LEFT_OUT = 16
-"""A cut is taken to leave out one row in so many, where it is not known."""
-MOST_TAKEN = 1e6
-"""Off a sum, in terms of what is left: ten digits remain."""
 LEAST = 1e-6
 """Of probabilities, so that nothing is impossible for ever."""
+DEAD = 1e-8
+"""A unit that is expected in fewer rows than this share keeps its component."""
 
 
 class Knobs(NamedTuple):
@@ -72,18 +70,21 @@ class Knobs(NamedTuple):
 
 class Local(NamedTuple):
     """What an E-step finds in some rows. sums: over the rows that are kept. evidence: log of the sum over
-    states, [N]. means: posterior, [N, H]; rows that are not kept are zero.
+    states, [N]. means: posterior, [N, H]; rows that are not kept are zero. chosen: candidates, [N, H'].
     """
 
     sums: dict[str, Floats]
     evidence: Floats
     means: Floats
+    chosen: NDArray[np.int32]
 
 
 class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     """n_components: units, H. n_candidates: H' of each row, None: 8 or all. n_active: gamma, None: 4 or all
-    candidates. max_iter: iterations. temperature, cut: schedules. n_jobs: processes. random_state: seed.
-    progress: told after each iteration.
+    candidates. max_iter: iterations. temperature, cut: schedules; temperature None: the model's, `annealing`.
+    partial: the share of rows that an iteration looks at, others each time. jitter: by parameter (W, prior,
+    sigma), the deviation of normal noise that is added before an iteration. n_jobs: processes. random_state:
+    seed; of which rows and what noise, too, where it is a number. progress: told after each iteration.
 
     Learnt: components_ [H, D], prior_, noise_ (sigma), free_energy_ (per row, before each iteration),
     n_iter_.
@@ -91,6 +92,8 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
 
     anneal_prior = False
     """Whether T acts on the prior as well."""
+    annealing: Schedule = ((0.0, 5.0), (0.8, 1.0))
+    """Of T, unless another is given."""
 
     def __init__(
         self,
@@ -99,8 +102,10 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         n_candidates: int | None = None,
         n_active: int | None = None,
         max_iter: int = 50,
-        temperature: Schedule = ((0.0, 5.0), (0.8, 1.0)),
+        temperature: Schedule | None = None,
         cut: Schedule = ((0.0, 0.0), (0.66, 1.0)),
+        partial: Schedule = 1.0,
+        jitter: Mapping[str, Schedule] | None = None,
         n_jobs: int = 1,
         random_state: Any = None,
         progress: Progress | None = None,
@@ -111,6 +116,8 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         self.max_iter = max_iter
         self.temperature = temperature
         self.cut = cut
+        self.partial = partial
+        self.jitter = jitter
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.progress = progress
@@ -121,9 +128,15 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     def _start(self, X: Floats, rng: np.random.RandomState) -> Params:
         """Parameters to begin with."""
 
+    def _values(self) -> tuple[float, ...]:
+        """Of a unit, without zero."""
+        return (1.0,)
+
     @abstractmethod
-    def _local(self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_]) -> Local:
-        """The E-step over some rows [N, D]."""
+    def _local(
+        self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_], found: Found = NOTHING
+    ) -> Local:
+        """The E-step over some rows [N, D]. found: is filled."""
 
     @abstractmethod
     def _update(self, params: Params, total: Sums, knobs: Knobs) -> Params:
@@ -132,6 +145,11 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     @abstractmethod
     def _draw(self, num: int, rng: np.random.RandomState) -> tuple[Floats, Floats]:
         """Observations without noise [N, D], and their units [N, H]."""
+
+    def _within_bounds(self, params: Params) -> Params:
+        """Parameters after noise was added to them."""
+        prior = np.clip(params["prior"], LEAST, 1.0 - LEAST)
+        return {**params, "prior": prior, "sigma": np.maximum(params["sigma"], LEAST)}
 
     def _active_rate(self, params: Params) -> float:
         """How probable it is that a unit is active."""
@@ -162,11 +180,11 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
             self.free_energy_: list[float] = []
         self._learned(await self._iterate(map, params))
 
-    def shard(self, X: Floats) -> Shard:
-        """Rows [N, D] as a map has them."""
+    def shard(self, X: Floats, first: int = 0) -> Shard:
+        """Rows [N, D] as a map has them. first: which of all rows is the first of these."""
         model = copy(self)
         model.progress = None  # it is told here, and need not fit through a pipe
-        return Shard(model, X)
+        return Shard(model, X, first)
 
     def partial_fit(self, X: Any, y: Any = None) -> SparseCoder:
         """One iteration over some rows, at temperature 1 and without a cut. Sums of earlier rows fade as
@@ -199,6 +217,16 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         return np.concatenate([local.means for _, local in self._blocks(X)]).astype(X.dtype, copy=False)
 
+    def infer(self, X: Any, n_states: int = 10, max_active: int | None = None) -> Posterior:
+        """The most probable states of each row, and how probable it is that each unit is active.
+
+        max_active: a row whose best state has n_active units is looked at again with one candidate and one
+        active unit more, and so on up to this many; None: not. Raises RangeError for less than one state.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return posterior(self, X, n_states, max_active)
+
     def score(self, X: Any, y: Any = None) -> float:
         """The free energy per row: what the log-likelihood is at least."""
         check_is_fitted(self)
@@ -211,12 +239,12 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         check_is_fitted(self)
         rng = check_random_state(self.random_state)
         mean, units = self._draw(n_samples, rng)
-        return mean + self.noise_ * rng.standard_normal(mean.shape), units
+        return mean + coloured(rng.standard_normal(mean.shape), self._params["sigma"]), units
 
     # -- the rest
 
     def _over_jobs(self, X: Floats, params: Params | None) -> SparseCoder:
-        shards = [self.shard(X[rows]) for rows in parts(self.n_jobs, len(X))]
+        shards = [self.shard(X[rows], rows.start) for rows in parts(self.n_jobs, len(X))]
         if self.n_jobs == 1:
             alone(self.fit_over(Here(shards), X, params))
             return self
@@ -227,21 +255,47 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
 
     async def _iterate(self, map: Map, params: Params) -> Params:
         for i in range(len(self.free_energy_), self.max_iter):
-            knobs = self._knobs(at(self.temperature, i, self.max_iter))
+            temperature = self.annealing if self.temperature is None else self.temperature
+            knobs = self._knobs(at(temperature, i, self.max_iter))
+            part, params = self._part(i, map.num_rows), self._jittered(i, params)
             cut = at(self.cut, i, self.max_iter)
             share = 1.0 - (1.0 - within(self.n_components, knobs.gamma, self._active_rate(params))) * cut
-            num = max(1, round(map.num_rows * share))
-            if num < map.num_rows:
-                await map.run("evidence", params, knobs)
+            rows = map.num_rows if part is None else part.num
+            num = max(1, round(rows * share))
+            if num < rows:
+                await map.run("evidence", params, knobs, part)
                 total = await map.run("cut", await kth_largest(map, num))
             else:
-                total = await map.run("statistics", params, knobs)
-            self.free_energy_.append(self._free_energy(params, total, map.num_rows))
+                total = await map.run("statistics", params, knobs, part)
+            self.free_energy_.append(self._free_energy(params, total, rows))
             params = await map.alike(self._update_work(params), self._update, params, total, knobs)
             self._learned(params)
             if self.progress is not None:
                 self.progress("iterations", i + 1, self.max_iter)
         return params
+
+    def _seed(self, iteration: int) -> tuple[int, int]:
+        fixed = isinstance(self.random_state, int | np.integer)
+        return (int(self.random_state) if fixed else 0, iteration)
+
+    def _part(self, iteration: int, rows: int) -> Part | None:
+        """None: all rows. Raises RangeError for a share that is none."""
+        share = at(self.partial, iteration, self.max_iter)
+        if not 0 < share <= 1:
+            raise RangeError(f"{share:g} of the rows", expected="more than 0, at most 1")
+        num = ceil(share * rows)
+        return None if num == rows else Part(self._seed(iteration), num, rows)
+
+    def _jittered(self, iteration: int, params: Params) -> Params:
+        """Raises RangeError for a parameter that is none, or noise that is negative."""
+        scales = {name: at(by, iteration, self.max_iter) for name, by in (self.jitter or {}).items()}
+        if not {*scales} <= {"W", "prior", "sigma"} or not all(scale >= 0 for scale in scales.values()):
+            raise RangeError(f"jitter {scales}", expected="W, prior or sigma, and deviations of at least 0")
+        if not any(scales.values()):
+            return params
+        rng = np.random.default_rng(self._seed(iteration))
+        noise = {name: by * rng.standard_normal(params[name].shape) for name, by in sorted(scales.items())}
+        return self._within_bounds({**params, **{name: params[name] + by for name, by in noise.items()}})
 
     def _update_work(self, params: Params) -> tuple[Work, ...]:
         """Of an M-step: a system of H equations for D dimensions."""
@@ -253,7 +307,8 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         self._params = params
         self.components_ = params["W"]
         self.prior_ = params["prior"]
-        self.noise_ = float(params["sigma"])
+        sigma = params["sigma"]
+        self.noise_ = sigma if np.ndim(sigma) else float(sigma)
         self.n_iter_ = max(1, len(self.free_energy_))
 
     def _knobs(self, temperature: float) -> Knobs:
@@ -282,108 +337,6 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
             rows = slice(begin, min(begin + BLOCK, len(X)))
             Y = X[rows]
             yield rows, self._local(self._params, Y, knobs, np.ones(len(Y), bool))
-
-
-class Shard:
-    """Some rows, and what the last E-step said of each.
-
-    Which rows a cut keeps is known when the evidence of all shards is. Most rows are kept: `evidence` sums
-    over all in the same pass, and `cut` takes off the others' sums.
-    """
-
-    continues = ("histogram", "cut")
-
-    def __init__(self, model: SparseCoder, Y: Floats) -> None:
-        self._model = model
-        self._rows = np.ascontiguousarray(Y)
-        self._last: _Pass | None = None
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def statistics(self, params: Params, knobs: Knobs) -> Sums:
-        """The sums that the M-step needs, of all rows."""
-        found = self._pass(params, knobs)
-        return found.told(found.sums)
-
-    def evidence(self, params: Params, knobs: Knobs) -> Sums:
-        """Find each row's evidence and keep it here, for a cut."""
-        self._last = self._pass(params, knobs)
-        return Sums({})
-
-    def histogram(self, prefix: int, shift: int) -> Sums:
-        return histogram(self._found().bits, prefix, shift)
-
-    def cut(self, threshold: np.uint64) -> Sums:
-        """As statistics, of rows whose evidence was at least the threshold."""
-        found = self._found()
-        keep = found.bits >= threshold
-        if 2 * np.count_nonzero(keep) > len(keep):
-            left = less(found.sums, self._pass(found.params, found.knobs, ~keep).sums)
-            if left is not None:
-                return found.told(left)
-        none = Sums({name: np.zeros_like(array) for name, array in found.sums.arrays.items()})
-        return found.told(none.merge(self._pass(found.params, found.knobs, keep).sums))
-
-    def _found(self) -> _Pass:
-        if self._last is None:
-            raise InvariantError("a cut of rows whose evidence is not known", expected="evidence before it")
-        return self._last
-
-    def _pass(self, params: Params, knobs: Knobs, among: NDArray[np.bool_] | None = None) -> _Pass:
-        """Over all rows, or some."""
-        total, evidence = Sums({}), np.zeros(len(self._rows))
-        for begin in range(0, len(self._rows), BLOCK):
-            rows: Any = slice(begin, min(begin + BLOCK, len(self._rows)))
-            rows = rows if among is None else begin + np.flatnonzero(among[rows])
-            Y = self._rows[rows]
-            if not len(Y):
-                continue
-            local = self._model._local(params, Y, knobs, np.ones(len(Y), bool))
-            evidence[rows] = local.evidence
-            shared: dict[str, Any] = {
-                "kept": np.float64(len(Y)),
-                "square": np.einsum("nd,nd->", Y, Y, dtype=np.float64),
-            }
-            total = total.merge(Sums({**shared, **local.sums}))
-        return _Pass(params, knobs, total, float(evidence.sum()), order_bits(evidence))
-
-    def work(self, method: str, rows: int) -> tuple[Work, ...]:
-        """What a method takes over so many rows: scores of all units, states, and sums."""
-        if method == "histogram":
-            return (Work(kind="vector", dtype="float64", ops=3 * rows, bytes=8 * rows),)
-        if method == "cut":
-            rows = -(-rows // LEFT_OUT)
-        knobs, (units, dimensions) = self._model._knobs(1.0), (self._model.n_components, self._rows.shape[1])
-        num = sum(comb(knobs.candidates, j) for j in range(2, knobs.gamma + 1))
-        products = 4 * rows * units * dimensions
-        return (
-            Work(dtype="float64", ops=products, bytes=rows * self._rows.itemsize * dimensions, rows=rows),
-            Work(kind="vector", dtype="float64", ops=rows * (units + 2 * num * knobs.gamma), launches=0),
-        )
-
-
-class _Pass(NamedTuple):
-    """Over the rows of a shard. evidence: the sum of all rows'; bits: the order of each's."""
-
-    params: Params
-    knobs: Knobs
-    sums: Sums
-    evidence: float
-    bits: NDArray[np.uint64]
-
-    def told(self, sums: Sums) -> Sums:
-        """Sums with the evidence; nothing of no rows."""
-        return Sums({"evidence": np.array(self.evidence), **sums.arrays}) if sums.arrays else sums
-
-
-def less(total: Sums, went: Sums) -> Sums | None:
-    """Sums without those of some rows; None if that leaves one of them too few digits."""
-    if not went.arrays:
-        return total
-    left = {name: array - went[name] for name, array in total.arrays.items()}
-    precise = all(np.all(np.abs(went[name]) <= MOST_TAKEN * np.abs(x)) for name, x in left.items())
-    return Sums(left) if precise else None
 
 
 def within(units: int, gamma: int, rate: float) -> float:
