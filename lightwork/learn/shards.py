@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightwork.errors import HostLostError, InvariantError, LightworkError
+from lightwork.runtime import refs
 from lightwork.runtime.actors import Actors
-from lightwork.runtime.actors import Here as Place
 from lightwork.runtime.drive import drive
 from lightwork.runtime.effects import Effect, Work
 
@@ -159,6 +159,13 @@ class Placed:
     async def alike(self, work: Sequence[Work], fn: Callable[..., T], state: T, *args: Any) -> T:
         return fn(state, *args)
 
+    def close(self) -> None:
+        """Let go of the shards; the places go on."""
+        for worker in self._workers:
+            if worker is not None and self._actors.desks[worker.place].lost is None:
+                self._actors.kill(worker)
+        self._workers = [None] * len(self._workers)
+
     async def _start(self) -> bool:
         """Make the actors that are not there; returns whether some were not. When all have answered, all
         places know where the others are."""
@@ -167,7 +174,7 @@ class Placed:
         for rank in missing:
             place = self._places[rank % len(self._places)]
             place.restart()
-            workers[rank] = actors.create(Worker, self._shards[rank], on=place)
+            workers[rank] = actors.create(Worker, rank, self._shards[rank], on=place)
         if missing:
             below = [
                 [workers[child] for child in children(rank, len(workers))] for rank in range(len(workers))
@@ -180,14 +187,14 @@ class Placed:
 class Worker:
     """The actor of a shard. Its place answers meanwhile: the shard computes on a thread beside it."""
 
-    def __init__(self, shard: Any) -> None:
-        self._shard = shard
+    def __init__(self, rank: int, shard: Any) -> None:
+        self._rank, self._shard = rank, shard
         self._next = 0
         self._own = Sums({})
         self._below: Sequence[Any] = ()
 
-    def begin(self, here: Place) -> None:
-        self._kernel, self._thread = here.kernel, f"lightwork-{here.key}"
+    def begin(self, here: refs.Here) -> None:
+        self._kernel = here.kernel
 
     def meet(self, below: Sequence[Any]) -> None:
         """Whose sums are added to this one's."""
@@ -206,8 +213,8 @@ class Worker:
     async def _done(self, calls: Sequence[Call]) -> Sums:
         for number, method, args in calls:
             if number >= self._next:
-                done = self._kernel.offload(getattr(self._shard, method), *args, thread=self._thread)
-                self._own = await done
+                fn, thread = getattr(self._shard, method), f"lightwork-shard-{self._rank}"
+                self._own = await self._kernel.offload(fn, *args, thread=thread)
                 self._next = number + 1
         return self._own
 

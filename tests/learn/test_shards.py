@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightwork.errors import LightworkError
+from lightwork.errors import ActorLostError, LightworkError
 from lightwork.learn.data import bars
 from lightwork.learn.shards import (
     Here,
     Map,
     Placed,
     Sums,
+    Worker,
     alone,
     children,
     histogram,
@@ -83,6 +84,13 @@ class Rows:
             Path(mark).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return self.grow()
+
+    def num(self) -> Sums:
+        return Sums({"num": np.array(len(self))})
+
+    def wait(self, pipe: str) -> Sums:
+        Path(pipe).read_text()
+        return self.num()
 
     def wide(self) -> Sums:
         return Sums({"wide": np.ones(WIDE // 8)})
@@ -251,6 +259,37 @@ def test_a_fit_is_the_same_over_any_places_whatever_becomes_of_them(actors: Acto
     assert (found.free_energy_, found.noise_) == (same.free_energy_, same.noise_)
     np.testing.assert_allclose(found.components_, one.components_, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose([found.noise_, *found.prior_], [one.noise_, *one.prior_], rtol=1e-10)
+
+
+def test_a_place_answers_while_a_shard_computes(actors: Actors, tmp_path: Path) -> None:
+    if actors.kernel.clock.virtual:
+        pytest.skip("nothing takes its time there")
+    placed, pipe = Placed(actors, shards_of(3)), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    other = actors.create(Worker, 1, Rows([1.0]), on=actors.places[min(1, len(actors.places) - 1)])
+
+    async def main() -> Sums:
+        waits = actors.kernel.spawn(placed.run("wait", str(pipe)))
+        with await actors.kernel.offload(open, pipe, "w"):  # when the shard reads it
+            await other.meet([])
+        return await waits
+
+    assert int(actors.kernel.run(main())["num"]) == 3
+
+
+def test_shards_are_let_go_of(actors: Actors) -> None:
+    placed = Placed(actors, shards_of(3, 4))
+
+    async def main() -> list[int]:
+        await placed.run("wide")
+        workers = list(placed._workers)
+        placed.close()
+        for worker in workers:
+            with pytest.raises(ActorLostError):
+                await worker.meet([])
+        return [int((await placed.run("num"))["num"])]
+
+    assert actors.kernel.run(main()) == [7]
 
 
 def test_errors_of_shards_are_told(actors: Actors) -> None:
