@@ -308,7 +308,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         self.components_ = params["W"]
         self.prior_ = params["prior"]
         sigma = params["sigma"]
-        self.noise_ = sigma if np.ndim(sigma) else float(sigma)
+        self.noise_: Any = sigma if np.ndim(sigma) else float(sigma)
         self.n_iter_ = max(1, len(self.free_energy_))
 
     def _knobs(self, temperature: float) -> Knobs:
