@@ -71,29 +71,36 @@ _all_bars(MCA, "maximal causes analysis, 100 steps", n_active=5, max_iter=100)
 _all_bars(MMCA, "maximum magnitude causes analysis, 200 steps", n_active=5, max_iter=200)
 
 
-@claim(
-    "prosper",
-    title="binary sparse coding: noise that is learnt over that of the rows",
-    paper="the noise is recovered: within 5 %",
-    expect=1.0,
-    within=0.05,
-    mode="real",
-)
-def binary_noise(lab: Lab) -> Measured:
-    coder, found = fitted(BSC, lab.seed, n_active=5)
-    return Measured(coder.noise_ / NOISE, f"{coder.noise_:.3f} of {NOISE:g}, {found} bars")
+def _recovered(model: type[SparseCoder], words: str, **settings: Any) -> None:
+    """Declare that a model of one rate finds the noise and the rate."""
+
+    @claim(
+        "prosper",
+        title=f"{words}: noise that is learnt over that of the rows",
+        paper="the noise is recovered: within 5 %",
+        expect=1.0,
+        within=0.05,
+        mode="real",
+    )
+    def noise(lab: Lab) -> Measured:
+        coder, found = fitted(model, lab.seed, **settings)
+        return Measured(coder.noise_ / NOISE, f"{coder.noise_:.3f} of {NOISE:g}, {found} bars")
+
+    @claim(
+        "prosper",
+        title=f"{words}: how often a unit is learnt to be active",
+        paper="the sparsity is recovered: 0.2, within 0.01",
+        expect=RATE,
+        within=0.05,
+        mode="real",
+    )
+    def rate(lab: Lab) -> float:
+        return float(fitted(model, lab.seed, **settings)[0].prior_.sum())
 
 
-@claim(
-    "prosper",
-    title="binary sparse coding: how often a unit is learnt to be active",
-    paper="the sparsity is recovered: 0.2, within 0.01",
-    expect=RATE,
-    within=0.05,
-    mode="real",
-)
-def binary_rate(lab: Lab) -> float:
-    return float(fitted(BSC, lab.seed, n_active=5)[0].prior_[0])
+_recovered(BSC, "binary sparse coding", n_active=5)
+_recovered(TSC, "ternary sparse coding, 200 steps", n_active=3, max_iter=200)
+_recovered(MCA, "maximal causes analysis, 100 steps", n_active=5, max_iter=100)
 
 
 @claim(

@@ -19,7 +19,7 @@ from lightwork.learn.shards import order_bits, parts, reduced
 from lightwork.learn.sparse import BSC, DSC, GSC, MCA, MMCA, TSC
 from lightwork.learn.sparse.linear import Linear
 from lightwork.learn.sparse.shard import Part, Shard
-from lightwork.learn.sparse.truncated_em import Knobs, SparseCoder
+from lightwork.learn.sparse.truncated_em import Knobs, SparseCoder, solved
 
 UNITS, DIMS, ROWS = 4, 6, 12
 EXACT = {"n_candidates": UNITS, "n_active": UNITS, "temperature": 1.0, "cut": 0.0}
@@ -457,3 +457,12 @@ def test_the_cut_is_of_the_part() -> None:
         assert float(found["kept"]) == num
         np.testing.assert_allclose(found["evidence"], evidence.sum(), rtol=1e-12)
         np.testing.assert_allclose(found["outer"], Shard(coder, Y[kept]).statistics(params, knobs)["outer"])
+
+
+def test_components_are_those_of_least_squares_also_where_units_are_alike() -> None:
+    rng = np.random.default_rng(0)
+    units, rows = rng.standard_normal((30, 6)), rng.standard_normal((30, 5))
+    for alike in (False, True):
+        units[:, 5] = units[:, 4] if alike else units[:, 5]
+        found = solved(units.T @ units, units.T @ rows)
+        np.testing.assert_allclose(found, np.linalg.pinv(units) @ rows, atol=1e-10)

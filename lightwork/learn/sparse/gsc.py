@@ -37,6 +37,7 @@ from lightwork.learn.sparse.truncated_em import (
     Local,
     Params,
     SparseCoder,
+    solved,
     start_components,
 )
 from lightwork.runtime.progress import Progress
@@ -125,7 +126,7 @@ class GSC(SparseCoder):
 
     def _update(self, params: Params, total: Sums, knobs: Knobs) -> Params:
         kept, active, squares = float(total["kept"]), total["active"], total["squares"]
-        W = np.linalg.lstsq(squares, total["outer"], rcond=None)[0]
+        W = solved(squares, total["outer"])
         dead = active < DEAD * kept
         W[dead] = params["W"][dead]
         mu = np.where(dead, params["mu"], total["means"] / np.maximum(active, LEAST * LEAST))

@@ -28,6 +28,7 @@ from lightwork.learn.sparse.truncated_em import (
     SparseCoder,
     corrected_rate,
     log_empty,
+    solved,
     start_components,
 )
 
@@ -65,33 +66,21 @@ class Linear(SparseCoder):
         means, evidence = np.zeros_like(inner), np.empty(len(Y))
         table = states(knobs.candidates, knobs.gamma, len(values))
         linear(
-            inner,
-            gram,
-            ratio_V,
-            values,
-            precision,
-            chosen,
-            table,
-            keep,
-            means,
-            pairs,
-            counts,
-            evidence,
-            found,
-        )
+            inner, gram, ratio_V, values, precision, chosen, table, keep, means, pairs, counts, evidence, found
+        )  # fmt: skip
         evidence += log_empty(Y, params, knobs, self.n_components * log(absent))
         return Local({"outer": means.T @ Y, "pairs": pairs, "counts": counts}, evidence, means, chosen)
 
     def _update(self, params: Params, total: Sums, knobs: Knobs) -> Params:
         kept, outer, pairs = float(total["kept"]), total["outer"], total["pairs"]
-        W = np.linalg.lstsq(pairs, outer, rcond=None)[0]
+        W = solved(pairs, outer)
         dead = np.diag(pairs) < DEAD * kept
         W[dead] = params["W"][dead]
         left = float(total["square"]) - 2 * np.sum(W * outer) + np.sum((W @ W.T) * pairs)
-        sigma = np.sqrt(
+        sigma: Any = np.sqrt(
             max(left / (outer.shape[1] * kept), LEAST**2 * float(total["square"]) / kept, LEAST**2)
         )
-        return {"W": W, "sigma": np.float64(sigma), "prior": self._update_prior(params, total, knobs)}
+        return {"W": W, "sigma": sigma, "prior": self._update_prior(params, total, knobs)}
 
     def _within_bounds(self, params: Params) -> Params:
         params = super()._within_bounds(params)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.lapack import dpocon, dpotrf, dpotrs
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -55,6 +56,8 @@ Params = Mapping[str, Floats]
 """By name; W [H, D] is always there, sigma () too."""
 LEAST = 1e-6
 """Of probabilities, so that nothing is impossible for ever."""
+SINGULAR = 1e-12
+"""The reciprocal of a condition number below which a matrix is not to be inverted."""
 DEAD = 1e-8
 """A unit that is expected in fewer rows than this share keeps its component."""
 
@@ -308,7 +311,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         self.components_ = params["W"]
         self.prior_ = params["prior"]
         sigma = params["sigma"]
-        self.noise_ = sigma if np.ndim(sigma) else float(sigma)
+        self.noise_: Any = sigma if np.ndim(sigma) else float(sigma)
         self.n_iter_ = max(1, len(self.free_energy_))
 
     def _knobs(self, temperature: float) -> Knobs:
@@ -357,6 +360,19 @@ def start_components(X: Floats, units: int, rng: np.random.RandomState) -> tuple
     W = X.mean(axis=0, dtype=np.float64) + spread / 4 * rng.standard_normal((units, X.shape[1]))
     sigma: Any = np.float64(spread)
     return W, sigma
+
+
+def solved(squares: Floats, outer: Floats) -> Floats:
+    """The components W [H, D] of least squares: squares W = outer. Of units that are never told apart, the
+    smallest."""
+    factor, failed = dpotrf(squares, lower=1)
+    if not failed:
+        reciprocal, _ = dpocon(factor, np.abs(squares).sum(0).max(), uplo="L")
+        if reciprocal > SINGULAR:
+            result: Floats = np.ascontiguousarray(dpotrs(factor, outer, lower=1)[0])
+            return result
+    least: Floats = np.linalg.lstsq(squares, outer, rcond=None)[0]
+    return least
 
 
 def log_empty(Y: Floats, params: Params, knobs: Knobs, log_absent: float) -> Floats:
