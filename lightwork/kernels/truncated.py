@@ -15,6 +15,7 @@ Models" (JMLR 11, 2010); the tree is ours.
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
@@ -40,6 +41,27 @@ class States(NamedTuple):
     depth: NDArray[np.int32]
     path: NDArray[np.int32]
     path_value: NDArray[np.int32]
+
+
+class Found(NamedTuple):
+    """What is told of each point besides the sums, where active has rows: each has zeros to begin with.
+
+    active [N, H]: how probable it is that a unit is active. state, share [N, K]: the most probable states, in
+    order, and their probabilities; 0 is the empty state, then come the single ones, unit by unit, then those
+    of `States`. Where fewer than K states have a weight, the rest are empty states with probability 0.
+    """
+
+    active: Floats
+    state: NDArray[np.int32]
+    share: Floats
+
+    @classmethod
+    def of(cls, points: int, units: int, num_states: int) -> Found:
+        size = (points, num_states)
+        return cls(np.zeros((points, units)), np.zeros(size, np.int32), np.zeros(size))
+
+
+NOTHING = Found.of(0, 0, 0)
 
 
 @cache
@@ -89,6 +111,7 @@ def linear(
     pairs_HH: Floats,
     counts_V: Floats,
     evidence_N: Floats,
+    found: Found = NOTHING,
 ) -> None:
     """Models whose units add up: y ~ N(W s, I / precision).
 
@@ -98,9 +121,9 @@ def linear(
     Writes means_NH = <s> and evidence_N: the logarithm of the sum over states, relative to the empty one.
     Adds to pairs_HH sum <s s^T> and to counts_V how often each value is expected.
     """
-    _loops().linear(
+    _compiled("truncated_loops").linear(
         inner_NH, gram_HH, prior_V, values_V, precision, chosen_NP, *table, keep_N, means_NH, pairs_HH,
-        counts_V, evidence_N,
+        counts_V, evidence_N, found,
     )  # fmt: skip
 
 
@@ -118,6 +141,7 @@ def maxima(
     outer_HD: Floats,
     means_NH: Floats,
     evidence_N: Floats,
+    found: Found = NOTHING,
 ) -> float:
     """Models whose units compete: y_d ~ N(m_d, 1 / precision) with m_d the component of largest magnitude.
 
@@ -127,11 +151,18 @@ def maxima(
     Writes means_NH = <s> and evidence_N, relative to the empty state. Adds sum <A> to weight_HD and sum <A> y
     to outer_HD. Returns sum <|y - m|²> over the rows that are kept.
     """
-    left: float = _loops().maxima(
+    left: float = _compiled("truncated_loops").maxima(
         Y_ND, power_HD, sign_HD, rho, prior, precision, chosen_NP, table.parent, table.unit, table.depth,
-        table.path, keep_N, weight_HD, outer_HD, means_NH, evidence_N,
+        table.path, keep_N, weight_HD, outer_HD, means_NH, evidence_N, found,
     )  # fmt: skip
     return left
+
+
+def room(Y_ND: Floats, W_HD: Floats) -> Floats:
+    """How much each row lacks of each component: sum over d of max(W_hd - y_d, 0), [N, H]."""
+    lacking = np.empty((len(Y_ND), len(W_HD)))
+    _compiled("truncated_loops").room(Y_ND, W_HD, lacking)
+    return lacking
 
 
 def slabs(
@@ -140,12 +171,12 @@ def slabs(
     mean_H: Floats,
     root_H: Floats,
     prior_H: Floats,
-    beta: float,
     chosen_NP: NDArray[np.int32],
     table: States,
     keep_N: NDArray[np.bool_],
     stats: tuple[Floats, ...],
     evidence_N: Floats,
+    found: Found = NOTHING,
 ) -> None:
     """Units that are off, or on with a normal strength: y ~ N(sum s_h z_h W_h, I), z_h ~ N(mean_h, root_h²).
 
@@ -160,9 +191,33 @@ def slabs(
     stats: means <s z> [N, H]; then, added up: <s> [H], and <(s z)(s z)^T>, <(s z) s^T>, <s s^T> [H, H].
     evidence_N: relative to the empty state.
     """
-    _loops().slabs(
-        inner_NH, gram_HH, mean_H, root_H, prior_H, beta, chosen_NP, table.parent, table.unit, table.depth,
-        table.path, keep_N, *stats, evidence_N,
+    _compiled("slab_loops").slabs(
+        inner_NH, gram_HH, mean_H, root_H, prior_H, chosen_NP, table.parent, table.unit, table.depth,
+        table.path, keep_N, *stats, evidence_N, found,
+    )  # fmt: skip
+
+
+def joint_slabs(
+    inner_NH: Floats,
+    gram_HH: Floats,
+    mean_H: Floats,
+    psi_HH: Floats,
+    prior_H: Floats,
+    chosen_NP: NDArray[np.int32],
+    table: States,
+    keep_N: NDArray[np.bool_],
+    stats: tuple[Floats, ...],
+    evidence_N: Floats,
+    found: Found = NOTHING,
+) -> None:
+    """As slabs, of strengths that vary together: of active units S, z_S ~ N(mean_S, psi_SS).
+
+    z then has covariance (1 + psi_SS G_SS)^-1 psi_SS, by elimination for each state: nothing of it grows from
+    a state to its children as M's factor does.
+    """
+    _compiled("slab_loops").joint_slabs(
+        inner_NH, gram_HH, mean_H, psi_HH, prior_H, chosen_NP, table.depth, table.path, keep_N, *stats,
+        evidence_N, found,
     )  # fmt: skip
 
 
@@ -174,9 +229,8 @@ def best(score_NH: Floats, num: int) -> NDArray[np.int32]:
     return np.sort(found, axis=1).astype(np.int32)
 
 
-def _loops() -> Any:
+def _compiled(name: str) -> Any:
     try:
-        from lightwork.kernels import truncated_loops
+        return import_module(f"lightwork.kernels.{name}")
     except ModuleNotFoundError:
         raise MissingExtraError("numba", "learn") from None
-    return truncated_loops

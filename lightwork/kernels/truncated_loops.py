@@ -1,7 +1,8 @@
 """The compiled loops of truncated.py, whose functions say what they are given and write.
 
 Of each point: scores of all states down their tree, their weights by softmax, and sums of what the weights
-say. A state whose weight is below NEVER of the largest adds nothing.
+say. A state whose weight is below NEVER of the largest adds nothing. slab_loops.py has those of units with a
+normal strength.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ NEVER = 1e-16
 _LOWEST = float(np.log(NEVER))
 _HUGE = 1e300
 _LOG2 = float(np.log(2.0))
-_PER_LOG2 = 1.0 / _LOG2
-_ODD = tuple(1.0 / (2 * k + 1) for k in range(11))
-_FACTORIAL = tuple(1.0 / factorial(k) for k in range(14))
-_LOG2_HIGH = 6.93147180369123816490e-01  # its upper 32 bits
-_LOG2_LOW = 1.90821492927058770002e-10
+_ODD = tuple(2.0 / (_LOG2 * (2 * k + 1)) for k in range(8))
+"""log2((1 + s) / (1 - s)) / s by powers of s²; the next adds 1e-14 where |s| is largest."""
+_EXP2 = tuple(_LOG2**k / factorial(k) for k in range(13))
+"""2^x by powers of x; the next adds 2e-16 at 1/2."""
 _HALF_ROOT = 0x0010000000000000 - (0x3FF6A09E667F3BCD - 0x3FF0000000000000)
 """What takes a mantissa above sqrt(2) into the next power of two."""
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 _sums = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+_fused = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 _inline = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
 
 
 @_inline
-def _weigh(single: Any, score: Any, top: Any) -> Any:
+def weigh(single: Any, score: Any, top: Any) -> Any:
     """Scores become weights, relative to the largest; returns the weights' sum, the empty state's with it."""
     total = np.exp(-top)
     flat = single.reshape(-1)
@@ -41,14 +42,43 @@ def _weigh(single: Any, score: Any, top: Any) -> Any:
     return total
 
 
+@jit
+def tell(
+    single: Any, score: Any, none: Any, total: Any, chosen: Any, depth: Any, path: Any, found: Any, n: Any
+) -> None:  # fmt: skip
+    """The states of largest weight, in order, and how probable it is that each unit is active."""
+    active, state, share = found.active[n], found.state[n], found.share[n]
+    num_values = len(single) // len(active)
+    _insert(none / total, 0, state, share)
+    for i in range(len(single)):
+        active[i // num_values] += single[i] / total
+        _insert(single[i] / total, 1 + i, state, share)
+    for s in range(len(score)):
+        for i in range(depth[s]):
+            active[chosen[path[s, i]]] += score[s] / total
+        _insert(score[s] / total, 1 + len(single) + s, state, share)
+
+
+@jit
+def _insert(weight: Any, which: Any, state: Any, share: Any) -> None:
+    """Into those of larger weight; the last falls out."""
+    at = len(share) - 1
+    if at < 0 or weight <= share[at]:
+        return
+    while at > 0 and weight > share[at - 1]:
+        state[at], share[at] = state[at - 1], share[at - 1]
+        at -= 1
+    state[at], share[at] = which, weight
+
+
 # -- units that add up
 
 
-@_jit
+@jit
 def linear(
     inner_NH: Any, gram_HH: Any, prior_V: Any, values_V: Any, precision: Any, chosen_NP: Any, parent: Any,
     unit: Any, value: Any, depth: Any, path: Any, path_value: Any, keep_N: Any, means_NH: Any, pairs_HH: Any,
-    counts_V: Any, evidence_N: Any,
+    counts_V: Any, evidence_N: Any, found: Any,
 ) -> None:  # fmt: skip
     num_units, num_values = len(gram_HH), len(values_V)
     single = np.empty((num_units, num_values))
@@ -63,8 +93,10 @@ def linear(
                 inside[i, j] = precision * gram_HH[chosen[i], chosen[j]]
         tree = (parent, unit, value, depth, path, path_value)
         top = _linear_scores(single, inside, values_V, chosen, *tree, score, top)
-        total = _weigh(single, score, top)
+        total = weigh(single, score, top)
         evidence_N[n] = top + np.log(total)
+        if len(found.active) > 0:
+            tell(single.reshape(-1), score, np.exp(-top), total, chosen, depth, path, found, n)
         if keep_N[n]:
             _count_singles(single, total, values_V, means_NH[n], pairs_HH, counts_V)
             joint[:] = 0.0
@@ -78,7 +110,7 @@ def linear(
                 pairs_HH[chosen[i], chosen[i]] += joint[i, i]
 
 
-@_jit
+@jit
 def _linear_singles(inner: Any, gram: Any, prior_V: Any, values_V: Any, precision: Any, single: Any) -> Any:
     """Scores of states of one unit; returns the largest, or the empty state's, 0."""
     top = 0.0
@@ -90,7 +122,7 @@ def _linear_singles(inner: Any, gram: Any, prior_V: Any, values_V: Any, precisio
     return top
 
 
-@_jit
+@jit
 def _linear_scores(
     single: Any, inside: Any, values_V: Any, chosen: Any, parent: Any, unit: Any, value: Any, depth: Any,
     path: Any, path_value: Any, score: Any, top: Any,
@@ -108,7 +140,7 @@ def _linear_scores(
     return top
 
 
-@_jit
+@jit
 def _count_singles(single: Any, total: Any, values_V: Any, means: Any, pairs_HH: Any, counts_V: Any) -> None:
     for h in range(len(single)):
         mean = square = 0.0
@@ -121,7 +153,7 @@ def _count_singles(single: Any, total: Any, values_V: Any, means: Any, pairs_HH:
         pairs_HH[h, h] += square
 
 
-@_jit
+@jit
 def _count_states(
     score: Any, total: Any, values_V: Any, chosen: Any, depth: Any, path: Any, path_value: Any, means: Any,
     joint: Any, counts_V: Any,
@@ -142,18 +174,28 @@ def _count_states(
 # -- units that compete
 
 
-@_jit
+@_sums
+def room(Y_ND: Any, W_HD: Any, lacking_NH: Any) -> None:
+    for n in range(len(Y_ND)):
+        for h in range(len(W_HD)):
+            lacking = 0.0
+            for d in range(Y_ND.shape[1]):
+                lacking += max(W_HD[h, d] - Y_ND[n, d], 0.0)
+            lacking_NH[n, h] = lacking
+
+
+@jit
 def maxima(
     Y_ND: Any, power_HD: Any, W_HD: Any, rho: Any, prior: Any, precision: Any, chosen_NP: Any, parent: Any,
     unit: Any, depth: Any, path: Any, keep_N: Any, weight_HD: Any, outer_HD: Any, means_NH: Any,
-    evidence_N: Any,
+    evidence_N: Any, found: Any,
 ) -> Any:  # fmt: skip
     num_states, num_dims = len(parent), Y_ND.shape[1]
     single, single_error = np.empty(len(W_HD)), np.empty(len(W_HD))
     score, error = np.empty(num_states), np.empty(num_states)
     sums, shown = np.empty((num_states, num_dims)), np.empty((num_states, num_dims))
-    powers = np.empty(num_states * num_dims)
-    scaled_HD = np.sign(W_HD) * np.abs(W_HD) ** (rho - 1.0)
+    shares = np.empty((chosen_NP.shape[1], num_dims))
+    scaled_HD = np.abs(W_HD) ** (rho - 1.0)
     left = 0.0
     for n in range(len(Y_ND)):
         y, chosen, means = Y_ND[n], chosen_NP[n], means_NH[n]
@@ -163,16 +205,17 @@ def maxima(
             single_error[h] = _distance(y, W_HD[h])
             single[h] = prior + 0.5 * precision * (empty - single_error[h])
             top = max(top, single[h])
-        for s in range(num_states):
-            p = parent[s]
+        for s, p in enumerate(parent):
             _add(sums[p] if p >= 0 else power_HD[chosen[-1 - p]], power_HD[chosen[unit[s]]], sums[s])
-        _roots(sums.reshape(-1), 1.0 / rho, powers, shown.reshape(-1))
+        _roots(sums.reshape(-1), 1.0 / rho, shown.reshape(-1))
         for s in range(num_states):
             error[s] = _distance(y, shown[s])
             score[s] = depth[s] * prior + 0.5 * precision * (empty - error[s])
             top = max(top, score[s])
-        total = _weigh(single, score, top)
+        total = weigh(single, score, top)
         evidence_N[n] = top + np.log(total)
+        if len(found.active) > 0:
+            tell(single.reshape(-1), score, np.exp(-top), total, chosen, depth, path, found, n)
         if not keep_N[n]:
             continue
         left += np.exp(-top) / total * empty
@@ -182,12 +225,15 @@ def maxima(
                 left += q * single_error[h]
                 weight_HD[h] += q
                 outer_HD[h] += q * y
+        shares[:] = 0.0
         for s in range(num_states):
             q = score[s] / total
             if q > 0.0:
                 left += q * error[s]
-                units = path[s, : depth[s]]
-                _share(q, y, chosen, units, scaled_HD, shown[s], sums[s], means, weight_HD, outer_HD)
+                _share(q, chosen, path[s, : depth[s]], scaled_HD, shown[s], sums[s], means, shares)
+        for i in range(len(chosen)):
+            weight_HD[chosen[i]] += shares[i]
+            outer_HD[chosen[i]] += shares[i] * y
     return left
 
 
@@ -199,193 +245,48 @@ def _distance(a: Any, b: Any) -> Any:
     return squares
 
 
-@_jit
+@jit
 def _add(before: Any, added: Any, sums: Any) -> None:
     for d in range(len(sums)):
         sums[d] = before[d] + added[d]
 
 
-@_jit
-def _roots(t: Any, power: Any, powers: Any, out: Any) -> None:
+@_fused
+def _roots(t: Any, power: Any, out: Any) -> None:
     """out = sign(t) |t|^power, 0 < power <= 1, to 13 digits.
 
-    Logarithm and exponential without branches or calls, so that the loops become vector code: with t = m 2^e
-    and s = (m - 1) / (m + 1), log m = 2 s (1 + s² / 3 + s⁴ / 5 ...); exp by its series about a power of two.
-    powers: as long as t, for the latter.
+    Logarithm and exponential without branches or calls, so that the loop becomes vector code: with t = m 2^e
+    and s = (m - 1) / (m + 1), log2 m by odd powers of s, in pairs, which need not wait for each other; 2^x by
+    its series about the nearest whole number.
     """
-    bits, exponents = t.view(np.int64), powers.view(np.int64)
+    bits, out_bits = t.view(np.int64), out.view(np.int64)
     for i in range(len(t)):
         whole = bits[i] & 0x7FFFFFFFFFFFFFFF
-        above = (whole + _HALF_ROOT) >> 52  # so that m is between sqrt(1/2) and sqrt(2)
-        exponents[i] = whole - ((above - 1023) << 52)
-        out[i] = above - 1023
-    for i in range(len(t)):
-        s = (powers[i] - 1.0) / (powers[i] + 1.0)
-        square = s * s
-        log = _ODD[10]
-        for k in range(9, -1, -1):
-            log = log * square + _ODD[k]
-        x = power * (out[i] * _LOG2 + 2.0 * s * log)
-        whole_x = max(np.floor(x * _PER_LOG2 + 0.5), -1022.0)
-        rest = x - whole_x * _LOG2_HIGH - whole_x * _LOG2_LOW
-        exp = _FACTORIAL[13]
-        for k in range(12, -1, -1):
-            exp = exp * rest + _FACTORIAL[k]
-        exponents[i] = (np.int64(whole_x) + 1023) << 52
-        out[i] = exp
-    for i in range(len(t)):
-        out[i] = np.copysign(out[i] * powers[i], t[i]) if t[i] != 0.0 else 0.0
+        exponent = ((whole + _HALF_ROOT) >> 52) - 1023  # so that m is between sqrt(1/2) and sqrt(2)
+        out_bits[i] = whole - (exponent << 52)
+        s = (out[i] - 1.0) / (out[i] + 1.0)
+        q = s * s
+        low = (_ODD[1] * q + _ODD[0]) + (_ODD[3] * q + _ODD[2]) * (q * q)
+        high = (_ODD[5] * q + _ODD[4]) + (_ODD[7] * q + _ODD[6]) * (q * q)
+        x = power * (exponent + s * (low + high * (q * q) * (q * q)))
+        whole_x = max(np.floor(x + 0.5), -1022.0)
+        rest = x - whole_x
+        exp = _EXP2[12]
+        for k in range(11, -1, -1):
+            exp = exp * rest + _EXP2[k]
+        out_bits[i] = (np.int64(whole_x) + 1023) << 52
+        out[i] = np.copysign(exp * out[i], t[i]) if t[i] != 0.0 else 0.0
 
 
-@_jit
+@_fused
 def _share(
-    q: Any, y: Any, chosen: Any, units: Any, scaled_HD: Any, shown: Any, sums: Any, means: Any,
-    weight_HD: Any, outer_HD: Any,
-) -> None:  # fmt: skip
+    q: Any, chosen: Any, units: Any, scaled_HD: Any, shown: Any, sums: Any, means: Any, shares: Any
+) -> None:
     """Its units share what is seen: A_hd = min(|W_hd|^(rho-1) |m_d| / |t_d|, 1), and 1 where they cancel."""
-    for d in range(len(y)):  # its sums are no longer needed
+    for d in range(len(sums)):  # which are no longer needed
         sums[d] = abs(shown[d] / sums[d]) if sums[d] != 0.0 else _HUGE
     for i in units:
-        h = chosen[i]
-        means[h] += q
-        for d in range(len(y)):
-            share = q * min(abs(scaled_HD[h, d]) * sums[d], 1.0)
-            weight_HD[h, d] += share
-            outer_HD[h, d] += share * y[d]
-
-
-# -- units with a normal strength
-
-
-@_jit
-def slabs(
-    inner_NH: Any, gram_HH: Any, mean_H: Any, root_H: Any, prior_H: Any, beta: Any, chosen_NP: Any,
-    parent: Any, unit: Any, depth: Any, path: Any, keep_N: Any, means_NH: Any, active_H: Any,
-    square_HH: Any, cross_HH: Any, pairs_HH: Any, evidence_N: Any,
-) -> None:  # fmt: skip
-    num_states, gamma = path.shape
-    single, score = np.empty(len(gram_HH)), np.empty(num_states)
-    factor, half = np.empty((num_states, gamma, gamma)), np.empty((num_states, gamma))
-    one, kappa = np.empty((gamma, gamma)), np.empty(gamma)
-    scaled_HH = root_H.reshape(-1, 1) * gram_HH * root_H
-    for n in range(len(inner_NH)):
-        chosen = chosen_NP[n]
-        top = _slab_singles(inner_NH[n], gram_HH, mean_H, root_H, prior_H, beta, single)
-        for s in range(num_states):
-            size, p = depth[s], parent[s]
-            units = chosen[path[s, :size]]
-            L, before = factor[s], factor[p]
-            if p < 0:
-                before = L
-                L[0, 0] = np.sqrt(1.0 + scaled_HH[units[0], units[0]])
-            _grow(before, L, scaled_HH, units)
-            score[s] = _slab_score(inner_NH[n], gram_HH, mean_H, root_H, prior_H, beta, units, L, half[s])
-            top = max(top, score[s])
-        total = _weigh(single, score, top)
-        evidence_N[n] = top + np.log(total)
-        if not keep_N[n]:
-            continue
-        stats = (root_H, means_NH[n], active_H, square_HH, cross_HH, pairs_HH)
-        for h in range(len(single)):
-            if single[h] > 0.0:
-                L = np.array([[np.sqrt(1.0 + scaled_HH[h, h])]])
-                v = np.array([root_H[h] * (inner_NH[n, h] - gram_HH[h, h] * mean_H[h]) / L[0, 0]])
-                units = np.array([h], dtype=chosen.dtype)
-                _strengths(units, L, v, mean_H, root_H, one, kappa)
-                _count_slabs(single[h] / total, units, one, kappa, *stats)
-        for s in range(num_states):
-            if score[s] > 0.0:
-                units = chosen[path[s, : depth[s]]]
-                _strengths(units, factor[s], half[s], mean_H, root_H, one, kappa)
-                _count_slabs(score[s] / total, units, one, kappa, *stats)
-
-
-@_jit
-def _slab_singles(
-    b: Any, gram_HH: Any, mean_H: Any, root_H: Any, prior_H: Any, beta: Any, single: Any
-) -> Any:
-    top = 0.0
-    for h in range(len(single)):
-        m = 1.0 + root_H[h] ** 2 * gram_HH[h, h]
-        v = root_H[h] * (b[h] - gram_HH[h, h] * mean_H[h])
-        moved = mean_H[h] * (mean_H[h] * gram_HH[h, h] - 2.0 * b[h])
-        single[h] = prior_H[h] - 0.5 * beta * (np.log(m) + moved - v * v / m)
-        top = max(top, single[h])
-    return top
-
-
-@_jit
-def _grow(before: Any, L: Any, scaled_HH: Any, units: Any) -> None:
-    """The Cholesky factor of a child: its parent's, and a row."""
-    last = len(units) - 1
-    for i in range(last):
-        for j in range(i + 1):
-            L[i, j] = before[i, j]
-    rest = 1.0 + scaled_HH[units[last], units[last]]
-    for i in range(last):
-        value = scaled_HH[units[i], units[last]]
-        for j in range(i):
-            value -= L[i, j] * L[last, j]
-        L[last, i] = value / L[i, i]
-        rest -= L[last, i] ** 2
-    L[last, last] = np.sqrt(rest)
-
-
-@_jit
-def _slab_score(
-    b: Any, gram_HH: Any, mean_H: Any, root_H: Any, prior_H: Any, beta: Any, units: Any, L: Any, half: Any
-) -> Any:
-    """Relative to the empty state; half becomes L^-1 v."""
-    quadratic = moved = log_prior = 0.0
-    determinant = 1.0
-    for i in range(len(units)):
-        h = units[i]
-        shared = 0.0
-        for g in units:
-            shared += gram_HH[h, g] * mean_H[g]
-        half[i] = root_H[h] * (b[h] - shared)
-        moved += mean_H[h] * (shared - 2.0 * b[h])
-        log_prior += prior_H[h]
-        for j in range(i):
-            half[i] -= L[i, j] * half[j]
-        half[i] /= L[i, i]
-        quadratic += half[i] ** 2
-        determinant *= L[i, i]
-    return log_prior - 0.5 * beta * (2.0 * np.log(determinant) + moved - quadratic)
-
-
-@_jit
-def _strengths(units: Any, L: Any, half: Any, mean_H: Any, root_H: Any, one: Any, kappa: Any) -> None:
-    """one = L^-1, and kappa: the strengths' means, mean + root L^-T half."""
-    size = len(units)
-    for k in range(size):
-        for i in range(k, size):
-            value = 1.0 if i == k else 0.0
-            for j in range(k, i):
-                value -= L[i, j] * one[j, k]
-            one[i, k] = value / L[i, i]
-    for i in range(size):
-        value = 0.0
-        for k in range(i, size):
-            value += one[k, i] * half[k]
-        kappa[i] = mean_H[units[i]] + root_H[units[i]] * value
-
-
-@_jit
-def _count_slabs(
-    q: Any, units: Any, one: Any, kappa: Any, root_H: Any, means: Any, active_H: Any, square_HH: Any,
-    cross_HH: Any, pairs_HH: Any,
-) -> None:  # fmt: skip
-    size = len(units)
-    for i in range(size):
-        h = units[i]
-        means[h] += q * kappa[i]
-        active_H[h] += q
-        for j in range(size):
-            g = units[j]
-            inverse = 0.0
-            for k in range(max(i, j), size):
-                inverse += one[k, i] * one[k, j]
-            square_HH[h, g] += q * (kappa[i] * kappa[j] + root_H[h] * root_H[g] * inverse)
-            cross_HH[h, g] += q * kappa[i]
-            pairs_HH[h, g] += q
+        means[chosen[i]] += q
+        scaled = scaled_HD[chosen[i]]
+        for d in range(len(sums)):
+            shares[i, d] += q * min(scaled[d] * sums[d], 1.0)

@@ -1,6 +1,6 @@
 """Learning without deep nets: estimators as scikit-learn has them, computed over shards of the data.
 
-shards.py     a map over shards whose results are added up: here, or in processes
+shards.py     a map over shards whose results are added up: here, or by actors at any places
 ranks.py      the same over ranks of torch.distributed, or simulated: a strategy of effects
 schedules.py  values that change over the iterations of a fit
 sparse/       probabilistic sparse coding by truncated expectation maximisation

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.errors import RangeError
+from lightwork.errors import MissingExtraError, RangeError
 from lightwork.learn.sparse import BSC, DSC, GSC, MCA, MMCA, TSC
 from lightwork.learn.sparse.truncated_em import SparseCoder
 
@@ -76,7 +76,11 @@ def _patches(seed: int, num: int = 4000, size: int = 8) -> Floats:
     from sklearn.datasets import load_sample_images
     from sklearn.feature_extraction.image import extract_patches_2d
 
-    grey = [image.mean(2) for image in load_sample_images().images]
+    try:
+        photos = load_sample_images().images
+    except ImportError:
+        raise MissingExtraError("Pillow", "learn") from None
+    grey = [image.mean(2) for image in photos]
     found = [
         extract_patches_2d(image, (size, size), max_patches=num // 2, random_state=seed) for image in grey
     ]

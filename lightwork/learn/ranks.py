@@ -39,7 +39,7 @@ class Counted(Protocol):
 class Fitted(Protocol):
     """An estimator that is fitted over shards."""
 
-    def shard(self, X: NDArray[Any]) -> Counted: ...
+    def shard(self, X: NDArray[Any], first: int = 0) -> Counted: ...
 
     async def fit_over(self, map: Map, X: NDArray[Any]) -> None: ...
 
@@ -116,6 +116,7 @@ async def fit(rank: int, size: int, coder: E, X: NDArray[Any], way: Way, wrap: W
     wrap: torch.from_numpy, where tensors are sent.
     """
     mine = [*parts(size, len(X)), *[slice(0, 0)] * size][rank]
-    map = Ranks(rank, size, coder.shard(X[mine]), coder.shard(X[:1]), way, num_rows=len(X), wrap=wrap)
+    shard, sample = coder.shard(X[mine], mine.start), coder.shard(X[:1])
+    map = Ranks(rank, size, shard, sample, way, num_rows=len(X), wrap=wrap)
     await coder.fit_over(map, X)
     return coder

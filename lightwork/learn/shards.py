@@ -1,11 +1,14 @@
 """A map over shards of data that returns a monoid, reduced over a tree.
 
-A shard is an object that holds its rows and answers calls with `Sums`. `Here` keeps shards in this process,
-`Processes` one in each of several; both add up in the same order, that of the tree, so what comes out depends
-on the shards alone.
+A shard is an object that holds its rows and answers calls with `Sums`. Methods that need what earlier calls
+left in it are named in its attribute `continues`; without one, each call is on its own.
 
-    with Processes(shards) as map:
-        total = map.run("statistics", params)
+`Here` keeps shards in this process; `Placed` makes an actor of each, at whatever places there are: processes,
+Ray actors, simulated hosts, or this process with a thread for each. All add up in the same order, that of the
+tree, so what comes out depends on the shards alone.
+
+    with Actors(kernel, [Process(), Process()]) as actors:
+        total = kernel.run(Placed(actors, shards).run("statistics", params))
 """
 
 from __future__ import annotations
@@ -13,15 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.errors import InvariantError, LightworkError
+from lightwork.errors import HostLostError, InvariantError, LightworkError
+from lightwork.runtime import refs
+from lightwork.runtime.actors import Actors
 from lightwork.runtime.drive import drive
 from lightwork.runtime.effects import Effect, Work
 
@@ -66,34 +68,8 @@ class Map(Protocol):
         ...
 
 
-class Blocking(Protocol):
-    """Shards whose sums a caller waits for."""
-
-    @property
-    def num_rows(self) -> int: ...
-
-    def run(self, method: str, *args: Any) -> Sums: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Called:
-    """A map of shards that block: its strategies ask for no effect, and `alone` runs them."""
-
-    shards: Blocking
-
-    @property
-    def num_rows(self) -> int:
-        return self.shards.num_rows
-
-    async def run(self, method: str, *args: Any) -> Sums:
-        return self.shards.run(method, *args)
-
-    async def alike(self, work: Sequence[Work], fn: Callable[..., T], state: T, *args: Any) -> T:
-        return fn(state, *args)
-
-
 def alone(strategy: Coroutine[Any, Any, T]) -> T:
-    """Run a strategy over a `Called` map to its end."""
+    """Run a strategy over shards that are `Here` to its end."""
 
     def perform(effect: Effect) -> None:
         raise InvariantError(f"{effect!r} of a strategy that runs alone", expected="no effects")
@@ -121,7 +97,7 @@ def reduced(parts: Sequence[Sums], fan_out: int = FAN_OUT) -> Sums:
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """Shards in this process, one after another."""
+    """Shards in this process, one after another: its strategies ask for no effect, and `alone` runs them."""
 
     shards: Sequence[Any]
 
@@ -129,118 +105,118 @@ class Here:
     def num_rows(self) -> int:
         return sum(len(shard) for shard in self.shards)
 
-    def run(self, method: str, *args: Any) -> Sums:
+    async def run(self, method: str, *args: Any) -> Sums:
         return reduced([getattr(shard, method)(*args) for shard in self.shards])
 
+    async def alike(self, work: Sequence[Work], fn: Callable[..., T], state: T, *args: Any) -> T:
+        return fn(state, *args)
 
-class Processes:
-    """A process for each shard. One that is lost starts again with its shard, and repeats what it had done
-    since the last call of a method that is named in `fresh`: those need nothing of earlier calls.
 
-    Raises LightworkError with what a shard raised, or if its process ends again and again.
+Call = tuple[int, str, tuple[Any, ...]]
+"""Its number, method and arguments."""
+
+
+class Placed:
+    """An actor for each shard, at the places of `Actors` in turn: this process only if there is no other.
+
+    A shard is sent once. Calls go down the tree from actor to actor and sums come up it, so this process says
+    and hears as much as one of them. A place that is lost starts again: its shards are sent once more, and
+    repeat what they had done since the last call that was not of a method that `continues`. What others have
+    done is not done twice.
+
+    Raises what a shard raised, and LightworkError if a place is lost again and again.
     """
 
-    def __init__(self, shards: Sequence[Any], *, fresh: Sequence[str] = ()) -> None:
+    def __init__(self, actors: Actors, shards: Sequence[Any]) -> None:
         self.num_rows = sum(len(shard) for shard in shards)
-        self._fresh = frozenset(fresh)
-        self._since: list[tuple[str, tuple[Any, ...]]] = []
-        self._children = [_Child(shard) for shard in shards]
+        self._actors, self._shards = actors, shards
+        self._continues = frozenset(getattr(shards[0], "continues", ()))
+        self._since: list[Call] = []
+        self._num_calls = 0
+        self._places = actors.places[1:] or actors.places
+        self._workers: list[Any] = [None] * len(shards)
 
-    def run(self, method: str, *args: Any) -> Sums:
-        if method in self._fresh:
+    async def run(self, method: str, *args: Any) -> Sums:
+        if method not in self._continues:
             self._since = []
-        for child in self._children:
-            child.send(method, args)
-        parts = [self._answer(child, method, args) for child in self._children]
-        self._since.append((method, args))
-        return reduced(parts)
-
-    def close(self) -> None:
-        for child in self._children:
-            child.end()
-
-    @property
-    def pids(self) -> list[int]:
-        return [child.pid for child in self._children]
-
-    def __enter__(self) -> Processes:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _answer(self, child: _Child, method: str, args: tuple[Any, ...]) -> Sums:
+        call = (self._num_calls, method, args)
+        self._num_calls += 1
         for _ in range(MOST_RESTARTS):
             try:
-                return child.answer()
-            except (EOFError, OSError):
-                child.start()
-                for earlier, its in self._since:
-                    child.send(earlier, its)
-                    child.answer()
-                child.send(method, args)
+                calls = [*self._since, call] if await self._start() else [call]
+                total: Sums = await self._workers[0].sums(calls)
+            except HostLostError as error:
+                lost = error
+            else:
+                self._since.append(call)
+                return total
         raise LightworkError(
-            f"the process of a shard ended {MOST_RESTARTS} times in {method}",
+            f"the place of a shard ended {MOST_RESTARTS} times in {method}",
             expected="memory for each shard",
             fix="more workers, or fewer rows",
-        )
+        ) from lost
+
+    async def alike(self, work: Sequence[Work], fn: Callable[..., T], state: T, *args: Any) -> T:
+        return fn(state, *args)
+
+    def close(self) -> None:
+        """Let go of the shards; the places go on."""
+        for worker in self._workers:
+            if worker is not None and self._actors.desks[worker.place].lost is None:
+                self._actors.kill(worker)
+        self._workers = [None] * len(self._workers)
+
+    async def _start(self) -> bool:
+        """Make the actors that are not there; returns whether some were not. When all have answered, all
+        places know where the others are."""
+        actors, workers = self._actors, self._workers
+        missing = [i for i, w in enumerate(workers) if w is None or actors.desks[w.place].lost]
+        for rank in missing:
+            place = self._places[rank % len(self._places)]
+            place.restart()
+            workers[rank] = actors.create(Worker, rank, self._shards[rank], on=place)
+        if missing:
+            below = [
+                [workers[child] for child in children(rank, len(workers))] for rank in range(len(workers))
+            ]
+            met = [worker.meet(mine) for worker, mine in zip(workers, below, strict=True)]
+            await actors.kernel.gather(*met)
+        return bool(missing)
 
 
-class _Child:
-    """The process of one shard."""
+class Worker:
+    """The actor of a shard. Its place answers meanwhile: the shard computes on a thread beside it."""
 
-    def __init__(self, shard: Any) -> None:
-        self._shard = shard
-        self.start()
+    def __init__(self, rank: int, shard: Any) -> None:
+        self._rank, self._shard = rank, shard
+        self._next = 0
+        self._own = Sums({})
+        self._below: Sequence[Any] = ()
 
-    def start(self) -> None:
-        context = get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._shard), daemon=True)
-        self._process.start()
-        theirs.close()
+    def begin(self, here: refs.Here) -> None:
+        self._kernel = here.kernel
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid or 0
+    def meet(self, below: Sequence[Any]) -> None:
+        """Whose sums are added to this one's."""
+        self._below = below
 
-    def send(self, method: str, args: tuple[Any, ...]) -> None:
-        try:
-            self._pipe.send((method, args))
-        except OSError:
-            return  # it is lost, which `answer` finds
+    async def sums(self, calls: Sequence[Call]) -> Sums:
+        """Of the last call, here and below. What has been done is not done again."""
+        asked = [worker.sums(calls) for worker in self._below]
+        for future in asked:
+            future.add_callback(bool)  # it is wanted as soon as it is there
+        total = await self._done(calls)
+        for future in asked:
+            total = total.merge(await future)
+        return total
 
-    def answer(self) -> Sums:
-        """Raises EOFError or OSError if the process is lost, LightworkError for what the shard raised."""
-        error, sums = self._pipe.recv()
-        if error is not None:
-            raise error
-        assert isinstance(sums, Sums)
-        return sums
-
-    def end(self) -> None:
-        self._pipe.close()
-        self._process.join(5.0)
-        if self._process.is_alive():
-            self._process.kill()
-
-
-def _serve(pipe: Connection, shard: Any) -> None:
-    while True:
-        try:
-            method, args = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        try:
-            answer: tuple[LightworkError | None, Sums | None] = (None, getattr(shard, method)(*args))
-        except Exception as error:
-            known = (
-                error if isinstance(error, LightworkError) else LightworkError(f"a shard failed: {error!r}")
-            )
-            answer = (known, None)
-        pipe.send(answer)
+    async def _done(self, calls: Sequence[Call]) -> Sums:
+        for number, method, args in calls:
+            if number >= self._next:
+                fn, thread = getattr(self._shard, method), f"lightwork-shard-{self._rank}"
+                self._own = await self._kernel.offload(fn, *args, thread=thread)
+                self._next = number + 1
+        return self._own
 
 
 def parts(num: int, of: int) -> Iterator[slice]:
@@ -259,9 +235,11 @@ def order_bits(values: NDArray[np.float64]) -> NDArray[np.uint64]:
 
 
 async def kth_largest(map: Map, k: int) -> np.uint64:
-    """The order bits of the k-th largest of what shards hold; they answer `histogram(prefix, shift)`.
+    """Order bits that k of the values that shards hold reach, or more if the k-th largest is there more than
+    once; they answer `histogram(prefix, shift)`.
 
-    Eight rounds of 256 counts find it exactly, whatever the number of rows: 2 KB a round, and no values.
+    Eight rounds of 256 counts at most, whatever the number of rows: 2 KB a round, and no values. It is over
+    as soon as no more than k begin as the k-th largest does.
     """
     prefix, left = 0, k
     for shift in range(56, -8, -8):
@@ -270,6 +248,8 @@ async def kth_largest(map: Map, k: int) -> np.uint64:
         at = min(int(np.searchsorted(above, left)), 255)
         left -= int(above[at - 1]) if at else 0
         prefix = prefix << 8 | (255 - at)
+        if left == counts[255 - at]:
+            return np.uint64(prefix << shift)
     return np.uint64(prefix)
 
 

@@ -10,7 +10,7 @@ Source: Exarchakis and Lücke, "Discrete Sparse Coding" (Neural Computation 29, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,15 +34,18 @@ class DSC(Linear):
         n_candidates: int | None = None,
         n_active: int | None = None,
         max_iter: int = 50,
-        temperature: Schedule = ((0.0, 5.0), (0.8, 1.0)),
+        temperature: Schedule | None = None,
         cut: Schedule = ((0.0, 0.0), (0.66, 1.0)),
+        partial: Schedule = 1.0,
+        jitter: Mapping[str, Schedule] | None = None,
         n_jobs: int = 1,
         random_state: Any = None,
         progress: Progress | None = None,
     ) -> None:
         super().__init__(
             n_components, n_candidates=n_candidates, n_active=n_active, max_iter=max_iter,
-            temperature=temperature, cut=cut, n_jobs=n_jobs, random_state=random_state, progress=progress,
+            temperature=temperature, cut=cut, partial=partial, jitter=jitter, n_jobs=n_jobs,
+            random_state=random_state, progress=progress,
         )  # fmt: skip
         self.values = values
 

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.kernels.truncated import best, linear, states
+from lightwork.kernels.truncated import NOTHING, Found, best, linear, states
 from lightwork.learn.shards import Sums
 from lightwork.learn.sparse.truncated_em import (
+    DEAD,
     LEAST,
     Floats,
     Knobs,
@@ -27,19 +28,13 @@ from lightwork.learn.sparse.truncated_em import (
     SparseCoder,
     corrected_rate,
     log_empty,
+    solved,
     start_components,
 )
-
-DEAD = 1e-8
-"""A unit that is expected in fewer rows than this share keeps its component."""
 
 
 class Linear(SparseCoder):
     """params: prior [V] is the probability of each value but zero."""
-
-    def _values(self) -> tuple[float, ...]:
-        """Of a unit, without zero."""
-        return (1.0,)
 
     def _start(self, X: Floats, rng: np.random.RandomState) -> Params:
         W, sigma = start_components(X, self.n_components, rng)
@@ -57,7 +52,9 @@ class Linear(SparseCoder):
         result: Floats = np.maximum.reduce(singles)
         return result
 
-    def _local(self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_]) -> Local:
+    def _local(
+        self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_], found: Found = NOTHING
+    ) -> Local:
         values, W, prior = np.array(self._values()), params["W"], params["prior"]
         precision = knobs.beta / float(params["sigma"]) ** 2
         gram, inner = W @ W.T, Y.astype(np.float64, copy=False) @ W.T
@@ -68,20 +65,27 @@ class Linear(SparseCoder):
         pairs, counts = np.zeros_like(gram), np.zeros(len(values))
         means, evidence = np.zeros_like(inner), np.empty(len(Y))
         table = states(knobs.candidates, knobs.gamma, len(values))
-        linear(inner, gram, ratio_V, values, precision, chosen, table, keep, means, pairs, counts, evidence)
+        linear(
+            inner, gram, ratio_V, values, precision, chosen, table, keep, means, pairs, counts, evidence,
+            found,
+        )  # fmt: skip
         evidence += log_empty(Y, params, knobs, self.n_components * log(absent))
-        return Local({"outer": means.T @ Y, "pairs": pairs, "counts": counts}, evidence, means)
+        return Local({"outer": means.T @ Y, "pairs": pairs, "counts": counts}, evidence, means, chosen)
 
     def _update(self, params: Params, total: Sums, knobs: Knobs) -> Params:
         kept, outer, pairs = float(total["kept"]), total["outer"], total["pairs"]
-        W = np.linalg.lstsq(pairs, outer, rcond=None)[0]
+        W = solved(pairs, outer)
         dead = np.diag(pairs) < DEAD * kept
         W[dead] = params["W"][dead]
         left = float(total["square"]) - 2 * np.sum(W * outer) + np.sum((W @ W.T) * pairs)
-        sigma = np.sqrt(
+        sigma: Any = np.sqrt(
             max(left / (outer.shape[1] * kept), LEAST**2 * float(total["square"]) / kept, LEAST**2)
         )
-        return {"W": W, "sigma": np.float64(sigma), "prior": self._update_prior(params, total, knobs)}
+        return {"W": W, "sigma": sigma, "prior": self._update_prior(params, total, knobs)}
+
+    def _within_bounds(self, params: Params) -> Params:
+        params = super()._within_bounds(params)
+        return {**params, "prior": params["prior"] * min(1.0, (1.0 - LEAST) / params["prior"].sum())}
 
     def _update_prior(self, params: Params, total: Sums, knobs: Knobs) -> Floats:
         """By how many units are expected, all values alike."""

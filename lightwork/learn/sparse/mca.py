@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightwork.kernels.truncated import best, maxima, states
+from lightwork.kernels.truncated import NOTHING, Found, best, maxima, room, states
 from lightwork.learn.shards import Sums
 from lightwork.learn.sparse.truncated_em import (
     LEAST,
@@ -54,12 +54,17 @@ class MCA(SparseCoder):
         result: Floats = np.maximum(W, FLOOR)
         return result
 
+    def _within_bounds(self, params: Params) -> Params:
+        return {**super()._within_bounds(params), "W": self._allowed(params["W"])}
+
     def _select(self, Y: Floats, W: Floats) -> Floats:
         """Score of each unit for each row [N, H]."""
-        result: Floats = -np.maximum(W[None] - Y[:, None], 0).sum(2)
+        result: Floats = -room(Y, W)
         return result
 
-    def _local(self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_]) -> Local:
+    def _local(
+        self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_], found: Found = NOTHING
+    ) -> Local:
         W, rate, rho = params["W"], float(params["prior"][0]), self._rho(knobs)
         scale = np.abs(W).max()
         unit_W, unit_Y = W / scale, Y.astype(np.float64) / scale  # so that no power overflows
@@ -71,8 +76,9 @@ class MCA(SparseCoder):
         means, evidence = np.zeros((len(Y), len(W))), np.empty(len(Y))
         table = states(knobs.candidates, knobs.gamma, 1)
         left = maxima(
-            unit_Y, power, unit_W, rho, prior, precision, chosen, table, keep, weight, outer, means, evidence
-        )
+            unit_Y, power, unit_W, rho, prior, precision, chosen, table, keep, weight, outer, means, evidence,
+            found,
+        )  # fmt: skip
         evidence += log_empty(Y, params, knobs, self.n_components * log(1 - rate))
         sums: dict[str, Any] = {
             "weight": weight,
@@ -80,7 +86,7 @@ class MCA(SparseCoder):
             "left": np.float64(left * scale**2),
             "active": means.sum(),
         }
-        return Local(sums, evidence, means)
+        return Local(sums, evidence, means, chosen)
 
     def _rho(self, knobs: Knobs) -> float:
         return 1.0 / (1.0 - min(knobs.beta, 1.0 / self.coolest))

@@ -19,39 +19,47 @@ from __future__ import annotations
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator, Mapping
 from copy import copy
-from math import comb, log, pi
+from math import ceil, comb, log, pi
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.lapack import dpocon, dpotrf, dpotrs
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lightwork.errors import RangeError
+from lightwork.kernels.truncated import NOTHING, Found
 from lightwork.learn.schedules import Schedule, at
 from lightwork.learn.shards import (
-    Called,
     Here,
     Map,
-    Processes,
+    Placed,
     Sums,
     alone,
-    histogram,
     kth_largest,
-    order_bits,
     parts,
 )
+from lightwork.learn.sparse.covariances import coloured
+from lightwork.learn.sparse.posteriors import Posterior, posterior
+from lightwork.learn.sparse.shard import BLOCK, Part, Shard
+from lightwork.runtime.actors import Actors
+from lightwork.runtime.clock import WallClock
 from lightwork.runtime.effects import Work
+from lightwork.runtime.kernel import Kernel
+from lightwork.runtime.places.process import Process
 from lightwork.runtime.progress import Progress
 
 Floats = NDArray[Any]
 Params = Mapping[str, Floats]
 """By name; W [H, D] is always there, sigma () too."""
-BLOCK = 4096
-"""Rows at once: what an E-step holds beside the data is BLOCK x H."""
 LEAST = 1e-6
 """Of probabilities, so that nothing is impossible for ever."""
+SINGULAR = 1e-12
+"""The reciprocal of a condition number below which a matrix is not to be inverted."""
+DEAD = 1e-8
+"""A unit that is expected in fewer rows than this share keeps its component."""
 
 
 class Knobs(NamedTuple):
@@ -65,18 +73,21 @@ class Knobs(NamedTuple):
 
 class Local(NamedTuple):
     """What an E-step finds in some rows. sums: over the rows that are kept. evidence: log of the sum over
-    states, [N]. means: posterior, [N, H]; rows that are not kept are zero.
+    states, [N]. means: posterior, [N, H]; rows that are not kept are zero. chosen: candidates, [N, H'].
     """
 
     sums: dict[str, Floats]
     evidence: Floats
     means: Floats
+    chosen: NDArray[np.int32]
 
 
 class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     """n_components: units, H. n_candidates: H' of each row, None: 8 or all. n_active: gamma, None: 4 or all
-    candidates. max_iter: iterations. temperature, cut: schedules. n_jobs: processes. random_state: seed.
-    progress: told after each iteration.
+    candidates. max_iter: iterations. temperature, cut: schedules; temperature None: the model's, `annealing`.
+    partial: the share of rows that an iteration looks at, others each time. jitter: by parameter (W, prior,
+    sigma), the deviation of normal noise that is added before an iteration. n_jobs: processes. random_state:
+    seed; of which rows and what noise, too, where it is a number. progress: told after each iteration.
 
     Learnt: components_ [H, D], prior_, noise_ (sigma), free_energy_ (per row, before each iteration),
     n_iter_.
@@ -84,6 +95,8 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
 
     anneal_prior = False
     """Whether T acts on the prior as well."""
+    annealing: Schedule = ((0.0, 5.0), (0.8, 1.0))
+    """Of T, unless another is given."""
 
     def __init__(
         self,
@@ -92,8 +105,10 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         n_candidates: int | None = None,
         n_active: int | None = None,
         max_iter: int = 50,
-        temperature: Schedule = ((0.0, 5.0), (0.8, 1.0)),
+        temperature: Schedule | None = None,
         cut: Schedule = ((0.0, 0.0), (0.66, 1.0)),
+        partial: Schedule = 1.0,
+        jitter: Mapping[str, Schedule] | None = None,
         n_jobs: int = 1,
         random_state: Any = None,
         progress: Progress | None = None,
@@ -104,6 +119,8 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         self.max_iter = max_iter
         self.temperature = temperature
         self.cut = cut
+        self.partial = partial
+        self.jitter = jitter
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.progress = progress
@@ -114,9 +131,15 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     def _start(self, X: Floats, rng: np.random.RandomState) -> Params:
         """Parameters to begin with."""
 
+    def _values(self) -> tuple[float, ...]:
+        """Of a unit, without zero."""
+        return (1.0,)
+
     @abstractmethod
-    def _local(self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_]) -> Local:
-        """The E-step over some rows [N, D]."""
+    def _local(
+        self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_], found: Found = NOTHING
+    ) -> Local:
+        """The E-step over some rows [N, D]. found: is filled."""
 
     @abstractmethod
     def _update(self, params: Params, total: Sums, knobs: Knobs) -> Params:
@@ -125,6 +148,11 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     @abstractmethod
     def _draw(self, num: int, rng: np.random.RandomState) -> tuple[Floats, Floats]:
         """Observations without noise [N, D], and their units [N, H]."""
+
+    def _within_bounds(self, params: Params) -> Params:
+        """Parameters after noise was added to them."""
+        prior = np.clip(params["prior"], LEAST, 1.0 - LEAST)
+        return {**params, "prior": prior, "sigma": np.maximum(params["sigma"], LEAST)}
 
     def _active_rate(self, params: Params) -> float:
         """How probable it is that a unit is active."""
@@ -147,19 +175,19 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         return self._over_jobs(X, self._params)
 
     async def fit_over(self, map: Map, X: Floats, params: Params | None = None) -> None:
-        """Learn from shards, wherever they are: a strategy of effects. X: what to start from, unless from
-        params."""
+        """Learn from shards, wherever they are (`Here`, `Placed`, `Ranks`): a strategy. X: what to start
+        from, unless from params."""
         self._seen: Sums | None = None
         if params is None:
             params = self._start(X, check_random_state(self.random_state))
             self.free_energy_: list[float] = []
         self._learned(await self._iterate(map, params))
 
-    def shard(self, X: Floats) -> Shard:
-        """Rows [N, D] as a map has them."""
+    def shard(self, X: Floats, first: int = 0) -> Shard:
+        """Rows [N, D] as a map has them. first: which of all rows is the first of these."""
         model = copy(self)
         model.progress = None  # it is told here, and need not fit through a pipe
-        return Shard(model, X)
+        return Shard(model, X, first)
 
     def partial_fit(self, X: Any, y: Any = None) -> SparseCoder:
         """One iteration over some rows, at temperature 1 and without a cut. Sums of earlier rows fade as
@@ -172,7 +200,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
             self.free_energy_ = []
             self._seen = None
             self._learned(self._start(X, check_random_state(self.random_state)))
-        total = Here([Shard(self, X)]).run("statistics", self._params, knobs, None)
+        total = alone(Here([Shard(self, X)]).run("statistics", self._params, knobs))
         share = (len(self.free_energy_) + 1) ** -0.6
         rows = len(X)
         new = {name: share * array / rows for name, array in total.arrays.items()}
@@ -192,11 +220,21 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         return np.concatenate([local.means for _, local in self._blocks(X)]).astype(X.dtype, copy=False)
 
+    def infer(self, X: Any, n_states: int = 10, max_active: int | None = None) -> Posterior:
+        """The most probable states of each row, and how probable it is that each unit is active.
+
+        max_active: a row whose best state has n_active units is looked at again with one candidate and one
+        active unit more, and so on up to this many; None: not. Raises RangeError for less than one state.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return posterior(self, X, n_states, max_active)
+
     def score(self, X: Any, y: Any = None) -> float:
         """The free energy per row: what the log-likelihood is at least."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        total = Here([Shard(self, X)]).run("statistics", self._params, self._knobs(1.0), None)
+        total = alone(Here([Shard(self, X)]).run("statistics", self._params, self._knobs(1.0)))
         return self._free_energy(self._params, total, len(X))
 
     def sample(self, n_samples: int = 1) -> tuple[Floats, Floats]:
@@ -204,35 +242,63 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         check_is_fitted(self)
         rng = check_random_state(self.random_state)
         mean, units = self._draw(n_samples, rng)
-        return mean + self.noise_ * rng.standard_normal(mean.shape), units
+        return mean + coloured(rng.standard_normal(mean.shape), self._params["sigma"]), units
 
     # -- the rest
 
     def _over_jobs(self, X: Floats, params: Params | None) -> SparseCoder:
-        shards = [self.shard(X[rows]) for rows in parts(self.n_jobs, len(X))]
+        shards = [self.shard(X[rows], rows.start) for rows in parts(self.n_jobs, len(X))]
         if self.n_jobs == 1:
-            alone(self.fit_over(Called(Here(shards)), X, params))
-        else:
-            with Processes(shards, fresh=("statistics", "evidence")) as processes:
-                alone(self.fit_over(Called(processes), X, params))
+            alone(self.fit_over(Here(shards), X, params))
+            return self
+        kernel = Kernel(WallClock())
+        with Actors(kernel, [Process() for _ in shards]) as actors:
+            kernel.run(self.fit_over(Placed(actors, shards), X, params))
         return self
 
     async def _iterate(self, map: Map, params: Params) -> Params:
         for i in range(len(self.free_energy_), self.max_iter):
-            knobs = self._knobs(at(self.temperature, i, self.max_iter))
-            cut, threshold = at(self.cut, i, self.max_iter), None
+            temperature = self.annealing if self.temperature is None else self.temperature
+            knobs = self._knobs(at(temperature, i, self.max_iter))
+            part, params = self._part(i, map.num_rows), self._jittered(i, params)
+            cut = at(self.cut, i, self.max_iter)
             share = 1.0 - (1.0 - within(self.n_components, knobs.gamma, self._active_rate(params))) * cut
-            num = max(1, round(map.num_rows * share))
-            if num < map.num_rows:
-                await map.run("evidence", params, knobs)
-                threshold = await kth_largest(map, num)
-            total = await map.run("statistics", params, knobs, threshold)
-            self.free_energy_.append(self._free_energy(params, total, map.num_rows))
+            rows = map.num_rows if part is None else part.num
+            num = max(1, round(rows * share))
+            if num < rows:
+                await map.run("evidence", params, knobs, part)
+                total = await map.run("cut", await kth_largest(map, num))
+            else:
+                total = await map.run("statistics", params, knobs, part)
+            self.free_energy_.append(self._free_energy(params, total, rows))
             params = await map.alike(self._update_work(params), self._update, params, total, knobs)
             self._learned(params)
             if self.progress is not None:
                 self.progress("iterations", i + 1, self.max_iter)
         return params
+
+    def _seed(self, iteration: int) -> tuple[int, int]:
+        fixed = isinstance(self.random_state, int | np.integer)
+        return (int(self.random_state) if fixed else 0, iteration)
+
+    def _part(self, iteration: int, rows: int) -> Part | None:
+        """None: all rows. Raises RangeError for a share that is none."""
+        share = at(self.partial, iteration, self.max_iter)
+        if not 0 < share <= 1:
+            raise RangeError(f"{share:g} of the rows", expected="more than 0, at most 1")
+        num = ceil(share * rows)
+        return None if num == rows else Part(self._seed(iteration), num, rows)
+
+    def _jittered(self, iteration: int, params: Params) -> Params:
+        """Raises RangeError for a parameter that is none, or noise that is negative."""
+        scales = {name: at(by, iteration, self.max_iter) for name, by in (self.jitter or {}).items()}
+        if not {*scales} <= {"W", "prior", "sigma"} or not all(scale >= 0 for scale in scales.values()):
+            raise RangeError(f"jitter {scales}", expected="W, prior or sigma, and deviations of at least 0")
+        if not any(scales.values()):
+            return params
+        rng = np.random.default_rng(self._seed(iteration))
+        noise = {name: by * rng.standard_normal(params[name].shape) for name, by in sorted(scales.items())}
+        return self._within_bounds({**params, **{name: params[name] + by for name, by in noise.items()}})
 
     def _update_work(self, params: Params) -> tuple[Work, ...]:
         """Of an M-step: a system of H equations for D dimensions."""
@@ -244,7 +310,8 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         self._params = params
         self.components_ = params["W"]
         self.prior_ = params["prior"]
-        self.noise_ = float(params["sigma"])
+        sigma = params["sigma"]
+        self.noise_: Any = sigma if np.ndim(sigma) else float(sigma)
         self.n_iter_ = max(1, len(self.free_energy_))
 
     def _knobs(self, temperature: float) -> Knobs:
@@ -275,60 +342,6 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
             yield rows, self._local(self._params, Y, knobs, np.ones(len(Y), bool))
 
 
-class Shard:
-    """Some rows, and what the last E-step said of each."""
-
-    def __init__(self, model: SparseCoder, Y: Floats) -> None:
-        self._model = model
-        self._rows = np.ascontiguousarray(Y)
-        self._bits = np.zeros(len(Y), np.uint64)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def evidence(self, params: Params, knobs: Knobs) -> Sums:
-        """Find each row's evidence and keep it here."""
-        for rows, Y in self._blocks():
-            local = self._model._local(params, Y, knobs, np.zeros(len(Y), bool))
-            self._bits[rows] = order_bits(local.evidence)
-        return Sums({})
-
-    def histogram(self, prefix: int, shift: int) -> Sums:
-        return histogram(self._bits, prefix, shift)
-
-    def statistics(self, params: Params, knobs: Knobs, threshold: np.uint64 | None) -> Sums:
-        """The sums that the M-step needs, of rows whose evidence is at least the threshold."""
-        total = Sums({})
-        for rows, Y in self._blocks():
-            keep = np.ones(len(Y), bool) if threshold is None else self._bits[rows] >= threshold
-            local = self._model._local(params, Y, knobs, keep)
-            kept = Y[keep].astype(np.float64, copy=False)
-            shared: dict[str, Any] = {
-                "evidence": np.float64(local.evidence.sum()),
-                "kept": np.float64(len(kept)),
-                "square": np.float64(np.einsum("nd,nd->", kept, kept)),
-            }
-            total = total.merge(Sums({**shared, **local.sums}))
-        return total
-
-    def work(self, method: str, rows: int) -> tuple[Work, ...]:
-        """What a method takes over so many rows: scores of all units, states, and for statistics the sums."""
-        if method == "histogram":
-            return (Work(kind="vector", dtype="float64", ops=3 * rows, bytes=8 * rows),)
-        knobs, (units, dimensions) = self._model._knobs(1.0), (self._model.n_components, self._rows.shape[1])
-        num = sum(comb(knobs.candidates, j) for j in range(2, knobs.gamma + 1))
-        products = 2 * rows * units * dimensions * (1 + (method == "statistics"))
-        return (
-            Work(dtype="float64", ops=products, bytes=rows * self._rows.itemsize * dimensions, rows=rows),
-            Work(kind="vector", dtype="float64", ops=rows * (units + 2 * num * knobs.gamma), launches=0),
-        )
-
-    def _blocks(self) -> Iterator[tuple[slice, Floats]]:
-        for begin in range(0, len(self._rows), BLOCK):
-            rows = slice(begin, min(begin + BLOCK, len(self._rows)))
-            yield rows, self._rows[rows]
-
-
 def within(units: int, gamma: int, rate: float) -> float:
     """How probable at most gamma of the units are active."""
     return min(1.0, sum(comb(units, j) * rate**j * (1 - rate) ** (units - j) for j in range(gamma + 1)))
@@ -347,6 +360,19 @@ def start_components(X: Floats, units: int, rng: np.random.RandomState) -> tuple
     W = X.mean(axis=0, dtype=np.float64) + spread / 4 * rng.standard_normal((units, X.shape[1]))
     sigma: Any = np.float64(spread)
     return W, sigma
+
+
+def solved(squares: Floats, outer: Floats) -> Floats:
+    """The components W [H, D] of least squares: squares W = outer. Of units that are never told apart, the
+    smallest."""
+    factor, failed = dpotrf(squares, lower=1)
+    if not failed:
+        reciprocal, _ = dpocon(factor, np.abs(squares).sum(0).max(), uplo="L")
+        if reciprocal > SINGULAR:
+            result: Floats = np.ascontiguousarray(dpotrs(factor, outer, lower=1)[0])
+            return result
+    least: Floats = np.linalg.lstsq(squares, outer, rcond=None)[0]
+    return least
 
 
 def log_empty(Y: Floats, params: Params, knobs: Knobs, log_absent: float) -> Floats:
