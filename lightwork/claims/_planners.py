@@ -1,4 +1,4 @@
-"""Planners that run for real: the built-in model over HTTP, and a teacher inside the engine."""
+"""Planners that run for real: a trained model over HTTP, and a teacher inside the engine."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from lightwork.agents.world_tools import world_tools
 from lightwork.agents.worlds import Episode
 from lightwork.agents.worlds.plan_world import LINE, PlanWorld
 from lightwork.agents.worlds.score import wilson
+from lightwork.claims._trained_planner import planner_folder
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.http.main import BackgroundServer, load
 from lightwork.serve.plan import Plan
 
-MODEL, DRAFTS = "tiny:llama", "Ngram(k=4)"
-LEVELS, QUESTIONS, AT_ONCE = (1, 2, 3, 4), 100, 16
+DRAFTS, AT_ONCE = "Ngram(k=4)", 16
+QUESTIONS = {1: 400, 2: 400, 3: 400, 4: 400, 5: 100}
+"""By depth; the deepest is deeper than any that the planner was trained on."""
 BRANCHES = {2: 21, 3: 31, 4: 31, 5: 30}
 """How many questions compare so many things, as in the publication."""
 ASKED = "which is the tallest of "
@@ -54,15 +56,15 @@ class Planned:
 
 
 @cache
-def planned(seed: int, questions: int = QUESTIONS) -> Planned:
-    """The built-in planner behind a server, without and with drafts, each question with a catalogue of its
+def planned(seed: int) -> Planned:
+    """The trained planner behind a server, without and with drafts, each question with a catalogue of its
     own that it never saw."""
-    rng, world = Random(f"planners {seed}"), PlanWorld(split="heldout")
-    episodes = {level: [world.sample(rng, level) for _ in range(questions)] for level in LEVELS}
-    asked = [episode for level in LEVELS for episode in episodes[level]]
-    plain, drafted = (over_http(Plan(model=MODEL, use=use), asked) for use in ((), (DRAFTS,)))
+    rng, world, model = Random(f"planners {seed}"), PlanWorld(split="heldout"), str(planner_folder())
+    episodes = {level: [world.sample(rng, level) for _ in range(num)] for level, num in QUESTIONS.items()}
+    asked = [episode for some in episodes.values() for episode in some]
+    plain, drafted = (over_http(Plan(model=model, use=use), asked) for use in ((), (DRAFTS,)))
     results = iter(plain)
-    scores = [_score(level, episodes[level], [next(results) for _ in episodes[level]]) for level in LEVELS]
+    scores = [_score(level, some, [next(results) for _ in some]) for level, some in episodes.items()]
     same = [_plan(a) == _plan(b) for a, b in zip(plain, drafted, strict=True)]
     return Planned(tuple(scores), sum(same) / len(same))
 

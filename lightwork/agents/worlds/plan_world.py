@@ -76,7 +76,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanWorld:
-    """Levels 1 to 3 are trained; 4 and more are out of distribution.
+    """Questions of depth 1 to 6; the built-in models were trained on 1 to 3.
 
     split: held-out episodes only have tool names that never occur in training. min_tools, max_tools:
     catalogue sizes.
