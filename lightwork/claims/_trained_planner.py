@@ -3,6 +3,8 @@ Twenty CPU-minutes, once."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightwork.agents.worlds.lessons import Lessons
@@ -16,7 +18,21 @@ from lightwork.train.export import save_model
 from lightwork.train.pretrain import Settings, pretrain
 
 START, TOP, BATCH = "tiny:llama", 4, 4
-SETTINGS = Settings(steps=6000, learning_rate=1e-3, warmup_steps=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """shared: the share of questions that are chosen to have equal calls."""
+
+    settings: Settings
+    shared: float = 0.0
+
+
+PHASES = (
+    Phase(settings=Settings(steps=6000, stop=2000, learning_rate=1e-3, warmup_steps=30)),
+    Phase(settings=Settings(steps=2400, learning_rate=1e-3, warmup_steps=20), shared=0.5),
+)
+"""What the first phase leaves wrong at depth 2 and 3 is mostly questions with equal calls, which are few."""
 
 
 def planner_folder() -> Path:
@@ -25,17 +41,18 @@ def planner_folder() -> Path:
 
 
 @one_thread()
-def train(part: Path, settings: Settings = SETTINGS) -> None:
+def train(part: Path, phases: Sequence[Phase] = PHASES) -> None:
     spec, weights = start()
-    for _ in pretrain(weights, spec, chats(), settings):
-        pass
+    for i, phase in enumerate(phases):
+        for _ in pretrain(weights, spec, chats(i, phase.shared), phase.settings):
+            pass
     save_model(part, weights, spec, words())
 
 
-def chats() -> Lessons:
+def chats(phase: int, shared: float) -> Lessons:
     """Half of all questions are of depth 4, the others of depth 1 to 3."""
-    made = lessons("planner", BATCH)
-    made.top = TOP
+    made = lessons(f"planner {phase}" if phase else "planner", BATCH)
+    made.top, made.world = TOP, replace(made.world, shared=shared)
     return made
 
 

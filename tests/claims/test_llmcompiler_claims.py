@@ -19,7 +19,7 @@ from lightwork.claims._agent_overhead import ANSWER, graph_run, small_run
 from lightwork.claims._chats import words
 from lightwork.claims._errand_programs import Errand
 from lightwork.claims._planners import DRAFTS, Score, over_http, truth
-from lightwork.claims._trained_planner import BATCH, chats, start, train
+from lightwork.claims._trained_planner import BATCH, Phase, chats, start, train
 from lightwork.claims.llmcompiler import CALLS, COMPILER, MOVIE, REACT, World, gpt, llama
 from lightwork.models import load
 from lightwork.serve.plan import Plan
@@ -69,7 +69,7 @@ def test_plans_over_http_are_the_same_with_drafts() -> None:
 
 def test_the_claims_planner_goes_on_from_the_built_in_one(tmp_path: Path) -> None:
     spec, before = start()
-    train(tmp_path, Settings(steps=2, learning_rate=1e-3, warmup_steps=1))
+    train(tmp_path, [Phase(settings=Settings(steps=1, warmup_steps=1), shared=shared) for shared in (0, 0.5)])
     after = load(str(tmp_path))
     assert after.spec.num_params == spec.num_params
     moved = (after.weights.embed - before.embed.detach()).abs().max()
@@ -79,7 +79,7 @@ def test_the_claims_planner_goes_on_from_the_built_in_one(tmp_path: Path) -> Non
 
 
 def test_its_chats_go_deeper_than_the_built_in_ones_and_name_no_held_out_tool() -> None:
-    made = chats()
+    made = chats(0, shared=0.0)
     rows = [row for _ in range(3) for row in made.batch().tokens_BT.tolist()]
     texts = "".join(words().decode_batch(rows))
     tools = re.findall(r"\n- [a-z]+ ([a-z]+)", texts)
