@@ -26,6 +26,8 @@ from lightwork.serve.plan import Plan
 DRAFTS, AT_ONCE = "Ngram(k=4)", 16
 QUESTIONS = {1: 400, 2: 400, 3: 400, 4: 400, 5: 100}
 """By depth; the deepest is deeper than any that the planner was trained on."""
+COMPARED = 100
+"""So many of each depth are asked with drafts as well."""
 BRANCHES = {2: 21, 3: 31, 4: 31, 5: 30}
 """How many questions compare so many things, as in the publication."""
 ASKED = "which is the tallest of "
@@ -49,9 +51,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """scores: without drafts, by depth. same: the share of plans that are the same with drafts."""
+    """scores: without drafts, by depth. compared: questions asked with drafts as well. same: the share of
+    those whose plans are the same."""
 
     scores: tuple[Score, ...]
+    compared: int
     same: float
 
 
@@ -61,12 +65,14 @@ def planned(seed: int) -> Planned:
     own that it never saw."""
     rng, world, model = Random(f"planners {seed}"), PlanWorld(split="heldout"), str(planner_folder())
     episodes = {level: [world.sample(rng, level) for _ in range(num)] for level, num in QUESTIONS.items()}
-    asked = [episode for some in episodes.values() for episode in some]
-    plain, drafted = (over_http(Plan(model=model, use=use), asked) for use in ((), (DRAFTS,)))
-    results = iter(plain)
-    scores = [_score(level, some, [next(results) for _ in some]) for level, some in episodes.items()]
-    same = [_plan(a) == _plan(b) for a, b in zip(plain, drafted, strict=True)]
-    return Planned(tuple(scores), sum(same) / len(same))
+    plain = {level: over_http(Plan(model=model), some) for level, some in episodes.items()}
+    scores = [_score(level, some, plain[level]) for level, some in episodes.items()]
+    drafted = over_http(
+        Plan(model=model, use=(DRAFTS,)), [one for some in episodes.values() for one in some[:COMPARED]]
+    )
+    again = [result for some in plain.values() for result in some[:COMPARED]]
+    same = [_plan(a) == _plan(b) for a, b in zip(again, drafted, strict=True)]
+    return Planned(tuple(scores), len(same), sum(same) / len(same))
 
 
 def over_http(plan: Plan, episodes: Sequence[Episode]) -> list[Result]:
