@@ -1,4 +1,4 @@
-"""Planners that run for real: the built-in model over HTTP, and a teacher inside the engine."""
+"""Planners that run for real: a trained model over HTTP, and a teacher inside the engine."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from lightwork.agents.world_tools import world_tools
 from lightwork.agents.worlds import Episode
 from lightwork.agents.worlds.plan_world import LINE, PlanWorld
 from lightwork.agents.worlds.score import wilson
+from lightwork.claims._trained_planner import planner_folder
 from lightwork.runtime.clock import WallClock
 from lightwork.runtime.kernel import Kernel
 from lightwork.serve.http.main import BackgroundServer, load
 from lightwork.serve.plan import Plan
 
-MODEL, DRAFTS = "tiny:llama", "Ngram(k=4)"
-LEVELS, QUESTIONS, AT_ONCE = (1, 2, 3, 4), 100, 16
+DRAFTS, AT_ONCE = "Ngram(k=4)", 16
+QUESTIONS = {1: 400, 2: 400, 3: 400, 4: 400, 5: 100}
+"""By depth; the deepest is deeper than any that the planner was trained on."""
+COMPARED = 100
+"""So many of each depth are asked with drafts as well."""
 BRANCHES = {2: 21, 3: 31, 4: 31, 5: 30}
 """How many questions compare so many things, as in the publication."""
 ASKED = "which is the tallest of "
@@ -47,24 +51,28 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """scores: without drafts, by depth. same: the share of plans that are the same with drafts."""
+    """scores: without drafts, by depth. compared: questions asked with drafts as well. same: the share of
+    those whose plans are the same."""
 
     scores: tuple[Score, ...]
+    compared: int
     same: float
 
 
 @cache
-def planned(seed: int, questions: int = QUESTIONS) -> Planned:
-    """The built-in planner behind a server, without and with drafts, each question with a catalogue of its
+def planned(seed: int) -> Planned:
+    """The trained planner behind a server, without and with drafts, each question with a catalogue of its
     own that it never saw."""
-    rng, world = Random(f"planners {seed}"), PlanWorld(split="heldout")
-    episodes = {level: [world.sample(rng, level) for _ in range(questions)] for level in LEVELS}
-    asked = [episode for level in LEVELS for episode in episodes[level]]
-    plain, drafted = (over_http(Plan(model=MODEL, use=use), asked) for use in ((), (DRAFTS,)))
-    results = iter(plain)
-    scores = [_score(level, episodes[level], [next(results) for _ in episodes[level]]) for level in LEVELS]
-    same = [_plan(a) == _plan(b) for a, b in zip(plain, drafted, strict=True)]
-    return Planned(tuple(scores), sum(same) / len(same))
+    rng, world, model = Random(f"planners {seed}"), PlanWorld(split="heldout"), str(planner_folder())
+    episodes = {level: [world.sample(rng, level) for _ in range(num)] for level, num in QUESTIONS.items()}
+    plain = {level: over_http(Plan(model=model), some) for level, some in episodes.items()}
+    scores = [_score(level, some, plain[level]) for level, some in episodes.items()]
+    drafted = over_http(
+        Plan(model=model, use=(DRAFTS,)), [one for some in episodes.values() for one in some[:COMPARED]]
+    )
+    again = [result for some in plain.values() for result in some[:COMPARED]]
+    same = [_plan(a) == _plan(b) for a, b in zip(again, drafted, strict=True)]
+    return Planned(tuple(scores), len(same), sum(same) / len(same))
 
 
 def over_http(plan: Plan, episodes: Sequence[Episode]) -> list[Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 import pytest
@@ -73,6 +74,16 @@ def test_one_seed_one_episode_and_its_gold_is_judged_exact(seed: int, level: int
     verdict = a.check(f" {a.gold}\n")
     assert verdict.exact
     assert verdict.answered
+
+
+@given(seeds, st.integers(2, 4))
+def test_questions_can_be_chosen_to_share_calls(seed: int, level: int) -> None:
+    rng, world = Random(seed), PlanWorld(shared=1.0)
+    asked = [world.sample(rng, one) for one in (1, level)]
+    num_asked = [len(re.findall(r"[a-z]+ of", one.question)) for one in asked]
+    num_planned = [one.gold.count("\n") for one in asked]
+    assert num_asked[0] == num_planned[0] == 1
+    assert num_asked[1] > num_planned[1]
 
 
 def test_only_the_first_prompt_of_a_dialogue_lists_the_tools() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -11,9 +13,11 @@ pytest.importorskip("httpx")
 pytest.importorskip("numba")
 
 from lightwork.agents.profile_model import Profile
-from lightwork.agents.worlds.plan_world import PlanWorld
+from lightwork.agents.worlds.plan_world import PlanWorld, is_held_out
+from lightwork.agents.worlds.score import write_plan
 from lightwork.claims import Lab, claims_of
 from lightwork.claims._agent_overhead import ANSWER, graph_run, small_run
+from lightwork.claims._chats import words
 from lightwork.claims._errand_programs import Errand
 from lightwork.claims._game_of_24 import (
     JUDGED_TOKENS,
@@ -24,9 +28,12 @@ from lightwork.claims._game_of_24 import (
     puzzle,
     shares,
 )
-from lightwork.claims._planners import DRAFTS, MODEL, Score, over_http, truth
+from lightwork.claims._planners import DRAFTS, Score, over_http, truth
+from lightwork.claims._trained_planner import BATCH, Phase, chats, start, train
 from lightwork.claims.llmcompiler import CALLS, COMPILER, MOVIE, PLANS, REACT, World, gpt, llama
+from lightwork.models import load
 from lightwork.serve.plan import Plan
+from lightwork.train.pretrain import Settings
 
 
 @pytest.mark.parametrize(
@@ -79,11 +86,32 @@ def _value(found: object) -> float:
 def test_plans_over_http_are_the_same_with_drafts() -> None:
     rng, world = Random(7), PlanWorld(split="heldout")
     episodes = [world.sample(rng, level) for level in (1, 2, 3, 3)]
-    plain, drafted = (over_http(Plan(model=MODEL, use=use), episodes) for use in ((), (DRAFTS,)))
+    plain, drafted = (over_http(Plan(model="tiny:llama", use=use), episodes) for use in ((), (DRAFTS,)))
     plans = [[result.messages[-1].content for result in results] for results in (plain, drafted)]
     assert plans[0] == plans[1]
     right = [result.answer == truth(episode) for result, episode in zip(plain, episodes, strict=True)]
     assert sum(right) >= 3
+
+
+def test_the_claims_planner_goes_on_from_the_built_in_one(tmp_path: Path) -> None:
+    spec, before = start()
+    train(tmp_path, [Phase(settings=Settings(steps=1, warmup_steps=1), shared=shared) for shared in (0, 0.5)])
+    after = load(str(tmp_path))
+    assert after.spec.num_params == spec.num_params
+    moved = (after.weights.embed - before.embed.detach()).abs().max()
+    assert 1e-4 < float(moved) < 1e-2
+    episode = PlanWorld(split="heldout").sample(Random(3), 1)
+    assert write_plan(after.weights, after.spec, words(), episode.prompt) == episode.gold
+
+
+def test_its_chats_go_deeper_than_the_built_in_ones_and_name_no_held_out_tool() -> None:
+    made = chats(0, shared=0.0)
+    rows = [row for _ in range(3) for row in made.batch().tokens_BT.tolist()]
+    texts = "".join(words().decode_batch(rows))
+    tools = re.findall(r"\n- [a-z]+ ([a-z]+)", texts)
+    assert len(tools) >= 8 * 3 * BATCH
+    assert not any(map(is_held_out, tools))
+    assert re.search(r"question: ([a-z]+ of ){4}e[0-9]", texts), "no chain of four calls"
 
 
 def test_a_share_is_told_with_its_interval() -> None:

@@ -76,15 +76,17 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanWorld:
-    """Levels 1 to 3 are trained; 4 and more are out of distribution.
+    """Questions of depth 1 to 6; the built-in models were trained on 1 to 3.
 
     split: held-out episodes only have tool names that never occur in training. min_tools, max_tools:
-    catalogue sizes.
+    catalogue sizes. shared: this share of the questions deeper than 1 is drawn until two of its calls are
+    equal, which a plan calls once.
     """
 
     split: Split = "train"
     min_tools: int = 8
     max_tools: int = 16
+    shared: float = 0.0
 
     def sample(self, rng: Random, level: int) -> Episode:
         """One question about a fresh catalogue. Raises RangeError if level is not in 1..6."""
@@ -99,11 +101,18 @@ class PlanWorld:
                 raise RangeError(
                     f"level {level} is unknown", expected=f"1 to {MAX_LEVEL}", fix="level 1, 2 or 3"
                 )
-            question = draw(rng, names, level)
+            question = self._question(rng, names, level)
             listed = [*names.items()] if not episodes else []
             asked = prompt(listed, english(question))
             episodes.append(episode(asked, names, question, Facts(rng.getrandbits(32))))
         return episodes
+
+    def _question(self, rng: Random, names: Mapping[str, str], level: int) -> Call:
+        question = draw(rng, names, level)
+        if self.shared and level > 1 and rng.random() < self.shared:
+            while not has_repeats(question):
+                question = draw(rng, names, level)
+        return question
 
     def catalogue(self, rng: Random) -> dict[str, str]:
         """Description to name, shuffled. No two names begin alike."""
@@ -181,6 +190,12 @@ def plan(call: Call, names: Mapping[str, str]) -> str:
         args = " ".join(f"${ids[a]}" if isinstance(a, Call) else a for a in c.args)
         lines.append(f"{ids[c]}. {c.word} {names[c.word]} {args}")
     return "\n".join([*lines, f"{len(ordered) + 1}. join()"])
+
+
+def has_repeats(call: Call) -> bool:
+    """Whether two of its calls are equal."""
+    calls = [*_post_order(call)]
+    return len(set(calls)) < len(calls)
 
 
 def _post_order(call: Call) -> Iterator[Call]:
