@@ -66,8 +66,8 @@ class Linear(SparseCoder):
         means, evidence = np.zeros_like(inner), np.empty(len(Y))
         table = states(knobs.candidates, knobs.gamma, len(values))
         linear(
-            inner, gram, ratio_V, values, precision, chosen, table, keep, means, pairs, counts, evidence,
-            found,
+            inner, gram, ratio_V, values, precision, chosen, table, keep, means, pairs, counts,
+            evidence, found,
         )  # fmt: skip
         evidence += log_empty(Y, params, knobs, self.n_components * log(absent))
         return Local({"outer": means.T @ Y, "pairs": pairs, "counts": counts}, evidence, means, chosen)
