@@ -12,7 +12,7 @@ from lightwork.kernels.truncated_loops import jit, tell, weigh
 @jit
 def slabs(
     inner_NH: Any, gram_HH: Any, mean_H: Any, root_H: Any, prior_H: Any, chosen_NP: Any,
-    parent: Any, unit: Any, depth: Any, path: Any, keep_N: Any, means_NH: Any, active_H: Any,
+    parent: Any, unit: Any, depth: Any, path: Any, means_NH: Any, active_H: Any,
     square_HH: Any, cross_HH: Any, pairs_HH: Any, evidence_N: Any, found: Any,
 ) -> None:  # fmt: skip
     num_states, gamma = path.shape
@@ -37,7 +37,6 @@ def slabs(
         evidence_N[n] = top + np.log(total)
         if len(found.active) > 0:
             tell(single.reshape(-1), score, np.exp(-top), total, chosen, depth, path, found, n)
-        if not keep_N[n]:
             continue
         stats = (means_NH[n], active_H, square_HH, cross_HH, pairs_HH)
         for h in range(len(single)):
@@ -153,7 +152,7 @@ def _count(
 @jit
 def joint_slabs(
     inner_NH: Any, gram_HH: Any, mean_H: Any, psi_HH: Any, prior_H: Any, chosen_NP: Any, depth: Any,
-    path: Any, keep_N: Any, means_NH: Any, active_H: Any, square_HH: Any, cross_HH: Any,
+    path: Any, means_NH: Any, active_H: Any, square_HH: Any, cross_HH: Any,
     pairs_HH: Any, evidence_N: Any, found: Any,
 ) -> None:  # fmt: skip
     num_states, gamma = path.shape
@@ -178,7 +177,6 @@ def joint_slabs(
         evidence_N[n] = top + np.log(total)
         if len(found.active) > 0:
             tell(single, score, np.exp(-top), total, chosen, depth, path, found, n)
-        if not keep_N[n]:
             continue
         stats = (means_NH[n], active_H, square_HH, cross_HH, pairs_HH)
         for h in range(num_units):

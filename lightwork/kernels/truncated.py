@@ -44,7 +44,7 @@ class States(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is told of each point besides the sums, where active has rows: each has zeros to begin with.
+    """What is told of each point in place of sums and means, where active has rows: zeros to begin with.
 
     active [N, H]: how probable it is that a unit is active. state, share [N, K]: the most probable states, in
     order, and their probabilities; 0 is the empty state, then come the single ones, unit by unit, then those
@@ -106,7 +106,6 @@ def linear(
     precision: float,
     chosen_NP: NDArray[np.int32],
     table: States,
-    keep_N: NDArray[np.bool_],
     means_NH: Floats,
     pairs_HH: Floats,
     counts_V: Floats,
@@ -116,13 +115,13 @@ def linear(
     """Models whose units add up: y ~ N(W s, I / precision).
 
     inner_NH: y W. gram_HH: W^T W. prior_V: log p(value) - log p(0), as annealed. chosen_NP: each point's
-    candidates. keep_N: points that count in pairs and counts, and get means.
+    candidates.
 
     Writes means_NH = <s> and evidence_N: the logarithm of the sum over states, relative to the empty one.
     Adds to pairs_HH sum <s s^T> and to counts_V how often each value is expected.
     """
     _compiled("truncated_loops").linear(
-        inner_NH, gram_HH, prior_V, values_V, precision, chosen_NP, *table, keep_N, means_NH, pairs_HH,
+        inner_NH, gram_HH, prior_V, values_V, precision, chosen_NP, *table, means_NH, pairs_HH,
         counts_V, evidence_N, found,
     )  # fmt: skip
 
@@ -136,7 +135,6 @@ def maxima(
     precision: float,
     chosen_NP: NDArray[np.int32],
     table: States,
-    keep_N: NDArray[np.bool_],
     weight_HD: Floats,
     outer_HD: Floats,
     means_NH: Floats,
@@ -153,7 +151,7 @@ def maxima(
     """
     left: float = _compiled("truncated_loops").maxima(
         Y_ND, power_HD, sign_HD, rho, prior, precision, chosen_NP, table.parent, table.unit, table.depth,
-        table.path, keep_N, weight_HD, outer_HD, means_NH, evidence_N, found,
+        table.path, weight_HD, outer_HD, means_NH, evidence_N, found,
     )  # fmt: skip
     return left
 
@@ -173,7 +171,6 @@ def slabs(
     prior_H: Floats,
     chosen_NP: NDArray[np.int32],
     table: States,
-    keep_N: NDArray[np.bool_],
     stats: tuple[Floats, ...],
     evidence_N: Floats,
     found: Found = NOTHING,
@@ -193,7 +190,7 @@ def slabs(
     """
     _compiled("slab_loops").slabs(
         inner_NH, gram_HH, mean_H, root_H, prior_H, chosen_NP, table.parent, table.unit, table.depth,
-        table.path, keep_N, *stats, evidence_N, found,
+        table.path, *stats, evidence_N, found,
     )  # fmt: skip
 
 
@@ -205,7 +202,6 @@ def joint_slabs(
     prior_H: Floats,
     chosen_NP: NDArray[np.int32],
     table: States,
-    keep_N: NDArray[np.bool_],
     stats: tuple[Floats, ...],
     evidence_N: Floats,
     found: Found = NOTHING,
@@ -216,7 +212,7 @@ def joint_slabs(
     a state to its children as M's factor does.
     """
     _compiled("slab_loops").joint_slabs(
-        inner_NH, gram_HH, mean_H, psi_HH, prior_H, chosen_NP, table.depth, table.path, keep_N, *stats,
+        inner_NH, gram_HH, mean_H, psi_HH, prior_H, chosen_NP, table.depth, table.path, *stats,
         evidence_N, found,
     )  # fmt: skip
 

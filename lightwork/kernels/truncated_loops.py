@@ -77,7 +77,7 @@ def _insert(weight: Any, which: Any, state: Any, share: Any) -> None:
 @jit
 def linear(
     inner_NH: Any, gram_HH: Any, prior_V: Any, values_V: Any, precision: Any, chosen_NP: Any, parent: Any,
-    unit: Any, value: Any, depth: Any, path: Any, path_value: Any, keep_N: Any, means_NH: Any, pairs_HH: Any,
+    unit: Any, value: Any, depth: Any, path: Any, path_value: Any, means_NH: Any, pairs_HH: Any,
     counts_V: Any, evidence_N: Any, found: Any,
 ) -> None:  # fmt: skip
     num_units, num_values = len(gram_HH), len(values_V)
@@ -97,17 +97,15 @@ def linear(
         evidence_N[n] = top + np.log(total)
         if len(found.active) > 0:
             tell(single.reshape(-1), score, np.exp(-top), total, chosen, depth, path, found, n)
-        if keep_N[n]:
-            _count_singles(single, total, values_V, means_NH[n], pairs_HH, counts_V)
-            joint[:] = 0.0
-            _count_states(
-                score, total, values_V, chosen, depth, path, path_value, means_NH[n], joint, counts_V
-            )
-            for i in range(len(chosen)):
-                for j in range(i):
-                    pairs_HH[chosen[i], chosen[j]] += joint[i, j]
-                    pairs_HH[chosen[j], chosen[i]] += joint[i, j]
-                pairs_HH[chosen[i], chosen[i]] += joint[i, i]
+            continue
+        _count_singles(single, total, values_V, means_NH[n], pairs_HH, counts_V)
+        joint[:] = 0.0
+        _count_states(score, total, values_V, chosen, depth, path, path_value, means_NH[n], joint, counts_V)
+        for i in range(len(chosen)):
+            for j in range(i):
+                pairs_HH[chosen[i], chosen[j]] += joint[i, j]
+                pairs_HH[chosen[j], chosen[i]] += joint[i, j]
+            pairs_HH[chosen[i], chosen[i]] += joint[i, i]
 
 
 @jit
@@ -187,7 +185,7 @@ def room(Y_ND: Any, W_HD: Any, lacking_NH: Any) -> None:
 @jit
 def maxima(
     Y_ND: Any, power_HD: Any, W_HD: Any, rho: Any, prior: Any, precision: Any, chosen_NP: Any, parent: Any,
-    unit: Any, depth: Any, path: Any, keep_N: Any, weight_HD: Any, outer_HD: Any, means_NH: Any,
+    unit: Any, depth: Any, path: Any, weight_HD: Any, outer_HD: Any, means_NH: Any,
     evidence_N: Any, found: Any,
 ) -> Any:  # fmt: skip
     num_states, num_dims = len(parent), Y_ND.shape[1]
@@ -216,7 +214,6 @@ def maxima(
         evidence_N[n] = top + np.log(total)
         if len(found.active) > 0:
             tell(single.reshape(-1), score, np.exp(-top), total, chosen, depth, path, found, n)
-        if not keep_N[n]:
             continue
         left += np.exp(-top) / total * empty
         for h in range(len(W_HD)):

@@ -107,7 +107,7 @@ def by_all_states(
 def test_sums_over_states_are_those_over_all_of_them(model: type[SparseCoder], beta: float) -> None:
     coder, params, Y = started(model)
     knobs = Knobs(beta, beta if coder.anneal_prior else 1.0, UNITS, UNITS)
-    local = coder._local(params, Y, knobs, np.ones(ROWS, bool))
+    local = coder._local(params, Y, knobs)
     evidence, means = by_all_states(coder, params, Y, knobs)
     np.testing.assert_allclose(local.evidence, evidence, rtol=0, atol=1e-10)
     np.testing.assert_allclose(local.means, means, rtol=0, atol=1e-10)
@@ -123,7 +123,7 @@ def test_sums_over_states_with_noise_and_strengths_of_any_form(noise: Any, stren
     forms = {"scalar": params["sigma"], "diagonal": np.sqrt(np.diag(sigma)), "full": sigma}
     params |= {"sigma": forms[noise], "psi": psi if strengths == "full" else np.diag(psi)}
     knobs = Knobs(0.5, 1.0, UNITS, UNITS)
-    local = coder._local(params, Y, knobs, np.ones(ROWS, bool))
+    local = coder._local(params, Y, knobs)
     evidence, means = by_all_states(coder, params, Y, knobs)
     np.testing.assert_allclose(local.evidence, evidence, rtol=0, atol=1e-10)
     np.testing.assert_allclose(local.means, means, rtol=0, atol=1e-10)
@@ -309,7 +309,7 @@ def test_a_cut_gives_the_sums_of_the_rows_of_largest_evidence(
     coder, params, Y = started(model)
     Y[3] *= outlier
     knobs = Knobs(1.0, 1.0, UNITS, UNITS)
-    evidence = coder._local(params, Y, knobs, np.ones(ROWS, bool)).evidence
+    evidence = coder._local(params, Y, knobs).evidence
     rows = np.sort(np.argsort(evidence)[-num:])
     expected = Shard(coder, Y[rows]).statistics(params, knobs).arrays
     shard = Shard(coder, Y)
@@ -449,7 +449,7 @@ def test_the_cut_is_of_the_part() -> None:
     coder, params, Y = started(BSC)
     shard, part, knobs = Shard(coder, Y), Part((0, 0), 7, ROWS), Knobs(1.0, 1.0, UNITS, UNITS)
     rows = np.flatnonzero(part.mask())
-    evidence = coder._local(params, Y[rows], knobs, np.ones(7, bool)).evidence
+    evidence = coder._local(params, Y[rows], knobs).evidence
     for num in (2, 5):
         shard.evidence(params, knobs, part)
         found = shard.cut(np.sort(order_bits(evidence))[-num])

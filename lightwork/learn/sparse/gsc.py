@@ -22,7 +22,6 @@ from math import log, pi
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightwork.errors import RangeError
 from lightwork.kernels.truncated import NOTHING, Found, best, joint_slabs, slabs, states
@@ -98,9 +97,7 @@ class GSC(SparseCoder):
     def _active_rate(self, params: Params) -> float:
         return float(params["prior"].mean())
 
-    def _local(
-        self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_], found: Found = NOTHING
-    ) -> Local:
+    def _local(self, params: Params, Y: Floats, knobs: Knobs, found: Found = NOTHING) -> Local:
         sigma, dimensions = params["sigma"], Y.shape[1]
         W, scaled = (whitened(rows, sigma) * knobs.beta**0.5 for rows in (params["W"], Y))
         inner, gram, units = scaled @ W.T, W @ W.T, self.n_components
@@ -113,15 +110,15 @@ class GSC(SparseCoder):
         sums: dict[str, Any] = {name: np.zeros(shape) for name, shape in zip(names, shapes, strict=True)}
         table, stats = states(knobs.candidates, knobs.gamma, 1), (means, *sums.values())
         if psi.ndim == 2:
-            joint_slabs(inner, gram, mean, psi, ratio_H, chosen, table, keep, stats, evidence, found)
+            joint_slabs(inner, gram, mean, psi, ratio_H, chosen, table, stats, evidence, found)
         else:
-            slabs(inner, gram, mean, np.sqrt(psi), ratio_H, chosen, table, keep, stats, evidence, found)
+            slabs(inner, gram, mean, np.sqrt(psi), ratio_H, chosen, table, stats, evidence, found)
         constant = knobs.beta_prior * np.log1p(-prior).sum() - log_root(sigma, dimensions)
         constant += 0.5 * dimensions * log(knobs.beta / (2 * pi))
         evidence += constant - 0.5 * np.einsum("nd,nd->n", scaled, scaled)
         sums |= {"outer": means.T @ Y, "means": means.sum(0)}
         if sigma.ndim > 0:
-            sums["scatter"] = scatter(Y[keep], sigma)
+            sums["scatter"] = scatter(Y, sigma)
         return Local(sums, evidence, means, chosen)
 
     def _update(self, params: Params, total: Sums, knobs: Knobs) -> Params:

@@ -14,7 +14,6 @@ from math import log
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightwork.kernels.truncated import NOTHING, Found, best, linear, states
 from lightwork.learn.shards import Sums
@@ -52,9 +51,7 @@ class Linear(SparseCoder):
         result: Floats = np.maximum.reduce(singles)
         return result
 
-    def _local(
-        self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_], found: Found = NOTHING
-    ) -> Local:
+    def _local(self, params: Params, Y: Floats, knobs: Knobs, found: Found = NOTHING) -> Local:
         values, W, prior = np.array(self._values()), params["W"], params["prior"]
         precision = knobs.beta / float(params["sigma"]) ** 2
         gram, inner = W @ W.T, Y.astype(np.float64, copy=False) @ W.T
@@ -66,7 +63,7 @@ class Linear(SparseCoder):
         means, evidence = np.zeros_like(inner), np.empty(len(Y))
         table = states(knobs.candidates, knobs.gamma, len(values))
         linear(
-            inner, gram, ratio_V, values, precision, chosen, table, keep, means, pairs, counts,
+            inner, gram, ratio_V, values, precision, chosen, table, means, pairs, counts,
             evidence, found,
         )  # fmt: skip
         evidence += log_empty(Y, params, knobs, self.n_components * log(absent))

@@ -20,7 +20,6 @@ from math import log
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightwork.kernels.truncated import NOTHING, Found, best, maxima, room, states
 from lightwork.learn.shards import Sums
@@ -62,9 +61,7 @@ class MCA(SparseCoder):
         result: Floats = -room(Y, W)
         return result
 
-    def _local(
-        self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_], found: Found = NOTHING
-    ) -> Local:
+    def _local(self, params: Params, Y: Floats, knobs: Knobs, found: Found = NOTHING) -> Local:
         W, rate, rho = params["W"], float(params["prior"][0]), self._rho(knobs)
         scale = np.abs(W).max()
         unit_W, unit_Y = W / scale, Y.astype(np.float64) / scale  # so that no power overflows
@@ -76,7 +73,7 @@ class MCA(SparseCoder):
         means, evidence = np.zeros((len(Y), len(W))), np.empty(len(Y))
         table = states(knobs.candidates, knobs.gamma, 1)
         left = maxima(
-            unit_Y, power, unit_W, rho, prior, precision, chosen, table, keep, weight, outer, means, evidence,
+            unit_Y, power, unit_W, rho, prior, precision, chosen, table, weight, outer, means, evidence,
             found,
         )  # fmt: skip
         evidence += log_empty(Y, params, knobs, self.n_components * log(1 - rate))

@@ -59,7 +59,7 @@ def posterior(coder: SparseCoder, X: NDArray[Any], num_states: int, max_active: 
 
 def _tell(coder: SparseCoder, X: NDArray[Any], knobs: Knobs, rows: NDArray[Any], told: Posterior) -> None:
     found = Found.of(len(rows), coder.n_components, told.states.shape[1])
-    local = coder._local(coder._params, X[rows], knobs, np.zeros(len(rows), bool), found)
+    local = coder._local(coder._params, X[rows], knobs, found)
     told.states[rows] = _spelt(found.state, local.chosen, coder._values(), coder.n_components, knobs)
     told.probabilities[rows], told.active[rows] = found.share, found.active
     told.n_candidates[rows], told.n_active[rows] = knobs.candidates, knobs.gamma

@@ -96,7 +96,7 @@ class Shard:
             rows: Any = slice(begin, min(begin + BLOCK, len(self._rows)))
             rows = rows if among[rows].all() else begin + np.flatnonzero(among[rows])
             Y = self._rows[rows]
-            local = self._model._local(params, Y, knobs, np.ones(len(Y), bool))
+            local = self._model._local(params, Y, knobs)
             evidence[rows] = local.evidence
             shared: dict[str, Any] = {
                 "kept": np.float64(len(Y)),

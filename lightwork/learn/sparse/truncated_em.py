@@ -136,10 +136,9 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         return (1.0,)
 
     @abstractmethod
-    def _local(
-        self, params: Params, Y: Floats, knobs: Knobs, keep: NDArray[np.bool_], found: Found = NOTHING
-    ) -> Local:
-        """The E-step over some rows [N, D]. found: is filled."""
+    def _local(self, params: Params, Y: Floats, knobs: Knobs, found: Found = NOTHING) -> Local:
+        """The E-step over some rows [N, D]. found: if it has room, it is filled, and sums and means are
+        not."""
 
     @abstractmethod
     def _update(self, params: Params, total: Sums, knobs: Knobs) -> Params:
@@ -339,7 +338,7 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         for begin in range(0, len(X), BLOCK):
             rows = slice(begin, min(begin + BLOCK, len(X)))
             Y = X[rows]
-            yield rows, self._local(self._params, Y, knobs, np.ones(len(Y), bool))
+            yield rows, self._local(self._params, Y, knobs)
 
 
 def within(units: int, gamma: int, rate: float) -> float:
