@@ -55,7 +55,9 @@ def axe_finds(page: Page) -> list[str]:
 def started(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A verb that serves the page, and where."""
     asked = [sys.executable, "-m", "lightwork", *words]
-    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         try:
             assert process.stderr is not None
             said = ""

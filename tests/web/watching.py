@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+from browsing import started
 
 from lightwork.runtime import Kernel, Sleep, Trace, WallClock
 from lightwork.runtime.actors import Actors
@@ -56,23 +55,11 @@ def of_thinkers(num: int, ask: Callable[[httpx.Client, list[Any]], T]) -> tuple[
 @contextmanager
 def simulating(game: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """`lightwork simulate` with a page, and who asks it."""
-    asked = [sys.executable, "-m", "lightwork", "simulate", str(game), "--page", "0", *words]
-    with subprocess.Popen(
-        asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            assert process.stderr is not None
-            said = ""
-            for line in process.stderr:
-                said += line
-                if found := re.search(r"(http://127\.0\.0\.1:\d+)/ui", line):
-                    break
-            else:
-                raise AssertionError(said)
-            with httpx.Client(base_url=found[1], timeout=MINUTE_S) as client:
-                yield process, client
-        finally:
-            process.kill()
+    with (
+        started("simulate", str(game), "--page", "0", *words) as (process, address),
+        httpx.Client(base_url=address, timeout=MINUTE_S) as client,
+    ):
+        yield process, client
 
 
 def until(client: httpx.Client, enough: Callable[[dict[str, Any]], bool], path: str = "/ui/agents") -> Any:
