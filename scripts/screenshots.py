@@ -8,6 +8,7 @@ server with requests under way, in a headless Chromium (found on PATH).
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 from rich.console import Console
@@ -39,6 +41,24 @@ VERBS = {
     "agent": ["agent", "--tools", "world:2"],
     "learn": ["learn", "fit", "bars", "--model", "BSC"],
 }
+GAME = {
+    "game": "numbers",
+    "rounds": 1000,
+    "thinks_s": 1.0,
+    "population": {
+        "total_num": 20_000,
+        "distributions": [
+            {
+                "name": "thinking",
+                "categories": [
+                    {"category_name": f"{level} steps", "percentage": 25, "attributes": {"level": level}}
+                    for level in (0, 1, 2, 3)
+                ],
+            }
+        ],
+    },
+}
+"""Who plays while the page of a population is drawn."""
 
 
 def printed(arguments: list[str]) -> str:
@@ -103,6 +123,34 @@ def page_pictures() -> None:
         browser.close()
 
 
+def population_picture() -> None:
+    """The page of a population on two processes, one agent of which is looked at."""
+    from playwright.sync_api import sync_playwright
+
+    with TemporaryDirectory() as folder, sync_playwright() as started:
+        game = Path(folder) / "game.json"
+        game.write_text(json.dumps(GAME), encoding="utf-8")
+        command = [sys.executable, "-m", "lightwork", "simulate", str(game), "--place", "process:2", "--page"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        try:
+            assert process.stderr is not None
+            url = next(line.split()[0] for line in process.stderr if "/ui" in line)
+            browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            page = browser.new_page(color_scheme="light", viewport={"width": 1280, "height": 1250})
+            page.goto(url)
+            page.click("#agents-more summary")
+            page.wait_for_selector("#agents-round-table tbody tr:nth-child(8)")
+            page.click("#agents-listed tbody tr:nth-child(3)")
+            page.wait_for_selector("#agents-one td")
+            page.wait_for_selector("#agents-slowest tbody tr")
+            page.evaluate("scrollTo(0, 0)")
+            page.screenshot(path=PICTURES / "agents-page.png")
+            browser.close()
+        finally:
+            process.kill()
+            process.wait()
+
+
 def ask(url: str, number: int) -> httpx.Response:
     """One of many prompts, of its own length."""
     body = {"model": "tiny:llama", "prompt": "one two three " * (3 + 5 * number), "max_tokens": 12 + number}
@@ -112,6 +160,7 @@ def ask(url: str, number: int) -> httpx.Response:
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     page_pictures()
+    population_picture()
     for name, arguments in VERBS.items():
         terminal_picture(name, arguments)
 
