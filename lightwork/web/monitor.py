@@ -114,16 +114,21 @@ class Monitor:
             say(f"{self.url}/ui   ends with {'Ctrl-C' if self.stays else 'the run'}")
             try:
                 done = self._run(main)
-            finally:
-                self.ended = True
-                self._see_here()
-                self.ring.add("stats", _without_rounds(self._overview()))
-                self.ring.add("end", {})
-            if self.stays:
-                say("the run is over   Ctrl-C ends its page")
-                with suppress(KeyboardInterrupt):
+            except BaseException:
+                self._end()
+                raise
+            with suppress(KeyboardInterrupt):
+                self._end()
+                if self.stays:
+                    say("the run is over   Ctrl-C ends its page")
                     self._stay()
             return done
+
+    def _end(self) -> None:
+        self.ended = True
+        self._see_here()
+        self.ring.add("stats", _without_rounds(self._overview()))
+        self.ring.add("end", {})
 
     def _run(self, main: Coroutine[Any, Any, T]) -> T:
         kernel = self._actors.kernel
@@ -148,7 +153,8 @@ class Monitor:
             self._actors.kernel.run()
 
     def _wait_for_page(self) -> None:
-        self._posted.wait()
+        while not self._posted.wait(PERIOD_S):
+            pass  # a Ctrl-C that came just before the wait is heard now
         self._posted.clear()
 
     def _see_here(self) -> None:

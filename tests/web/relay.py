@@ -34,6 +34,8 @@ class Relay:
 
     def close(self) -> None:
         self.cut()
+        for line in self._lines:
+            line.close()
         self._listener.close()
 
     def _accept(self) -> None:
