@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,9 +56,12 @@ def axe_finds(page: Page) -> list[str]:
 def started(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A verb that serves the page, and where."""
     asked = [sys.executable, "-m", "lightwork", *words]
+    # A job in the background ignores Ctrl-C, and so do its children, unless somebody listens when they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
+        signal.signal(signal.SIGINT, before)
         try:
             assert process.stderr is not None
             said = ""
