@@ -73,7 +73,7 @@ class Knobs(NamedTuple):
 
 class Local(NamedTuple):
     """What an E-step finds in some rows. sums: over the rows that are kept. evidence: log of the sum over
-    states, [N]. means: posterior, [N, H]; rows that are not kept are zero. chosen: candidates, [N, H'].
+    states, [N]. means: posterior, [N, H]. chosen: candidates, [N, H'].
     """
 
     sums: dict[str, Floats]
