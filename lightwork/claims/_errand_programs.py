@@ -6,18 +6,15 @@ Thoughts, calls and answers are of the length that they have here in English; a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from lightwork.agents.chat_model import ChatModel, ChatRequest, ToolCall, Usage
-from lightwork.agents.context import Context
-from lightwork.agents.policies import Policy, call_text
-from lightwork.agents.profile_model import Profile, ProfileModel
+from lightwork.agents.chat_model import ChatRequest, ToolCall, Usage
+from lightwork.agents.policies import call_text
+from lightwork.agents.profile_model import Profile
 from lightwork.agents.programs import Program
 from lightwork.agents.programs.react import React
-from lightwork.agents.tool import Tool, Toolbox
 from lightwork.agents.trajectories import FINISH
-from lightwork.runtime.kernel import Kernel
+from lightwork.claims._profiled import ran, tool
 from lightwork.runtime.trace import Trace
 
 THOUGHT = "I look up {} next."
@@ -82,27 +79,20 @@ def run(
     program: Program, errand: Errand, profile: Profile, tool_s: float, trace: Trace | None = None
 ) -> Spent:
     """One run in virtual time. tool_s: what a call takes. trace: gets its turns and calls."""
-    kernel = Kernel(trace=trace)
-    policies: Mapping[str, Policy] = {"": errand.call, "planner": errand.plan, "joiner": errand.join}
-    models = {role: ProfileModel(kernel, profile, said) for role, said in policies.items()}
-    toolbox = Toolbox.of(
-        kernel,
-        [
-            _tool(
-                "search", "Looks it up in an encyclopedia.", lambda query: query.ljust(PARAGRAPH, "."), tool_s
-            ),
-            _tool("calculate", "Calculates.", lambda what, context: ENTITY.format(1), tool_s),
-        ],
+
+    def search(query: str) -> str:
+        return query.ljust(PARAGRAPH, ".")
+
+    def calculate(what: str, context: str) -> str:
+        return ENTITY.format(1)
+
+    tools = (
+        tool(search, "Looks it up in an encyclopedia.", tool_s),
+        tool(calculate, "Calculates.", tool_s),
     )
-    talking: Mapping[str, ChatModel] = models
-    result = kernel.run(program.run(Context(kernel, talking, toolbox), errand.question))
-    assert result.answer
-    assert len(result.observations) == errand.searches + errand.calculates
-    cost = sum(model.cost for model in models.values())
-    return Spent(kernel.now(), cost, result.usage, result.turns)
-
-
-def _tool(name: str, description: str, fn: Callable[..., str], cost_s: float) -> Tool:
-    properties = {key: {"type": "string"} for key in fn.__code__.co_varnames}
-    parameters = {"type": "object", "properties": properties, "required": [*properties]}
-    return Tool(name=name, description=description, parameters=parameters, fn=fn, cost_s=cost_s)
+    said = {"": errand.call, "planner": errand.plan, "joiner": errand.join}
+    done = ran(program, errand.question, profile, said, lambda kernel, models: tools, trace=trace)
+    assert done.result.answer
+    assert len(done.result.observations) == errand.searches + errand.calculates
+    cost = sum(model.cost for model in done.models.values())
+    return Spent(done.seconds, cost, done.result.usage, done.result.turns)

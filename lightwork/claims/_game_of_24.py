@@ -12,15 +12,16 @@ next are not known before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lightwork.agents.chat_model import ChatModel, ChatRequest, Message
+from lightwork.agents.chat_model import ChatRequest, Message
 from lightwork.agents.context import Budget, Context, Result
 from lightwork.agents.policies import Policy
-from lightwork.agents.profile_model import CHARS_PER_TOKEN, Profile, ProfileModel
+from lightwork.agents.profile_model import CHARS_PER_TOKEN, Profile
 from lightwork.agents.programs import Program
-from lightwork.agents.tool import Tool, Toolbox
+from lightwork.agents.tool import Tool
+from lightwork.claims._profiled import Models, ran, tool
 from lightwork.runtime.kernel import Kernel
 
 LEVELS = ((1, 9), (5, 26), (5, 16), (5, 19))
@@ -93,11 +94,13 @@ class Puzzle:
 
 def puzzle(program: Program, profile: Profile) -> Puzzle:
     """One in virtual time."""
-    kernel = Kernel()
-    policies: Mapping[str, Policy] = {"": says, "planner": plans, "joiner": joins}
-    models = {role: ProfileModel(kernel, profile, said) for role, said in policies.items()}
-    asked: Mapping[str, ChatModel] = models
+    said: Mapping[str, Policy] = {"": says, "planner": plans, "joiner": joins}
+    done = ran(program, "4 5 6 10", profile, said, _tools, budget=Budget(turns=1000, calls=1000))
+    assert done.result.answer == THOUGHT
+    return Puzzle(done.seconds, done.models[""].turns)
 
+
+def _tools(kernel: Kernel, models: Models) -> list[Tool]:
     async def propose(state: str, number: int) -> str:
         await models[""].stream(proposing(number)).reply()
         return THOUGHT
@@ -109,23 +112,4 @@ def puzzle(program: Program, profile: Profile) -> Puzzle:
     async def keep(judged: list[str]) -> str:
         return THOUGHT
 
-    given: Mapping[Callable[..., object], str] = {
-        propose: "state number",
-        judge: "thoughts number",
-        keep: "judged",
-    }
-    tools = [
-        Tool(
-            name=fn.__name__,
-            description="",
-            parameters={"type": "object", "properties": {name: {} for name in names.split()}},
-            fn=fn,
-        )
-        for fn, names in given.items()
-    ]
-    budget = Budget(turns=1000, calls=1000)
-    result: Result = kernel.run(
-        program.run(Context(kernel, asked, Toolbox.of(kernel, tools), budget), "4 5 6 10")
-    )
-    assert result.answer == THOUGHT
-    return Puzzle(kernel.now(), models[""].turns)
+    return [tool(propose), tool(judge), tool(keep)]

@@ -167,7 +167,7 @@ def slabs(
     inner_NH: Floats,
     gram_HH: Floats,
     mean_H: Floats,
-    root_H: Floats,
+    psi: Floats,
     prior_H: Floats,
     chosen_NP: NDArray[np.int32],
     table: States,
@@ -175,45 +175,31 @@ def slabs(
     evidence_N: Floats,
     found: Found = NOTHING,
 ) -> None:
-    """Units that are off, or on with a normal strength: y ~ N(sum s_h z_h W_h, I), z_h ~ N(mean_h, root_h²).
+    """Units that are off, or on with a normal strength: y ~ N(sum s_h z_h W_h, I), z ~ N(mean, psi).
 
-    inner_NH: y W; gram_HH: W^T W, both of rows and components divided by the noise. With a_h = root_h W_h,
-    M = I + a^T a over the active units and v = a^T (y - W mean):
+    inner_NH: y W; gram_HH: W^T W, both of rows and components divided by the noise. psi: variances [H], or a
+    covariance [H, H]. Of variances, with a_h = psi_h^1/2 W_h, M = I + a^T a over the active units and
+    v = a^T (y - W mean):
 
         log N(y) = -(log |M| + |y - W mean|² - v^T M^-1 v) / 2 + constant
 
-    and z has mean mean + root M^-1 v and covariance root M^-1 root. M's Cholesky factor grows by a row from a
-    state to its children.
+    and z has mean mean + psi^1/2 M^-1 v and covariance psi^1/2 M^-1 psi^1/2. M's Cholesky factor grows by a
+    row from a state to its children. Of a covariance, z of the active units S has (1 + psi_SS G_SS)^-1 psi_SS,
+    by elimination for each state: nothing of it grows.
 
     stats: means <s z> [N, H]; then, added up: <s> [H], and <(s z)(s z)^T>, <(s z) s^T>, <s s^T> [H, H].
     evidence_N: relative to the empty state.
     """
-    _compiled("slab_loops").slabs(
-        inner_NH, gram_HH, mean_H, root_H, prior_H, chosen_NP, table.parent, table.unit, table.depth,
+    loops = _compiled("slab_loops")
+    if psi.ndim == 2:
+        loops.joint_slabs(
+            inner_NH, gram_HH, mean_H, psi, prior_H, chosen_NP, table.depth, table.path, *stats, evidence_N,
+            found,
+        )  # fmt: skip
+        return
+    loops.slabs(
+        inner_NH, gram_HH, mean_H, np.sqrt(psi), prior_H, chosen_NP, table.parent, table.unit, table.depth,
         table.path, *stats, evidence_N, found,
-    )  # fmt: skip
-
-
-def joint_slabs(
-    inner_NH: Floats,
-    gram_HH: Floats,
-    mean_H: Floats,
-    psi_HH: Floats,
-    prior_H: Floats,
-    chosen_NP: NDArray[np.int32],
-    table: States,
-    stats: tuple[Floats, ...],
-    evidence_N: Floats,
-    found: Found = NOTHING,
-) -> None:
-    """As slabs, of strengths that vary together: of active units S, z_S ~ N(mean_S, psi_SS).
-
-    z then has covariance (1 + psi_SS G_SS)^-1 psi_SS, by elimination for each state: nothing of it grows from
-    a state to its children as M's factor does.
-    """
-    _compiled("slab_loops").joint_slabs(
-        inner_NH, gram_HH, mean_H, psi_HH, prior_H, chosen_NP, table.depth, table.path, *stats,
-        evidence_N, found,
     )  # fmt: skip
 
 

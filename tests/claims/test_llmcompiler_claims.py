@@ -30,6 +30,7 @@ from lightwork.claims._game_of_24 import (
 )
 from lightwork.claims._planners import DRAFTS, Score, over_http, truth
 from lightwork.claims._trained_planner import BATCH, Phase, chats, start, train
+from lightwork.claims._web_shop import PAGE_S, TreeSearch, bought, searched
 from lightwork.claims.llmcompiler import CALLS, COMPILER, MOVIE, PLANS, REACT, World, gpt, llama
 from lightwork.models import load
 from lightwork.serve.plan import Plan
@@ -72,6 +73,16 @@ def test_plans_of_the_game_ask_as_often_as_the_tree_and_a_level_at_once() -> Non
     # of each level: a plan, what is proposed, what is judged, and what is made of it
     assert puzzle(PLANS, one_each) == Puzzle(seconds=4 * len(LEVELS), asked=asked)
     assert tokens_written() == pytest.approx(5479, rel=0.05)
+
+
+def test_a_tree_search_asks_as_its_log_does_and_plans_open_all_products_at_once() -> None:
+    one_each = Profile(ttft_s=1.0)
+    asked, pages = 5 + 13, 30
+    assert bought(TreeSearch(1), one_each) == pytest.approx(asked + pages * PAGE_S)
+    assert bought(TreeSearch(3), one_each) == pytest.approx(3 * (asked + pages * PAGE_S))
+    assert searched(one_each) == pytest.approx((0.38 + 0.62 * 30) * (asked + pages * PAGE_S))
+    # two plans and what is made of each; a search, then ten pages at once
+    assert bought(COMPILER, one_each) == pytest.approx(4 + 2 * PAGE_S)
 
 
 def tokens_written() -> int:

@@ -261,6 +261,12 @@ def test_values_without_zero_or_with_twins_are_refused(values: tuple[float, ...]
         DSC(4, values=values).fit(bars(DSC, 20, 0)[0])
 
 
+@pytest.mark.parametrize(("name", "form"), [("noise", "round"), ("strengths", "scalar")])
+def test_forms_that_are_none_are_refused(name: str, form: str) -> None:
+    with pytest.raises(RangeError, match=f"{name}='{form}'"):
+        GSC(4, **{name: form}).fit(bars(GSC, 20, 0)[0])
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_rows_of_zeros_and_more_units_than_causes_leave_finite_parameters(model: type[SparseCoder]) -> None:
     X = np.concatenate([np.zeros((20, 9)), bars(model, 30, 0, size=3)[0]])

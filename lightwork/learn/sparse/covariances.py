@@ -1,4 +1,8 @@
-"""Noise of three forms, which sigma's shape tells: a deviation (), one a number [D], a covariance [D, D]."""
+"""Noise and strengths of several forms, which shapes tell.
+
+sigma, the noise: a deviation (), one for each number [D], or a covariance [D, D]. psi, of strengths:
+variances [H], or a covariance [H, H].
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightwork.errors import RangeError
 from lightwork.learn.shards import Sums
 
 Floats = NDArray[Any]
+
+
+def noise_of(form: str, deviation: Floats, dimensions: int) -> Floats:
+    """Noise of this form, all numbers alike. Raises RangeError for another form."""
+    match form:
+        case "scalar":
+            return deviation
+        case "diagonal":
+            return np.full(dimensions, deviation)
+        case "full":
+            result: Floats = deviation**2 * np.eye(dimensions)
+            return result
+    raise RangeError(f"noise={form!r}", expected="scalar, diagonal or full")
+
+
+def strengths_of(form: str, variance: float, units: int) -> Floats:
+    """Strengths of this form, all units alike. Raises RangeError for another form."""
+    if form not in ("diagonal", "full"):
+        raise RangeError(f"strengths={form!r}", expected="diagonal or full")
+    variances = np.full(units, variance)
+    return np.diag(variances) if form == "full" else variances
 
 
 def coloured(white: Floats, spread: Floats) -> Floats:
@@ -46,7 +72,7 @@ def scatter(rows: Floats, sigma: Floats) -> Floats:
     return result
 
 
-def residual(sigma: Floats, W: Floats, total: Sums, least: float) -> Floats:
+def noise_left(sigma: Floats, W: Floats, total: Sums, least: float) -> Floats:
     """The noise that components W [H, D] leave, in the form of the one before; variances of at least so much.
 
     total: of the rows kept, square (sum |y|²) or scatter, outer (sum <s> y^T) and squares (sum <s s^T>).
@@ -62,3 +88,18 @@ def residual(sigma: Floats, W: Floats, total: Sums, least: float) -> Floats:
         spread = np.array((float(total["square"]) + left.sum()) / (kept * len(left)))
     result: Floats = np.sqrt(np.maximum(spread, least))
     return result
+
+
+def strengths_left(psi: Floats, mu: Floats, total: Sums, dead: float, least: float) -> Floats:
+    """How strengths vary about mu [H], in the form of psi; variances of at least so much.
+
+    total: of the rows kept, squares (sum <sz sz^T>), cross (sum <sz s^T>) and pairs (sum <s s^T>). Units that
+    are expected together in fewer rows than dead times those keep what they had.
+    """
+    pairs, cross = total["pairs"], total["cross"] * mu
+    spread = total["squares"] - cross - cross.T + np.outer(mu, mu) * pairs
+    if psi.ndim == 1:
+        spread, pairs = np.diag(spread), np.diag(pairs)
+    seen = pairs >= dead * float(total["kept"])
+    new: Floats = np.where(seen, spread / np.where(seen, pairs, 1.0), psi)
+    return np.maximum(new, least) if psi.ndim == 1 else positive(new, least)

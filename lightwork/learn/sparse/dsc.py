@@ -10,44 +10,22 @@ Source: Exarchakis and Lücke, "Discrete Sparse Coding" (Neural Computation 29, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from lightwork.errors import RangeError
-from lightwork.learn.schedules import Schedule
 from lightwork.learn.shards import Sums
 from lightwork.learn.sparse.linear import Linear
 from lightwork.learn.sparse.truncated_em import LEAST, Floats, Knobs, Params
-from lightwork.runtime.progress import Progress
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class DSC(Linear):
     """See SparseCoder. values: of a unit; 0 is among them. prior_: [V], of each but 0, in their order."""
 
-    def __init__(
-        self,
-        n_components: int = 8,
-        *,
-        values: Sequence[float] = (0.0, 1.0, 2.0),
-        n_candidates: int | None = None,
-        n_active: int | None = None,
-        max_iter: int = 50,
-        temperature: Schedule | None = None,
-        cut: Schedule = ((0.0, 0.0), (0.66, 1.0)),
-        partial: Schedule = 1.0,
-        jitter: Mapping[str, Schedule] | None = None,
-        n_jobs: int = 1,
-        random_state: Any = None,
-        progress: Progress | None = None,
-    ) -> None:
-        super().__init__(
-            n_components, n_candidates=n_candidates, n_active=n_active, max_iter=max_iter,
-            temperature=temperature, cut=cut, partial=partial, jitter=jitter, n_jobs=n_jobs,
-            random_state=random_state, progress=progress,
-        )  # fmt: skip
-        self.values = values
+    values: Sequence[float] = (0.0, 1.0, 2.0)
 
     def _values(self) -> tuple[float, ...]:
         values = [float(value) for value in self.values]

@@ -17,17 +17,16 @@ equations 8 to 20.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from math import log, pi
 from typing import Any, Literal
 
 import numpy as np
 
-from lightwork.errors import RangeError
-from lightwork.kernels.truncated import NOTHING, Found, best, joint_slabs, slabs, states
-from lightwork.learn.schedules import Schedule
+from lightwork.kernels.truncated import NOTHING, Found, best, slabs, states
 from lightwork.learn.shards import Sums
-from lightwork.learn.sparse.covariances import coloured, log_root, positive, residual, scatter, whitened
+from lightwork.learn.sparse import covariances
+from lightwork.learn.sparse.covariances import coloured, log_root, positive, whitened
 from lightwork.learn.sparse.truncated_em import (
     DEAD,
     LEAST,
@@ -39,9 +38,9 @@ from lightwork.learn.sparse.truncated_em import (
     solved,
     start_components,
 )
-from lightwork.runtime.progress import Progress
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class GSC(SparseCoder):
     """See SparseCoder. noise: scalar, diagonal or full, Sigma. strengths: diagonal or full, Psi.
 
@@ -50,95 +49,55 @@ class GSC(SparseCoder):
     [D, D]. Above T = 1, full noise is apt to take all that varies for noise: give temperature=1.0.
     """
 
-    def __init__(
-        self,
-        n_components: int = 8,
-        *,
-        noise: Literal["scalar", "diagonal", "full"] = "scalar",
-        strengths: Literal["diagonal", "full"] = "diagonal",
-        n_candidates: int | None = None,
-        n_active: int | None = None,
-        max_iter: int = 50,
-        temperature: Schedule | None = None,
-        cut: Schedule = ((0.0, 0.0), (0.66, 1.0)),
-        partial: Schedule = 1.0,
-        jitter: Mapping[str, Schedule] | None = None,
-        n_jobs: int = 1,
-        random_state: Any = None,
-        progress: Progress | None = None,
-    ) -> None:
-        super().__init__(
-            n_components, n_candidates=n_candidates, n_active=n_active, max_iter=max_iter,
-            temperature=temperature, cut=cut, partial=partial, jitter=jitter, n_jobs=n_jobs,
-            random_state=random_state, progress=progress,
-        )  # fmt: skip
-        self.noise = noise
-        self.strengths = strengths
+    noise: Literal["scalar", "diagonal", "full"] = "scalar"
+    strengths: Literal["diagonal", "full"] = "diagonal"
 
     def _start(self, X: Floats, rng: np.random.RandomState) -> Params:
-        """Raises RangeError for a noise or strengths of another form."""
-        if self.noise not in ("scalar", "diagonal", "full") or self.strengths not in ("diagonal", "full"):
-            raise RangeError(
-                f"noise={self.noise!r}, strengths={self.strengths!r}",
-                expected="noise scalar, diagonal or full; strengths diagonal or full",
-            )
-        units, dimensions = self.n_components, X.shape[1]
+        units = self.n_components
         W, sigma = start_components(X, units, rng)
-        forms = {"diagonal": np.full(dimensions, sigma), "full": sigma**2 * np.eye(dimensions)}
-        psi = np.full(units, 0.25)
         return {
             "W": W,
-            "sigma": forms.get(self.noise, sigma),
+            "sigma": covariances.noise_of(self.noise, sigma, X.shape[1]),
             "prior": np.full(units, 1.0 / (units + 1)),
             "mu": np.ones(units),
-            "psi": np.diag(psi) if self.strengths == "full" else psi,
+            "psi": covariances.strengths_of(self.strengths, 0.25, units),
         }
 
     def _active_rate(self, params: Params) -> float:
         return float(params["prior"].mean())
 
     def _local(self, params: Params, Y: Floats, knobs: Knobs, found: Found = NOTHING) -> Local:
-        sigma, dimensions = params["sigma"], Y.shape[1]
+        sigma, mean, psi, prior = (params[name] for name in ("sigma", "mu", "psi", "prior"))
         W, scaled = (whitened(rows, sigma) * knobs.beta**0.5 for rows in (params["W"], Y))
-        inner, gram, units = scaled @ W.T, W @ W.T, self.n_components
-        mean, psi, prior = params["mu"], params["psi"], params["prior"]
+        inner, gram, dimensions = scaled @ W.T, W @ W.T, Y.shape[1]
         ratio_H = knobs.beta_prior * (np.log(prior) - np.log1p(-prior))
         variances = np.diag(psi) if psi.ndim == 2 else psi
         chosen = best(_alone(inner, np.diag(gram), mean, variances, ratio_H), knobs.candidates)
         means, evidence = np.zeros_like(inner), np.empty(len(Y))
-        names, shapes = ("active", "squares", "cross", "pairs"), ((units,), *[(units, units)] * 3)
-        sums: dict[str, Any] = {name: np.zeros(shape) for name, shape in zip(names, shapes, strict=True)}
-        table, stats = states(knobs.candidates, knobs.gamma, 1), (means, *sums.values())
-        if psi.ndim == 2:
-            joint_slabs(inner, gram, mean, psi, ratio_H, chosen, table, stats, evidence, found)
-        else:
-            slabs(inner, gram, mean, np.sqrt(psi), ratio_H, chosen, table, stats, evidence, found)
+        sums: dict[str, Any] = {"active": np.zeros(len(W))}
+        sums |= {name: np.zeros_like(gram) for name in ("squares", "cross", "pairs")}
+        table = states(knobs.candidates, knobs.gamma, 1)
+        slabs(inner, gram, mean, psi, ratio_H, chosen, table, (means, *sums.values()), evidence, found)
         constant = knobs.beta_prior * np.log1p(-prior).sum() - log_root(sigma, dimensions)
         constant += 0.5 * dimensions * log(knobs.beta / (2 * pi))
         evidence += constant - 0.5 * np.einsum("nd,nd->n", scaled, scaled)
         sums |= {"outer": means.T @ Y, "means": means.sum(0)}
         if sigma.ndim > 0:
-            sums["scatter"] = scatter(Y, sigma)
+            sums["scatter"] = covariances.scatter(Y, sigma)
         return Local(sums, evidence, means, chosen)
 
     def _update(self, params: Params, total: Sums, knobs: Knobs) -> Params:
-        kept, active, squares = float(total["kept"]), total["active"], total["squares"]
-        W = solved(squares, total["outer"])
-        dead = active < DEAD * kept
+        kept, active = float(total["kept"]), total["active"]
+        W, dead = solved(total["squares"], total["outer"]), active < DEAD * kept
         W[dead] = params["W"][dead]
         mu = np.where(dead, params["mu"], total["means"] / np.maximum(active, LEAST * LEAST))
-        prior = np.clip(active / kept, LEAST, 1 - LEAST)
-        psi, sigma = self._update_psi(params["psi"], mu, total), residual(params["sigma"], W, total, LEAST**2)
-        return {"W": W, "sigma": sigma, "prior": prior, "mu": mu, "psi": psi}
-
-    def _update_psi(self, psi: Floats, mu: Floats, total: Sums) -> Floats:
-        pairs, cross = total["pairs"], total["cross"] * mu
-        spread = total["squares"] - cross - cross.T + np.outer(mu, mu) * pairs
-        seen = pairs >= DEAD * float(total["kept"])
-        if psi.ndim == 1:
-            spread, pairs, seen = np.diag(spread), np.diag(pairs), np.diag(seen)
-        new: Floats = np.where(seen, spread / np.where(seen, pairs, 1.0), psi)
-        return np.maximum(new, LEAST) if psi.ndim == 1 else positive(new, LEAST)
+        return {
+            "W": W,
+            "sigma": covariances.noise_left(params["sigma"], W, total, LEAST**2),
+            "prior": np.clip(active / kept, LEAST, 1 - LEAST),
+            "mu": mu,
+            "psi": covariances.strengths_left(params["psi"], mu, total, DEAD, LEAST),
+        }
 
     def _within_bounds(self, params: Params) -> Params:
         sigma, bounded = params["sigma"], super()._within_bounds(params)

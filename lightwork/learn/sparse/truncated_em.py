@@ -19,8 +19,9 @@ from __future__ import annotations
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator, Mapping
 from copy import copy
+from dataclasses import KW_ONLY, dataclass
 from math import ceil, comb, log, pi
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,7 @@ class Local(NamedTuple):
     chosen: NDArray[np.int32]
 
 
+@dataclass(eq=False, repr=False)
 class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     """n_components: units, H. n_candidates: H' of each row, None: 8 or all. n_active: gamma, None: 4 or all
     candidates. max_iter: iterations. temperature, cut: schedules; temperature None: the model's, `annealing`.
@@ -93,37 +95,23 @@ class SparseCoder(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     n_iter_.
     """
 
-    anneal_prior = False
-    """Whether T acts on the prior as well."""
-    annealing: Schedule = ((0.0, 5.0), (0.8, 1.0))
-    """Of T, unless another is given."""
+    n_components: int = 8
+    _: KW_ONLY
+    n_candidates: int | None = None
+    n_active: int | None = None
+    max_iter: int = 50
+    temperature: Schedule | None = None
+    cut: Schedule = ((0.0, 0.0), (0.66, 1.0))
+    partial: Schedule = 1.0
+    jitter: Mapping[str, Schedule] | None = None
+    n_jobs: int = 1
+    random_state: Any = None
+    progress: Progress | None = None
 
-    def __init__(
-        self,
-        n_components: int = 8,
-        *,
-        n_candidates: int | None = None,
-        n_active: int | None = None,
-        max_iter: int = 50,
-        temperature: Schedule | None = None,
-        cut: Schedule = ((0.0, 0.0), (0.66, 1.0)),
-        partial: Schedule = 1.0,
-        jitter: Mapping[str, Schedule] | None = None,
-        n_jobs: int = 1,
-        random_state: Any = None,
-        progress: Progress | None = None,
-    ) -> None:
-        self.n_components = n_components
-        self.n_candidates = n_candidates
-        self.n_active = n_active
-        self.max_iter = max_iter
-        self.temperature = temperature
-        self.cut = cut
-        self.partial = partial
-        self.jitter = jitter
-        self.n_jobs = n_jobs
-        self.random_state = random_state
-        self.progress = progress
+    anneal_prior: ClassVar[bool] = False
+    """Whether T acts on the prior as well."""
+    annealing: ClassVar[Schedule] = ((0.0, 5.0), (0.8, 1.0))
+    """Of T, unless another is given."""
 
     # -- what a model says
 
