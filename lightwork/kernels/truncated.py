@@ -184,8 +184,8 @@ def slabs(
         log N(y) = -(log |M| + |y - W mean|² - v^T M^-1 v) / 2 + constant
 
     and z has mean mean + psi^1/2 M^-1 v and covariance psi^1/2 M^-1 psi^1/2. M's Cholesky factor grows by a
-    row from a state to its children. Of a covariance, z of the active units S has (1 + psi_SS G_SS)^-1 psi_SS,
-    by elimination for each state: nothing of it grows.
+    row from a state to its children. Of a covariance, that of z over the active units S is
+    (1 + psi_SS G_SS)^-1 psi_SS, by elimination for each state: nothing of it grows.
 
     stats: means <s z> [N, H]; then, added up: <s> [H], and <(s z)(s z)^T>, <(s z) s^T>, <s s^T> [H, H].
     evidence_N: relative to the empty state.

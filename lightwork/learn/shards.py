@@ -135,6 +135,7 @@ class Placed:
         self._num_calls = 0
         self._places = actors.places[1:] or actors.places
         self._workers: list[Any] = [None] * len(shards)
+        self._losses = [0] * len(shards)  # of each one's place, when it was made
 
     async def run(self, method: str, *args: Any) -> Sums:
         if method not in self._continues:
@@ -161,8 +162,8 @@ class Placed:
 
     def close(self) -> None:
         """Let go of the shards; the places go on."""
-        for worker in self._workers:
-            if worker is not None and self._actors.desks[worker.place].lost is None:
+        for rank, worker in enumerate(self._workers):
+            if self._is_there(rank):
                 self._actors.kill(worker)
         self._workers = [None] * len(self._workers)
 
@@ -170,11 +171,12 @@ class Placed:
         """Make the actors that are not there; returns whether some were not. When all have answered, all
         places know where the others are."""
         actors, workers = self._actors, self._workers
-        missing = [i for i, w in enumerate(workers) if w is None or actors.desks[w.place].lost]
+        missing = [rank for rank in range(len(workers)) if not self._is_there(rank)]
         for rank in missing:
             place = self._places[rank % len(self._places)]
             place.restart()
-            workers[rank] = actors.create(Worker, rank, self._shards[rank], on=place)
+            worker = workers[rank] = actors.create(Worker, rank, self._shards[rank], on=place)
+            self._losses[rank] = actors.desks[worker.place].losses
         if missing:
             below = [
                 [workers[child] for child in children(rank, len(workers))] for rank in range(len(workers))
@@ -182,6 +184,11 @@ class Placed:
             met = [worker.meet(mine) for worker, mine in zip(workers, below, strict=True)]
             await actors.kernel.gather(*met)
         return bool(missing)
+
+    def _is_there(self, rank: int) -> bool:
+        """Whether it was made, and its place has not been lost since."""
+        worker = self._workers[rank]
+        return worker is not None and self._actors.desks[worker.place].losses == self._losses[rank]
 
 
 class Worker:

@@ -303,6 +303,7 @@ class Mesh:
     def lose(self, number: int, why: str) -> None:
         """What a place owned, held and wanted is lost."""
         peer = self.peers[number]
+        peer.losses += 1
         peer.lost = HostLostError(f"place {number} {why}", fix="restore its actors from what was saved")
         held = [answer for each in self._held.values() if (answer := each()) is not None]
         for answer in [*self.awaited.values(), *held, *peer.clear()]:

@@ -29,6 +29,7 @@ class Peer:
         self.messages = 0
         self.bytes = self.heard_bytes = 0
         self.lost: HostLostError | None = None
+        self.losses = 0
         self.line: Line | None = None
         self.outbox: list[tuple[int, list[Any]]] = []
         self.told = Tally(0, 0, 0, 0)

@@ -53,6 +53,7 @@ class Table:
         self.kernel: Kernel = actors.kernel
         self.number = number
         self.lost: HostLostError | None = None
+        self.losses = 0
         self.messages = 0
         self.bytes = 0
         self.rows: list[list[Any]] = [[] for _ in range(MAX_PLACES + 1)]

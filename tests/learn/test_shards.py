@@ -215,6 +215,31 @@ def test_a_killed_place_starts_again_and_knows_what_it_was_told(actors: Actors) 
     assert told == alone(main(Here(shards_of(4, 5, 6)), False))
 
 
+def test_a_killed_place_starts_again_for_all_that_have_shards_there(actors: Actors) -> None:
+    place: Any = actors.places[-1]
+    if not hasattr(place, "pid"):
+        pytest.skip("no process to be killed")
+
+    async def grown(map: Map) -> float:
+        return float((await map.run("grow"))["sum"])
+
+    async def main(maps: list[Map], kill: Callable[[], object]) -> list[float]:
+        told: list[float] = []
+        for map in maps:
+            await map.run("scale", 3.0)
+        for _ in range(3):
+            told += [await grown(map) for map in maps]
+            kill()
+            told += await actors.kernel.gather(*(actors.kernel.spawn(grown(map)) for map in maps))
+            kill()
+        return told
+
+    here = [Here(shards_of(4, 5, 6)) for _ in range(3)]
+    maps = [Placed(actors, shards_of(4, 5, 6)) for _ in range(3)]
+    told = actors.kernel.run(main([*maps], lambda: os.kill(place.pid, signal.SIGKILL)))
+    assert told == actors.kernel.run(main([*here], lambda: None))
+
+
 def test_a_place_that_is_lost_in_the_middle_of_a_call_repeats_it_alone(
     actors: Actors, tmp_path: Path
 ) -> None:

@@ -25,12 +25,14 @@ class Desk(Protocol):
     """The way to the actors of one place, as this process's Refs use it.
 
     number: of the place. messages, bytes: that went this way. lost: why there is none, if there is none.
+    losses: how often it was lost.
     """
 
     number: int
     messages: int
     bytes: int
     lost: HostLostError | None
+    losses: int
 
     def create(self, cls: type, args: tuple[Any, ...], key: str | int) -> int:
         """The id of a new actor."""
