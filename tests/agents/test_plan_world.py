@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightwork.agents.worlds import Episode
 from lightwork.agents.worlds.plan_world import (
     ENTITIES,
     Call,
@@ -76,14 +77,19 @@ def test_one_seed_one_episode_and_its_gold_is_judged_exact(seed: int, level: int
     assert verdict.answered
 
 
-@given(seeds, st.integers(2, 4))
-def test_questions_can_be_chosen_to_share_calls(seed: int, level: int) -> None:
-    rng, world = Random(seed), PlanWorld(shared=1.0)
-    asked = [world.sample(rng, one) for one in (1, level)]
-    num_asked = [len(re.findall(r"[a-z]+ of", one.question)) for one in asked]
-    num_planned = [one.gold.count("\n") for one in asked]
-    assert num_asked[0] == num_planned[0] == 1
-    assert num_asked[1] > num_planned[1]
+def test_questions_can_be_crowded() -> None:
+    def asked(crowded: float) -> list[Episode]:
+        rng, world = Random(0), PlanWorld(crowded=crowded)
+        return [world.sample(rng, level) for level in (2, 3, 4) for _ in range(100)]
+
+    def repeated(episodes: list[Episode]) -> int:
+        """How many have equal calls, which are planned once."""
+        return sum(len(re.findall("[a-z]+ of", one.question)) > one.gold.count("\n") for one in episodes)
+
+    some, few = asked(0.0), asked(1.0)
+    assert all(len(set(re.findall("e[0-9]+", one.question))) <= 3 for one in few)
+    assert repeated(few) > 1.5 * repeated(some)
+    assert len(few) - repeated(few) > 30  # by words or entities alone they cannot be told apart
 
 
 def test_only_the_first_prompt_of_a_dialogue_lists_the_tools() -> None:

@@ -29,12 +29,12 @@ from lightwork.claims._game_of_24 import (
     shares,
 )
 from lightwork.claims._planners import DRAFTS, Score, over_http, truth
-from lightwork.claims._trained_planner import BATCH, Phase, chats, start, train
+from lightwork.claims._trained_planner import AFTER, BATCH, chats, start, train
 from lightwork.claims._web_shop import PAGE_S, TreeSearch, bought, searched
 from lightwork.claims.llmcompiler import CALLS, COMPILER, MOVIE, PLANS, REACT, World, gpt, llama
 from lightwork.models import load
 from lightwork.serve.plan import Plan
-from lightwork.train.pretrain import Settings
+from lightwork.train.pretrain import Settings, predict
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,12 @@ def test_plans_over_http_are_the_same_with_drafts() -> None:
 
 
 def test_the_claims_planner_goes_on_from_the_built_in_one(tmp_path: Path) -> None:
-    spec, before = start()
-    train(tmp_path, [Phase(settings=Settings(steps=1, warmup_steps=1), shared=shared) for shared in (0, 0.5)])
+    built_in, (spec, before) = load("tiny:llama"), start()
+    assert spec.num_layers == built_in.spec.num_layers + len(AFTER)
+    batch = chats().batch()
+    told, same = predict(built_in.weights, built_in.spec, batch), predict(before, spec, batch)
+    assert told[0].equal(same[0])
+    train(tmp_path, Settings(steps=1, warmup_steps=1))
     after = load(str(tmp_path))
     assert after.spec.num_params == spec.num_params
     moved = (after.weights.embed - before.embed.detach()).abs().max()
@@ -116,7 +120,7 @@ def test_the_claims_planner_goes_on_from_the_built_in_one(tmp_path: Path) -> Non
 
 
 def test_its_chats_go_deeper_than_the_built_in_ones_and_name_no_held_out_tool() -> None:
-    made = chats(0, shared=0.0)
+    made = chats()
     rows = [row for _ in range(3) for row in made.batch().tokens_BT.tolist()]
     texts = "".join(words().decode_batch(rows))
     tools = re.findall(r"\n- [a-z]+ ([a-z]+)", texts)

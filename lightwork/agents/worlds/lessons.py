@@ -31,6 +31,7 @@ WORDS = [
 @dataclass(slots=True, kw_only=True)
 class Lessons:
     """Batches of one chat per sequence. top: the hardest level now, raised by whoever watches the score.
+    odds: of each level, in proportion; by default the hardest is drawn three times as often as each other.
 
     batch_size sequences of seq_len tokens; max_len: positions reach up to this.
     """
@@ -43,6 +44,7 @@ class Lessons:
     max_len: int = 2048
     gap_share: float = 0.1
     top: int = 1
+    odds: Sequence[int] = ()
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -58,8 +60,8 @@ class Lessons:
         )
 
     def _row(self) -> tuple[list[int], list[int], list[bool]]:
-        levels = range(1, self.top + 1)
-        drawn = self.rng.choices(levels, [3 if level == self.top else 1 for level in levels], k=10)
+        odds = self.odds or [1] * (self.top - 1) + [3]
+        drawn = self.rng.choices(range(1, len(odds) + 1), odds, k=10)
         tokens, scored, starts = chat(self.tokenizer, self.world.dialogue(self.rng, drawn))
         del tokens[self.seq_len :], scored[self.seq_len :]
         positions = list(range(len(tokens)))

@@ -79,14 +79,14 @@ class PlanWorld:
     """Questions of depth 1 to 6; the built-in models were trained on 1 to 3.
 
     split: held-out episodes only have tool names that never occur in training. min_tools, max_tools:
-    catalogue sizes. shared: this share of the questions deeper than 1 is drawn until two of its calls are
-    equal, which a plan calls once.
+    catalogue sizes. crowded: this share of the questions is about a few entities and by a few words, so that
+    many calls have one of them in common, and those that have both are equal, which a plan calls once.
     """
 
     split: Split = "train"
     min_tools: int = 8
     max_tools: int = 16
-    shared: float = 0.0
+    crowded: float = 0.0
 
     def sample(self, rng: Random, level: int) -> Episode:
         """One question about a fresh catalogue. Raises RangeError if level is not in 1..6."""
@@ -108,11 +108,9 @@ class PlanWorld:
         return episodes
 
     def _question(self, rng: Random, names: Mapping[str, str], level: int) -> Call:
-        question = draw(rng, names, level)
-        if self.shared and level > 1 and rng.random() < self.shared:
-            while not has_repeats(question):
-                question = draw(rng, names, level)
-        return question
+        if self.crowded and rng.random() < self.crowded:
+            return draw(rng, _few(rng, names), level, rng.sample(ENTITIES, rng.randint(1, 3)))
+        return draw(rng, names, level)
 
     def catalogue(self, rng: Random) -> dict[str, str]:
         """Description to name, shuffled. No two names begin alike."""
@@ -139,23 +137,34 @@ def is_held_out(name: str) -> bool:
     return hashlib.sha256(name.encode()).digest()[0] < HELD_OUT
 
 
-def draw(rng: Random, names: Mapping[str, str], level: int) -> Call:
+def _few(rng: Random, names: Mapping[str, str]) -> dict[str, str]:
+    """One to three attributes, and one or two of the others."""
+    few: dict[str, str] = {}
+    for words, most in ((ATTRIBUTES, 3), (RELATIONS, 2), (OPERATIONS, 2)):
+        there = [word for word in names if word in words]
+        few |= {word: names[word] for word in rng.sample(there, min(len(there), rng.randint(1, most)))}
+    return few
+
+
+def draw(rng: Random, names: Mapping[str, str], level: int, entities: Sequence[str] = ENTITIES) -> Call:
     """A random numeric question of exactly this depth."""
     attribute = rng.choice([w for w in names if w in ATTRIBUTES])
     if level == 1 or rng.random() < 0.35:
-        return Call(attribute, (_draw_entity(rng, names, level - 1),))
+        return Call(attribute, (_draw_entity(rng, names, level - 1, entities),))
     operation = rng.choice([w for w in names if w in OPERATIONS])
-    deep, other = draw(rng, names, level - 1), draw(rng, names, rng.randint(1, level - 1))
+    deep = draw(rng, names, level - 1, entities)
+    other = draw(rng, names, rng.randint(1, level - 1), entities)
     if rng.random() < 0.3:
         other = _share(rng, names, deep)
     args = (deep, other) if rng.random() < 0.5 else (other, deep)
     return Call(operation, args)
 
 
-def _draw_entity(rng: Random, names: Mapping[str, str], level: int) -> Call | str:
+def _draw_entity(rng: Random, names: Mapping[str, str], level: int, entities: Sequence[str]) -> Call | str:
     if level == 0:
-        return rng.choice(ENTITIES)
-    return Call(rng.choice([w for w in names if w in RELATIONS]), (_draw_entity(rng, names, level - 1),))
+        return rng.choice(entities)
+    relation = rng.choice([w for w in names if w in RELATIONS])
+    return Call(relation, (_draw_entity(rng, names, level - 1, entities),))
 
 
 def _share(rng: Random, names: Mapping[str, str], call: Call) -> Call:
@@ -190,12 +199,6 @@ def plan(call: Call, names: Mapping[str, str]) -> str:
         args = " ".join(f"${ids[a]}" if isinstance(a, Call) else a for a in c.args)
         lines.append(f"{ids[c]}. {c.word} {names[c.word]} {args}")
     return "\n".join([*lines, f"{len(ordered) + 1}. join()"])
-
-
-def has_repeats(call: Call) -> bool:
-    """Whether two of its calls are equal."""
-    calls = [*_post_order(call)]
-    return len(set(calls)) < len(calls)
 
 
 def _post_order(call: Call) -> Iterator[Call]:
