@@ -13,7 +13,7 @@ pytest.importorskip("httpx")
 pytest.importorskip("numba")
 
 from lightwork.agents.profile_model import Profile
-from lightwork.agents.worlds.plan_world import PlanWorld, is_held_out
+from lightwork.agents.worlds.plan_world import SYLLABLES, PlanWorld, is_held_out
 from lightwork.agents.worlds.score import write_plan
 from lightwork.claims import Lab, claims_of
 from lightwork.claims._agent_overhead import ANSWER, graph_run, small_run
@@ -29,7 +29,7 @@ from lightwork.claims._game_of_24 import (
     shares,
 )
 from lightwork.claims._planners import DRAFTS, Score, over_http, truth
-from lightwork.claims._trained_planner import AFTER, BATCH, chats, start, train
+from lightwork.claims._trained_planner import AFTER, BATCH, chats, shaken, start, train
 from lightwork.claims._web_shop import PAGE_S, TreeSearch, bought, searched
 from lightwork.claims.llmcompiler import CALLS, COMPILER, MOVIE, PLANS, REACT, World, gpt, llama
 from lightwork.models import load
@@ -117,6 +117,17 @@ def test_the_claims_planner_goes_on_from_the_built_in_one(tmp_path: Path) -> Non
     assert 1e-4 < float(moved) < 1e-2
     episode = PlanWorld(split="heldout").sample(Random(3), 1)
     assert write_plan(after.weights, after.spec, words(), episode.prompt) == episode.gold
+
+
+def test_syllables_have_noise_while_a_batch_is_learnt_from_and_none_afterwards() -> None:
+    embed = start()[1].embed.detach()
+    before, batches = embed.clone(), shaken(chats(), embed)
+    for _ in range(3):
+        next(batches)
+        moved = (embed != before).any(1).nonzero()[:, 0].tolist()
+        assert {words().id_to_token(i).strip("Ġ") for i in moved} == {*SYLLABLES}
+    batches.close()
+    assert (embed - before).abs().max() < 1e-5
 
 
 def test_its_chats_go_deeper_than_the_built_in_ones_and_name_no_held_out_tool() -> None:

@@ -39,6 +39,7 @@ OPERATIONS = ("sum", "difference", "product", "maximum", "minimum", "gap")
 SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in "aeiou")
 ENTITIES = tuple(f"e{i}" for i in range(60))
 MAX_LEVEL = 6
+SHARING = 0.3
 HELD_OUT = 64  # of 256 hash values: a quarter of all names
 LINE = re.compile(r"([1-9][0-9]{0,4})\. (?:(join\(\))|([a-z]+) ([a-z]+)((?: \$?[a-z0-9]+)+))")
 
@@ -79,14 +80,14 @@ class PlanWorld:
     """Questions of depth 1 to 6; the built-in models were trained on 1 to 3.
 
     split: held-out episodes only have tool names that never occur in training. min_tools, max_tools:
-    catalogue sizes. crowded: this share of the questions is about a few entities and by a few words, so that
-    many calls have one of them in common, and those that have both are equal, which a plan calls once.
+    catalogue sizes. sharing: how probable it is that the sides of an operation are made to have something in
+    common: equal calls, which a plan calls once, or calls with an argument in common.
     """
 
     split: Split = "train"
     min_tools: int = 8
     max_tools: int = 16
-    crowded: float = 0.0
+    sharing: float = SHARING
 
     def sample(self, rng: Random, level: int) -> Episode:
         """One question about a fresh catalogue. Raises RangeError if level is not in 1..6."""
@@ -101,16 +102,11 @@ class PlanWorld:
                 raise RangeError(
                     f"level {level} is unknown", expected=f"1 to {MAX_LEVEL}", fix="level 1, 2 or 3"
                 )
-            question = self._question(rng, names, level)
+            question = draw(rng, names, level, self.sharing)
             listed = [*names.items()] if not episodes else []
             asked = prompt(listed, english(question))
             episodes.append(episode(asked, names, question, Facts(rng.getrandbits(32))))
         return episodes
-
-    def _question(self, rng: Random, names: Mapping[str, str], level: int) -> Call:
-        if self.crowded and rng.random() < self.crowded:
-            return draw(rng, _few(rng, names), level, rng.sample(ENTITIES, rng.randint(1, 3)))
-        return draw(rng, names, level)
 
     def catalogue(self, rng: Random) -> dict[str, str]:
         """Description to name, shuffled. No two names begin alike."""
@@ -137,34 +133,24 @@ def is_held_out(name: str) -> bool:
     return hashlib.sha256(name.encode()).digest()[0] < HELD_OUT
 
 
-def _few(rng: Random, names: Mapping[str, str]) -> dict[str, str]:
-    """One to three attributes, and one or two of the others."""
-    few: dict[str, str] = {}
-    for words, most in ((ATTRIBUTES, 3), (RELATIONS, 2), (OPERATIONS, 2)):
-        there = [word for word in names if word in words]
-        few |= {word: names[word] for word in rng.sample(there, min(len(there), rng.randint(1, most)))}
-    return few
-
-
-def draw(rng: Random, names: Mapping[str, str], level: int, entities: Sequence[str] = ENTITIES) -> Call:
+def draw(rng: Random, names: Mapping[str, str], level: int, sharing: float = SHARING) -> Call:
     """A random numeric question of exactly this depth."""
     attribute = rng.choice([w for w in names if w in ATTRIBUTES])
     if level == 1 or rng.random() < 0.35:
-        return Call(attribute, (_draw_entity(rng, names, level - 1, entities),))
+        return Call(attribute, (_draw_entity(rng, names, level - 1),))
     operation = rng.choice([w for w in names if w in OPERATIONS])
-    deep = draw(rng, names, level - 1, entities)
-    other = draw(rng, names, rng.randint(1, level - 1), entities)
-    if rng.random() < 0.3:
+    deep = draw(rng, names, level - 1, sharing)
+    other = draw(rng, names, rng.randint(1, level - 1), sharing)
+    if rng.random() < sharing:
         other = _share(rng, names, deep)
     args = (deep, other) if rng.random() < 0.5 else (other, deep)
     return Call(operation, args)
 
 
-def _draw_entity(rng: Random, names: Mapping[str, str], level: int, entities: Sequence[str]) -> Call | str:
+def _draw_entity(rng: Random, names: Mapping[str, str], level: int) -> Call | str:
     if level == 0:
-        return rng.choice(entities)
-    relation = rng.choice([w for w in names if w in RELATIONS])
-    return Call(relation, (_draw_entity(rng, names, level - 1, entities),))
+        return rng.choice(ENTITIES)
+    return Call(rng.choice([w for w in names if w in RELATIONS]), (_draw_entity(rng, names, level - 1),))
 
 
 def _share(rng: Random, names: Mapping[str, str], call: Call) -> Call:
