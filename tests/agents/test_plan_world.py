@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightwork.agents.worlds import Episode
 from lightwork.agents.worlds.plan_world import (
     ENTITIES,
     Call,
@@ -77,16 +76,24 @@ def test_one_seed_one_episode_and_its_gold_is_judged_exact(seed: int, level: int
     assert verdict.answered
 
 
+@given(seeds, st.integers(2, 4))
+def test_questions_can_be_chosen_to_share_calls(seed: int, level: int) -> None:
+    rng, world = Random(seed), PlanWorld(shared=1.0)
+    asked = [world.sample(rng, one) for one in (1, level)]
+    num_asked = [len(re.findall(r"[a-z]+ of", one.question)) for one in asked]
+    num_planned = [one.gold.count("\n") for one in asked]
+    assert num_asked[0] == num_planned[0] == 1
+    assert num_asked[1] > num_planned[1]
+
+
 def test_the_sides_of_operations_can_be_made_to_share_more() -> None:
-    def asked(sharing: float) -> list[Episode]:
-        rng, world = Random(0), PlanWorld(sharing=sharing)
-        return [world.sample(rng, level) for level in (2, 3, 4) for _ in range(100)]
-
-    def repeated(episodes: list[Episode]) -> int:
+    def repeated(related: float) -> int:
         """How many have equal calls, which are planned once."""
-        return sum(len(re.findall("[a-z]+ of", one.question)) > one.gold.count("\n") for one in episodes)
+        rng, world = Random(0), PlanWorld(related=related)
+        asked = [world.sample(rng, level) for level in (2, 3, 4) for _ in range(100)]
+        return sum(len(re.findall("[a-z]+ of", one.question)) > one.gold.count("\n") for one in asked)
 
-    none, some, most = (repeated(asked(share)) for share in (0.0, 0.3, 0.9))
+    none, some, most = map(repeated, (0.0, 0.3, 0.9))
     assert none < some / 2
     assert most > 2 * some
 

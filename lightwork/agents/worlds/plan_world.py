@@ -39,7 +39,7 @@ OPERATIONS = ("sum", "difference", "product", "maximum", "minimum", "gap")
 SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in "aeiou")
 ENTITIES = tuple(f"e{i}" for i in range(60))
 MAX_LEVEL = 6
-SHARING = 0.3
+RELATED = 0.3
 HELD_OUT = 64  # of 256 hash values: a quarter of all names
 LINE = re.compile(r"([1-9][0-9]{0,4})\. (?:(join\(\))|([a-z]+) ([a-z]+)((?: \$?[a-z0-9]+)+))")
 
@@ -80,14 +80,16 @@ class PlanWorld:
     """Questions of depth 1 to 6; the built-in models were trained on 1 to 3.
 
     split: held-out episodes only have tool names that never occur in training. min_tools, max_tools:
-    catalogue sizes. sharing: how probable it is that the sides of an operation are made to have something in
-    common: equal calls, which a plan calls once, or calls with an argument in common.
+    catalogue sizes. shared: this share of the questions deeper than 1 is drawn until two of its calls are
+    equal, which a plan calls once. related: how probable it is that the sides of an operation are made to
+    have a call, or an argument, in common.
     """
 
     split: Split = "train"
     min_tools: int = 8
     max_tools: int = 16
-    sharing: float = SHARING
+    shared: float = 0.0
+    related: float = RELATED
 
     def sample(self, rng: Random, level: int) -> Episode:
         """One question about a fresh catalogue. Raises RangeError if level is not in 1..6."""
@@ -102,11 +104,18 @@ class PlanWorld:
                 raise RangeError(
                     f"level {level} is unknown", expected=f"1 to {MAX_LEVEL}", fix="level 1, 2 or 3"
                 )
-            question = draw(rng, names, level, self.sharing)
+            question = self._question(rng, names, level)
             listed = [*names.items()] if not episodes else []
             asked = prompt(listed, english(question))
             episodes.append(episode(asked, names, question, Facts(rng.getrandbits(32))))
         return episodes
+
+    def _question(self, rng: Random, names: Mapping[str, str], level: int) -> Call:
+        question = draw(rng, names, level, self.related)
+        if self.shared and level > 1 and rng.random() < self.shared:
+            while not has_repeats(question):
+                question = draw(rng, names, level, self.related)
+        return question
 
     def catalogue(self, rng: Random) -> dict[str, str]:
         """Description to name, shuffled. No two names begin alike."""
@@ -133,15 +142,15 @@ def is_held_out(name: str) -> bool:
     return hashlib.sha256(name.encode()).digest()[0] < HELD_OUT
 
 
-def draw(rng: Random, names: Mapping[str, str], level: int, sharing: float = SHARING) -> Call:
+def draw(rng: Random, names: Mapping[str, str], level: int, related: float = RELATED) -> Call:
     """A random numeric question of exactly this depth."""
     attribute = rng.choice([w for w in names if w in ATTRIBUTES])
     if level == 1 or rng.random() < 0.35:
         return Call(attribute, (_draw_entity(rng, names, level - 1),))
     operation = rng.choice([w for w in names if w in OPERATIONS])
-    deep = draw(rng, names, level - 1, sharing)
-    other = draw(rng, names, rng.randint(1, level - 1), sharing)
-    if rng.random() < sharing:
+    deep = draw(rng, names, level - 1, related)
+    other = draw(rng, names, rng.randint(1, level - 1), related)
+    if rng.random() < related:
         other = _share(rng, names, deep)
     args = (deep, other) if rng.random() < 0.5 else (other, deep)
     return Call(operation, args)
@@ -185,6 +194,12 @@ def plan(call: Call, names: Mapping[str, str]) -> str:
         args = " ".join(f"${ids[a]}" if isinstance(a, Call) else a for a in c.args)
         lines.append(f"{ids[c]}. {c.word} {names[c.word]} {args}")
     return "\n".join([*lines, f"{len(ordered) + 1}. join()"])
+
+
+def has_repeats(call: Call) -> bool:
+    """Whether two of its calls are equal."""
+    calls = [*_post_order(call)]
+    return len(set(calls)) < len(calls)
 
 
 def _post_order(call: Call) -> Iterator[Call]:
