@@ -207,7 +207,10 @@ class RayPeer:
         import ray
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(
+            num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False,
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+        )  # fmt: skip
         kind = ray.remote(num_cpus=0)(Adder)
         self.actors = [kind.remote(0) for _ in range(2)]
 
