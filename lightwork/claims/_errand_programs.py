@@ -14,7 +14,7 @@ from lightwork.agents.profile_model import Profile
 from lightwork.agents.programs import Program
 from lightwork.agents.programs.react import React
 from lightwork.agents.trajectories import FINISH
-from lightwork.claims._profiled import ran, tool
+from lightwork.claims._profiled import simulated_run, tool
 from lightwork.runtime.trace import Trace
 
 THOUGHT = "I look up {} next."
@@ -91,7 +91,7 @@ def run(
         tool(calculate, "Calculates.", tool_s),
     )
     said = {"": errand.call, "planner": errand.plan, "joiner": errand.join}
-    done = ran(program, errand.question, profile, said, lambda kernel, models: tools, trace=trace)
+    done = simulated_run(program, errand.question, profile, said, lambda kernel, models: tools, trace=trace)
     assert done.result.answer
     assert len(done.result.observations) == errand.searches + errand.calculates
     cost = sum(model.cost for model in done.models.values())

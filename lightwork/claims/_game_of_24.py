@@ -21,7 +21,7 @@ from lightwork.agents.policies import Policy
 from lightwork.agents.profile_model import CHARS_PER_TOKEN, Profile
 from lightwork.agents.programs import Program
 from lightwork.agents.tool import Tool
-from lightwork.claims._profiled import Models, ran, tool
+from lightwork.claims._profiled import Models, simulated_run, tool
 from lightwork.runtime.kernel import Kernel
 
 LEVELS = ((1, 9), (5, 26), (5, 16), (5, 19))
@@ -95,7 +95,7 @@ class Puzzle:
 def puzzle(program: Program, profile: Profile) -> Puzzle:
     """One in virtual time."""
     said: Mapping[str, Policy] = {"": says, "planner": plans, "joiner": joins}
-    done = ran(program, "4 5 6 10", profile, said, _tools, budget=Budget(turns=1000, calls=1000))
+    done = simulated_run(program, "4 5 6 10", profile, said, _tools, budget=Budget(turns=1000, calls=1000))
     assert done.result.answer == THOUGHT
     return Puzzle(done.seconds, done.models[""].turns)
 

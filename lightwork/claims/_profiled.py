@@ -20,7 +20,7 @@ Models = Mapping[str, ProfileModel]
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class SimulatedRun:
     """models: what each came to cost, and how often it was asked."""
 
     result: Result
@@ -28,7 +28,7 @@ class Ran:
     models: Models
 
 
-def ran(
+def simulated_run(
     program: Program,
     question: str,
     profile: Profile,
@@ -37,14 +37,14 @@ def ran(
     *,
     budget: Budget | None = None,
     trace: Trace | None = None,
-) -> Ran:
+) -> SimulatedRun:
     """One run. policies: what is said, by role. trace: gets its turns and calls."""
     kernel = Kernel(trace=trace)
     models = {role: ProfileModel(kernel, profile, said) for role, said in policies.items()}
     asked: Mapping[str, ChatModel] = models
     toolbox = Toolbox.of(kernel, tools(kernel, models))
     result = kernel.run(program.run(Context(kernel, asked, toolbox, budget or Budget()), question))
-    return Ran(result, kernel.now(), models)
+    return SimulatedRun(result, kernel.now(), models)
 
 
 def tool(fn: Callable[..., object], description: str = "", cost_s: float = 0.0) -> Tool:

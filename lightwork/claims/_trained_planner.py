@@ -38,8 +38,8 @@ PHASES = (
     Phase(settings=Settings(steps=3200, learning_rate=1e-3, warmup_steps=20), related=0.8, odds=(1, 1, 3, 2)),
 )
 """What the first phase leaves wrong at depth 2 and 3 is mostly questions with equal calls, which are few.
-What three leave wrong is all in questions that name an entity twice: which of two calls is meant, where a
-side of an operation repeats a part of the other."""
+What three leave wrong is nearly all in questions that name an entity twice: which of two calls is meant,
+where a side of an operation repeats a part of the other."""
 
 
 def planner_folder() -> Path:

@@ -3,7 +3,8 @@
 The tree search is Language Agent Tree Search (Zhou et al., 2023). How often it asks in an iteration, how long
 what it reads and writes is, and what a page takes are means over the two questions of the log that its
 authors published (github.com/andyz245/LanguageAgentTreeSearch, gpt-3.5-turbo), which its first iteration
-answered. `SOLVED` of its questions it answers (published); the others use up the `ITERATIONS` of its script.
+answered. Of its questions it answers `SOLVED`, a figure recalled from the publication and not checked; the
+others use up the `ITERATIONS` of its script.
 Assumed: what it answers, it answers at once, as in the log; later iterations are like the first.
 
 LLMCompiler's program is not published. Assumed: a first plan searches; a second one, after its page was seen,
@@ -20,7 +21,7 @@ from lightwork.agents.context import Budget, Context, Result
 from lightwork.agents.policies import Policy
 from lightwork.agents.profile_model import Profile
 from lightwork.agents.programs import Program
-from lightwork.claims._profiled import ran, tool
+from lightwork.claims._profiled import simulated_run, tool
 
 ITERATIONS, SOLVED = 30, 0.38
 STEPS = ((70, 10, 2), (261, 5, 5), (27, 5, 1), (310, 5, 5), (23, 5, 0))
@@ -86,7 +87,7 @@ def bought(program: Program, profile: Profile) -> float:
     pages = [tool(search, "The products for a query.", PAGE_S), tool(open, "A product's page.", PAGE_S)]
     said: Mapping[str, Policy] = {"": says, "planner": plans, "joiner": joins}
     budget = Budget(turns=1000)
-    done = ran(program, QUERY, profile, said, lambda kernel, models: pages, budget=budget)
+    done = simulated_run(program, QUERY, profile, said, lambda kernel, models: pages, budget=budget)
     assert done.result.answer == BOUGHT
     return done.seconds
 
